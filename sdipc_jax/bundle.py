@@ -1,0 +1,166 @@
+"""A checkpoint in memory: parameters as a pytree, everything else static."""
+
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from sdipc_jax.errors import InputError
+from sdipc_jax.images import Preprocessing
+from sdipc_jax.models import (
+    AutoencoderKL,
+    CLIPTextConfig,
+    CLIPTextModel,
+    CLIPVisionConfig,
+    CLIPVisionModel,
+    StableDiffusionSafetyChecker,
+    UNet2DConditionModel,
+    UNetConfig,
+    VAEConfig,
+)
+from sdipc_jax.models.layers import DType
+from sdipc_jax.samplers import SchedulerConfig
+from sdipc_jax.settings import Defaults
+
+Params = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class SpecialTokens:
+    """The ids that prompts are framed with, and the length L that they are padded to."""
+
+    start: int
+    end: int
+    pad: int
+    length: int
+
+
+@dataclass(frozen=True)
+class VisionSide:
+    """What is read from the CLIP: its vision tower with its preprocessing, and the width of the joint space."""
+
+    folder: str
+    vision: CLIPVisionConfig
+    preprocessing: Preprocessing
+    projection_dim: int
+    text_layers: int
+
+
+@dataclass(frozen=True)
+class SafetySide:
+    """The safety checker's vision tower and preprocessing."""
+
+    vision: CLIPVisionConfig
+    preprocessing: Preprocessing
+
+
+@dataclass(frozen=True)
+class Config:
+    """Everything about a checkpoint but its weights. Hashable: a static argument of compiled functions."""
+
+    folder: str
+    unet: UNetConfig
+    vae: VAEConfig
+    text: CLIPTextConfig
+    scheduler: SchedulerConfig
+    tokens: SpecialTokens
+    defaults: Defaults
+    clip: VisionSide | None = None
+    safety: SafetySide | None = None
+    dtype: str = "float32"
+
+    @property
+    def compute_dtype(self) -> DType:
+        """The dtype of the weights and arithmetic of UNet, CLIP and VAE."""
+        return jnp.dtype(self.dtype)
+
+    @property
+    def unet_model(self) -> UNet2DConditionModel:
+        return UNet2DConditionModel(self.unet, self.compute_dtype)
+
+    @property
+    def vae_model(self) -> AutoencoderKL:
+        return AutoencoderKL(self.vae, self.compute_dtype)
+
+    @property
+    def text_model(self) -> CLIPTextModel:
+        return CLIPTextModel(self.text, self.compute_dtype)
+
+    @property
+    def vision_model(self) -> CLIPVisionModel:
+        return CLIPVisionModel(self.vision_side.vision, self.compute_dtype)
+
+    @property
+    def vision_side(self) -> VisionSide:
+        """The CLIP that turns pictures into prompts.
+
+        Raises:
+            InputError: there is none, or it is not the one whose text states the UNet reads.
+        """
+        if self.clip is None:
+            raise InputError(
+                f"{self.folder} has no clip/ folder, expected the CLIP that this checkpoint was trained with: "
+                "pass --clip FOLDER"
+            )
+        if self.text.num_hidden_layers < self.clip.text_layers:
+            raise InputError(
+                f"the text encoder has {self.text.num_hidden_layers} layers and the CLIP's text tower "
+                f"{self.clip.text_layers}: pictures as prompts need the last layer, as Stable Diffusion 1.x has; "
+                "use `sdipc text` or another checkpoint"
+            )
+        return self.clip
+
+    def latent_shape(self, height: int, width: int) -> tuple[int, int, int]:
+        """(C, height / f, width / f).
+
+        Raises:
+            InputError: a side is not a positive multiple of f.
+        """
+        f = self.vae.downscale
+        for name, side in (("height", height), ("width", width)):
+            if side < f or side % f:
+                raise InputError(f"{name} is {side}, expected a multiple of {f}: try {max(f, round(side / f) * f)}")
+        return self.unet.in_channels, height // f, width // f
+
+    def abstract_params(self) -> Params:
+        """The shapes and dtypes of all parameters, a tree for each part of the pipeline."""
+        key = jax.random.key(0)
+
+        def shapes(module: Any, *inputs: tuple[tuple[int, ...], Any]) -> Params:
+            arrays = [jax.ShapeDtypeStruct(shape, dtype) for shape, dtype in inputs]
+            return jax.eval_shape(module.init, key, *arrays)["params"]
+
+        f, base = self.vae.downscale, 2 ** (len(self.unet.block_out_channels) - 1)
+        latents = ((1, base, base, self.unet.in_channels), jnp.float32)
+        context = ((1, 1, self.unet.cross_attention_dim), jnp.float32)
+        tree = {
+            "unet": shapes(self.unet_model, latents, ((1,), jnp.float32), context),
+            "vae": shapes(self.vae_model, ((1, f, f, 3), jnp.float32)),
+            "text_encoder": shapes(self.text_model, ((1, self.tokens.length), jnp.int32)),
+        }
+        if self.clip is not None:
+            vision, joint = self.clip.vision, self.clip.projection_dim
+            model = CLIPVisionModel(vision, self.compute_dtype)
+            tower = shapes(model, ((1, vision.image_size, vision.image_size, 3), jnp.float32))
+            # Small, and the source of everything else: float32 whatever the dtype.
+            tree["clip"] = tower | {
+                "visual_projection": {"kernel": jax.ShapeDtypeStruct((vision.hidden_size, joint), jnp.float32)},
+                "text_projection": {"kernel": jax.ShapeDtypeStruct((self.text.hidden_size, joint), jnp.float32)},
+                "logit_scale": jax.ShapeDtypeStruct((), jnp.float32),
+            }
+        if self.safety is not None:
+            size = self.safety.vision.image_size
+            checker = StableDiffusionSafetyChecker(self.safety.vision)
+            tree["safety_checker"] = shapes(checker, ((1, size, size, 3), jnp.float32))
+        return tree
+
+
+@partial(jax.tree_util.register_dataclass, data_fields=["params"], meta_fields=["config"])
+@dataclass(frozen=True)
+class Bundle:
+    """A loaded checkpoint. A pytree whose leaves are the parameters; pass it to jitted functions as an argument."""
+
+    params: Params
+    config: Config

@@ -1,0 +1,127 @@
+"""A bundle, into a diffusers folder that PyTorch's diffusers and transformers open."""
+
+import json
+import shutil
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+from safetensors.numpy import save_file
+
+from sdipc_jax.bundle import Bundle, Config, Params
+from sdipc_jax.checkpoints.keys import flatten, to_torch, torch_name
+from sdipc_jax.errors import InputError
+from sdipc_jax.models.config import Architecture, CLIPTextConfig, CLIPVisionConfig
+
+# The oldest diffusers whose files these are; it tells diffusers which defaults of old to apply, here none.
+_DIFFUSERS_VERSION = "0.39.0"
+
+
+def save(bundle: Bundle, folder: str | Path, *, dtype: str | None = None) -> None:
+    """Writes a pipeline folder: UNet, VAE, text encoder, tokenizer, scheduler, safety checker, CLIP, defaults.
+
+    The CLIP's text tower is written from the text encoder, which it is in a checkpoint that pictures can prompt.
+
+    Args:
+        folder: must not exist, or be empty. It appears under its name only when it is whole.
+        dtype: of the stored weights, such as `float16`; as they are in memory if None.
+
+    Raises:
+        InputError: there is something at `folder`.
+    """
+    target = Path(folder)
+    if target.exists() and (not target.is_dir() or any(target.iterdir())):
+        raise InputError(f"{folder}: is there and not empty, expected a new folder: choose another name")
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=target.parent, prefix=f".{target.name}-") as temporary:
+        whole = Path(temporary, "whole")
+        whole.mkdir()
+        _write(bundle, whole, dtype)
+        whole.rename(target)
+
+
+def _write(bundle: Bundle, folder: Path, dtype: str | None) -> None:
+    config, params = bundle.config, bundle.params
+    for component, part in (("unet", config.unet), ("vae", config.vae)):
+        _write_json(folder / component / "config.json", _diffusers_json(part))
+        _write_weights(folder / component / "diffusion_pytorch_model.safetensors", params[component], dtype)
+    _write_json(folder / "text_encoder/config.json", _text_json(config) | {"architectures": ["CLIPTextModel"]})
+    _write_weights(folder / "text_encoder/model.safetensors", params["text_encoder"], dtype)
+    shutil.copytree(Path(config.folder, "tokenizer"), folder / "tokenizer")
+    _write_json(folder / "scheduler/scheduler_config.json", config.scheduler.to_json())
+    _write_json(folder / "sdipc.json", config.defaults.model_dump(exclude_none=True))
+    if config.clip is not None:
+        clip = {
+            "architectures": ["CLIPModel"],
+            "model_type": "clip",
+            "projection_dim": config.clip.projection_dim,
+            "text_config": _text_json(config) | {"projection_dim": config.clip.projection_dim},
+            "vision_config": _vision_json(config.clip.vision),
+        }
+        _write_json(folder / "clip/config.json", clip)
+        _write_json(folder / "clip/preprocessor_config.json", config.clip.preprocessing.to_json())
+        _write_weights(folder / "clip/model.safetensors", params["text_encoder"] | params["clip"], dtype)
+    if config.safety is not None:
+        vision = config.safety.vision
+        safety = {
+            "architectures": ["StableDiffusionSafetyChecker"],
+            "model_type": "clip",
+            "projection_dim": vision.projection_dim,
+            "vision_config": _vision_json(vision),
+        }
+        _write_json(folder / "safety_checker/config.json", safety)
+        _write_json(folder / "feature_extractor/preprocessor_config.json", config.safety.preprocessing.to_json())
+        _write_weights(folder / "safety_checker/model.safetensors", params["safety_checker"], dtype)
+    _write_json(folder / "model_index.json", _model_index(config))
+
+
+def _model_index(config: Config) -> dict[str, Any]:
+    safe = config.safety is not None
+    return {
+        "_class_name": "StableDiffusionPipeline",
+        "_diffusers_version": _DIFFUSERS_VERSION,
+        "feature_extractor": ["transformers", "CLIPImageProcessor"] if safe else [None, None],
+        "image_encoder": [None, None],
+        "requires_safety_checker": safe,
+        "safety_checker": ["stable_diffusion", "StableDiffusionSafetyChecker"] if safe else [None, None],
+        "scheduler": ["diffusers", config.scheduler.to_json().get("_class_name", "DDIMScheduler")],
+        "text_encoder": ["transformers", "CLIPTextModel"],
+        "tokenizer": ["transformers", "CLIPTokenizer"],
+        "unet": ["diffusers", "UNet2DConditionModel"],
+        "vae": ["diffusers", "AutoencoderKL"],
+    }
+
+
+def _diffusers_json(part: Architecture) -> dict[str, Any]:
+    return {"_class_name": part.CLASS_NAME, "_diffusers_version": _DIFFUSERS_VERSION} | part.to_json()
+
+
+def _text_json(config: Config) -> dict[str, Any]:
+    text: CLIPTextConfig = config.text
+    special = {
+        "bos_token_id": config.tokens.start,
+        "eos_token_id": config.tokens.end,
+        "pad_token_id": config.tokens.pad,
+    }
+    return text.to_json() | special | {"model_type": "clip_text_model"}
+
+
+def _vision_json(vision: CLIPVisionConfig) -> dict[str, Any]:
+    return vision.to_json() | {"model_type": "clip_vision_model"}
+
+
+def _write_json(path: Path, values: Mapping[str, Any]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(values, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+
+
+def _write_weights(path: Path, params: Params, dtype: str | None) -> None:
+    def stored(leaf_path: tuple[str, ...], leaf: Any) -> np.ndarray:
+        array = np.asarray(leaf if dtype is None else jnp.asarray(leaf, dtype))
+        return np.ascontiguousarray(to_torch(leaf_path, array))
+
+    tensors = {torch_name(leaf_path): stored(leaf_path, leaf) for leaf_path, leaf in flatten(params).items()}
+    save_file(tensors, path, metadata={"format": "pt"})

@@ -1,0 +1,144 @@
+"""Reading safetensors files tensor by tensor, so that no second copy of the weights is ever in memory."""
+
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import ml_dtypes
+import numpy as np
+import safetensors
+
+from sdipc_jax.checkpoints.keys import canonical_name, flatten, from_torch, torch_name, torch_shape, unflatten
+from sdipc_jax.errors import InputError
+
+_DTYPES = {"F64": np.float64, "F32": np.float32, "F16": np.float16, "BF16": ml_dtypes.bfloat16}
+_SHOWN = 5
+
+
+@dataclass(frozen=True)
+class Tensor:
+    """Where a tensor lies in a file."""
+
+    file: Path
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+    offset: int
+
+    def read(self) -> np.ndarray:
+        """The tensor's values.
+
+        Raises:
+            InputError: not a floating-point tensor, or not all of its values are finite.
+        """
+        if self.dtype not in _DTYPES:
+            raise InputError(f"{self.file}: {self.name} has dtype {self.dtype}, expected one of {', '.join(_DTYPES)}")
+        count = int(np.prod(self.shape, dtype=np.int64))
+        array = np.fromfile(self.file, _DTYPES[self.dtype], count, offset=self.offset).reshape(self.shape)
+        if not np.isfinite(array).all():
+            raise InputError(f"{self.file}: {self.name} holds NaN or infinity: the file is damaged, fetch it again")
+        return array
+
+
+def weight_files(folder: Path) -> list[Path]:
+    """The safetensors files of a component: one, or the shards an index names, full precision before fp16.
+
+    Raises:
+        InputError: there is none, or only files that could run code when opened.
+    """
+    for stem in ("diffusion_pytorch_model", "model"):
+        for variant in ("", ".fp16"):
+            single = folder / f"{stem}{variant}.safetensors"
+            if single.is_file():
+                return [single]
+            for index in (folder / f"{stem}.safetensors.index{variant}.json", folder / f"{stem}{variant}.safetensors.index.json"):
+                if index.is_file():
+                    return _shards(index)
+    pickles = sorted(path.name for path in folder.glob("*.bin"))
+    if pickles:
+        raise InputError(
+            f"{folder}: found {pickles[0]}, expected safetensors: a .bin file can run code when it is opened, "
+            "convert it with save_pretrained(safe_serialization=True)"
+        )
+    raise InputError(f"{folder}: no weights found, expected diffusion_pytorch_model.safetensors or model.safetensors")
+
+
+def _shards(index: Path) -> list[Path]:
+    try:
+        names = sorted(set(json.loads(index.read_text())["weight_map"].values()))
+    except (ValueError, KeyError, AttributeError, TypeError):
+        raise InputError(f"{index}: not a safetensors index, expected an object with 'weight_map'") from None
+    for name in names:
+        if not isinstance(name, str) or Path(name).name != name:
+            raise InputError(f"{index}: names {name!r}, expected files of the same folder")
+        if not (index.parent / name).is_file():
+            raise InputError(f"{index}: names {name}, which is not there: fetch it again")
+    return [index.parent / name for name in names]
+
+
+def read_header(file: Path) -> Iterator[Tensor]:
+    """The tensors of a safetensors file, without their values.
+
+    Raises:
+        InputError: the file is not whole or not safetensors.
+    """
+    try:
+        # The library checks what a hostile header could do: overlaps, holes, sizes.
+        with safetensors.safe_open(file, framework="numpy"):
+            pass
+        with file.open("rb") as stream:
+            length = int.from_bytes(stream.read(8), "little")
+            header = json.loads(stream.read(length))
+    except (safetensors.SafetensorError, OSError, ValueError) as error:
+        raise InputError(f"{file}: not a whole safetensors file ({error}): fetch it again") from None
+    for name, entry in header.items():
+        if name != "__metadata__":
+            offset = 8 + length + entry["data_offsets"][0]
+            yield Tensor(file, name, entry["dtype"], tuple(entry["shape"]), offset)
+
+
+def load_tree(
+    folder: Path, component: str, expected: Mapping[str, Any], *, unused_prefixes: tuple[str, ...] = ()
+) -> dict[str, Any]:
+    """Loads a component's parameter tree.
+
+    Everything is checked against the expected tree before the first value is read.
+
+    Args:
+        folder: holds the component's safetensors files.
+        component: its name in the pipeline, such as `unet`.
+        expected: nested dict of `jax.ShapeDtypeStruct`; the dtypes are those that the leaves get.
+        unused_prefixes: tensors that may be there and are not wanted.
+
+    Raises:
+        InputError: with the missing, extra and misshapen tensors by name.
+    """
+    found: dict[str, Tensor] = {}
+    for file in weight_files(folder):
+        for tensor in read_header(file):
+            name = canonical_name(component, tensor.name)
+            if name is not None and not name.startswith(unused_prefixes):
+                found[name] = tensor
+    wanted = {torch_name(path): (path, leaf) for path, leaf in flatten(expected).items()}
+    problems = [f"{name} is missing" for name in wanted if name not in found]
+    problems += [f"{tensor.name} is extra" for name, tensor in found.items() if name not in wanted]
+    problems += [
+        f"{name} has shape {list(found[name].shape)}, expected {list(torch_shape(path, leaf.shape))}"
+        for name, (path, leaf) in wanted.items()
+        if name in found and found[name].shape != torch_shape(path, leaf.shape)
+    ]
+    if problems:
+        more = f" and {len(problems) - _SHOWN} more" if len(problems) > _SHOWN else ""
+        raise InputError(
+            f"{folder}: the weights do not fit config.json: {'; '.join(problems[:_SHOWN])}{more}: "
+            "use the files of one checkpoint together"
+        )
+    return unflatten({path: _place(path, found[name], leaf) for name, (path, leaf) in wanted.items()})
+
+
+def _place(path: tuple[str, ...], tensor: Tensor, leaf: jax.ShapeDtypeStruct) -> jax.Array:
+    return jnp.asarray(np.ascontiguousarray(from_torch(path, tensor.read()), dtype=leaf.dtype))

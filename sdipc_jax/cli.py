@@ -1,0 +1,106 @@
+"""The command `sdipc`: parses, calls the library, prints.
+
+Exit codes: 0 done, 1 a bug, 2 refused input, 3 some items failed, 130 interrupted.
+"""
+
+import contextlib
+import io
+import json
+import os
+import re
+import sys
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import tyro
+from tqdm import tqdm
+
+from sdipc_jax.errors import InputError
+from sdipc_jax.settings import (
+    CheckpointSettings,
+    EditSettings,
+    PromptSettings,
+    SpectrumSettings,
+    TextSettings,
+    VarySettings,
+)
+
+_COMMANDS: dict[str, type[CheckpointSettings]] = {
+    "vary": VarySettings,
+    "edit": EditSettings,
+    "text": TextSettings,
+    "prompt": PromptSettings,
+    "spectrum": SpectrumSettings,
+}
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs one command and gives its exit code."""
+    try:
+        return _run(_parse(sys.argv[1:] if arguments is None else arguments))
+    except InputError as error:
+        print(f"sdipc: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("sdipc: interrupted; the pictures named in manifest.jsonl are whole", file=sys.stderr)
+        return 130
+
+
+def _parse(arguments: Sequence[str]) -> CheckpointSettings:
+    errors = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(errors):
+            return tyro.extras.subcommand_cli_from_dict(
+                _COMMANDS,
+                prog="sdipc",
+                description="Pictures as prompts for Stable Diffusion.",
+                args=list(arguments),
+                config=(tyro.conf.OmitArgPrefixes, tyro.conf.FlagCreatePairsOff),
+            )
+    except SystemExit as stop:
+        if not stop.code:
+            raise
+        raise InputError(_one_line(errors.getvalue())) from None
+
+
+def _one_line(box: str) -> str:
+    """The message of tyro's error box: its text down to the first rule."""
+    lines = [line.strip("│ ") for line in box.splitlines() if not line.startswith(("╭", "╰"))]
+    rule = next((place for place, line in enumerate(lines) if line.startswith("──")), len(lines))
+    return re.sub(r"^Error parsing \w+: ", "", " ".join(lines[:rule])) + "; see sdipc --help"
+
+
+def _run(settings: CheckpointSettings) -> int:
+    if settings.offline:
+        os.environ["HF_HUB_OFFLINE"] = "1"
+    # Importing JAX takes seconds, which help and misspelt options need not wait for.
+    from sdipc_jax import commands
+
+    name = next(name for name, kind in _COMMANDS.items() if type(settings) is kind)
+    with _progress(shown=not settings.quiet and not settings.json_) as report:
+        result = getattr(commands, name)(settings, report)
+    summary = result.to_json()
+    if settings.json_:
+        print(json.dumps(summary, ensure_ascii=False))
+    elif not settings.quiet:
+        print(result)
+    failures = summary.get("failures", [])
+    for failure in failures:
+        print(f"sdipc: {failure['error']}", file=sys.stderr)
+    return 3 if failures else 0
+
+
+@contextlib.contextmanager
+def _progress(shown: bool) -> Iterator[Any]:
+    """A bar on stderr where that is a terminal."""
+    bar_format = "{l_bar}{bar}| {elapsed} < {remaining}"
+    with tqdm(total=100.0, bar_format=bar_format, disable=None if shown else True, leave=False) as bar:
+
+        def report(done: float) -> None:
+            bar.update(100.0 * done - bar.n)
+
+        yield report
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,273 @@
+"""From prompts to pictures: noise, the guided loop over the steps, decoding.
+
+`begin`, `advance` and `finish` are compiled on their own, so that a progress bar that goes through the steps in
+pieces runs the very program that `generate` runs in one go.
+"""
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Bool, Float, Key
+
+from sdipc_jax.bundle import Bundle, Params, SafetySide
+from sdipc_jax.errors import InputError
+from sdipc_jax.images import Preprocessing
+from sdipc_jax.models import StableDiffusionSafetyChecker
+from sdipc_jax.prompts import empty_prompt
+from sdipc_jax.samplers import SAMPLERS
+
+# The largest batch that the VAE decodes at once, in pixels: its activations are what takes most memory.
+_DECODED_PIXELS = 512 * 512
+_SECONDS_BETWEEN_REPORTS = 1.0
+
+
+@partial(
+    jax.tree_util.register_dataclass,
+    data_fields=["schedule", "context", "keys", "guidance_scale", "eta"],
+    meta_fields=["sampler"],
+)
+@dataclass(frozen=True)
+class Request:
+    """All that the loop reads and never changes. Only the sampler's name is static.
+
+    Attributes:
+        schedule: the sampler's arrays, one entry an evaluation of the UNet.
+        context: the negative prompts, then the prompts, (2N, L, D).
+        keys: one key a picture, (N,).
+        guidance_scale: one a picture, (N, 1, 1, 1).
+        eta: the share of fresh noise in DDIM, ().
+    """
+
+    schedule: Any
+    context: Float[Array, "2N L D"]
+    keys: Key[Array, " N"]
+    guidance_scale: Float[Array, "N 1 1 1"]
+    eta: Float[Array, ""]
+    sampler: str
+
+    @property
+    def evaluations(self) -> int:
+        """How often the UNet runs; PNDM runs it once more than it has steps."""
+        return self.schedule.timesteps.shape[0]
+
+
+# What the loop carries: latents (N, h, w, C), and the history of a multistep sampler.
+State = tuple[Float[Array, "N h w C"], Any]
+
+
+def generate(
+    bundle: Bundle,
+    context: Float[Array, "N L D"],
+    *,
+    negative: Float[Array, "*N L D"] | None = None,
+    seeds: Any,
+    indices: Any = 0,
+    latents: Float[Array, "N C h w"] | None = None,
+    steps: int | None = None,
+    guidance_scale: Any = None,
+    sampler: str | None = None,
+    eta: Any = 0.0,
+    height: int | None = None,
+    width: int | None = None,
+    karras: bool = False,
+) -> Float[Array, "N H W 3"]:
+    """Samples one picture a prompt.
+
+    Works under `jit`, `vmap`, `shard_map` and `pmap`. New values of seeds, guidance, eta, prompts and latents compile
+    nothing; shapes, `steps` and `sampler` are static.
+
+    Args:
+        context: prompts, as `image_prompt`, `edit_prompt` and `text_prompt` give them.
+        negative: what guidance leads away from, (N, L, D) or (1, L, D); the empty text if None.
+        seeds: 0 to 2^32 - 1, one a picture or one for all.
+        indices: numbers the variations of a seed. Picture n depends on `fold_in(key(seeds[n]), indices[n])` alone,
+            not on its batch.
+        latents: noise of unit variance to start from, instead of the seed's.
+        steps, guidance_scale, sampler, height, width: the checkpoint's defaults if None. Guidance of 1 or less is
+            no guidance, as in diffusers.
+        eta: DDIM's share of fresh noise, 0 to 1 (Song et al. 2021, eq. 16); other samplers ignore it.
+        karras: Karras et al.'s noise levels, for `dpm++2m`.
+
+    Returns:
+        Pictures in [0, 1], float32. One that the checkpoint's safety checker flags is black.
+
+    Raises:
+        InputError: an unknown sampler, steps out of range, sides that are no multiple of f, latents of another shape.
+    """
+    request, state = begin(
+        bundle,
+        context,
+        negative=negative,
+        seeds=seeds,
+        indices=indices,
+        latents=latents,
+        steps=steps,
+        guidance_scale=guidance_scale,
+        sampler=sampler,
+        eta=eta,
+        height=height,
+        width=width,
+        karras=karras,
+    )
+    state = advance(bundle, request, state, 0, request.evaluations)
+    return finish(bundle, state)[0]
+
+
+def generate_with_progress(
+    bundle: Bundle, context: Float[Array, "N L D"], report: Callable[[int, int], None], **settings: Any
+) -> tuple[Float[Array, "N H W 3"], Bool[Array, " N"]]:
+    """`generate` in pieces of about a second, on the host.
+
+    Args:
+        report: called with the evaluations done and their total after every piece.
+        settings: as for `generate`.
+
+    Returns:
+        The pictures, bit for bit those of `generate`, and which of them the safety checker flagged.
+    """
+    request, state = begin(bundle, context, **settings)
+    done, piece, total = 0, 1, request.evaluations
+    while done < total:
+        last = min(done + piece, total)
+        started = time.perf_counter()
+        state = jax.block_until_ready(advance(bundle, request, state, done, last))
+        # The first piece may have compiled, so it only sets the pace for the second.
+        piece = max(1, int(_SECONDS_BETWEEN_REPORTS * (last - done) / (time.perf_counter() - started)))
+        done = last
+        report(done, total)
+    return finish(bundle, state)
+
+
+def begin(
+    bundle: Bundle,
+    context: Float[Array, "N L D"],
+    *,
+    negative: Float[Array, "*N L D"] | None = None,
+    seeds: Any,
+    indices: Any = 0,
+    latents: Float[Array, "N C h w"] | None = None,
+    steps: int | None = None,
+    guidance_scale: Any = None,
+    sampler: str | None = None,
+    eta: Any = 0.0,
+    height: int | None = None,
+    width: int | None = None,
+    karras: bool = False,
+) -> tuple[Request, State]:
+    """The loop's inputs and its first state. See `generate`."""
+    config, defaults = bundle.config, bundle.config.defaults
+    name = defaults.sampler if sampler is None else sampler
+    if name not in SAMPLERS:
+        raise InputError(f"sampler is {name!r}, expected one of {', '.join(SAMPLERS)}")
+    shape = config.latent_shape(
+        defaults.height if height is None else height, defaults.width if width is None else width
+    )
+    count = context.shape[0]
+    prompt_shape = (config.tokens.length, config.unet.cross_attention_dim)
+    negative = empty_prompt(bundle) if negative is None else negative
+    for what, prompts in (("context", context), ("negative", negative)):
+        if prompts.shape[1:] != prompt_shape or prompts.shape[0] not in (1, count):
+            raise InputError(f"{what} has shape {prompts.shape}, expected ({count}, {prompt_shape[0]}, {prompt_shape[1]})")
+    if latents is not None and latents.shape != (count, *shape):
+        raise InputError(f"latents have shape {latents.shape}, expected {(count, *shape)}")
+    schedule = SAMPLERS[name].schedule(config.scheduler, defaults.steps if steps is None else steps, karras=karras)
+
+    keys = _keys(_rows(seeds, count, jnp.uint32), _rows(indices, count, jnp.uint32))
+    noise = _noise(keys, shape) if latents is None else latents.astype(jnp.float32)
+    x = noise.transpose(0, 2, 3, 1) * schedule.init_noise_sigma
+    request = Request(
+        schedule=jax.tree.map(jnp.asarray, schedule),
+        context=jnp.concatenate([jnp.broadcast_to(negative, context.shape), context]).astype(config.compute_dtype),
+        keys=keys,
+        guidance_scale=_rows(defaults.guidance_scale if guidance_scale is None else guidance_scale, count, jnp.float32)[
+            :, None, None, None
+        ],
+        eta=jnp.asarray(eta, jnp.float32),
+        sampler=name,
+    )
+    return request, (x, SAMPLERS[name].init(x))
+
+
+@partial(jax.jit, donate_argnums=2)
+def advance(bundle: Bundle, request: Request, state: State, first: Any, last: Any) -> State:
+    """Evaluations `first` to `last` (excluded) of the loop. The bounds are traced: one program for any piece.
+
+    `state` is donated: its memory becomes the result's.
+    """
+    config, sampler = bundle.config, SAMPLERS[request.sampler]
+    schedule, guidance = request.schedule, request.guidance_scale
+
+    def evaluate(i: Array, state: State) -> State:
+        x, history = state
+        scaled = (schedule.input_scale[i] * x).astype(config.compute_dtype)
+        timesteps = jnp.full(2 * x.shape[0], schedule.timesteps[i])
+        output = config.unet_model.apply(
+            {"params": bundle.params["unet"]}, jnp.concatenate([scaled, scaled]), timesteps, request.context
+        )
+        unconditional, conditional = jnp.split(output.astype(jnp.float32), 2)
+        guided = unconditional + guidance * (conditional - unconditional)
+        output = jnp.where(guidance > 1, guided, conditional)
+        noise = None
+        if sampler.stochastic:
+            keys = jax.vmap(jax.random.fold_in, in_axes=(0, None))(request.keys, i + 1)
+            channels_first = (x.shape[3], x.shape[1], x.shape[2])
+            noise = _noise(keys, channels_first).transpose(0, 2, 3, 1)
+        return sampler.step(config.scheduler, schedule, i, x, output, history, noise, request.eta)
+
+    return jax.lax.fori_loop(first, last, evaluate, state)
+
+
+@jax.jit
+def finish(bundle: Bundle, state: State) -> tuple[Float[Array, "N H W 3"], Bool[Array, " N"]]:
+    """Decodes latents to pictures in [0, 1], and blackens those that the safety checker flags."""
+    config, latents = bundle.config, state[0]
+    pixels = latents.shape[1] * latents.shape[2] * config.vae.downscale**2
+
+    def decode(latent: Float[Array, "h w C"]) -> Float[Array, "H W 3"]:
+        decoded = config.vae_model.apply(
+            {"params": bundle.params["vae"]}, latent[None] / config.vae.scaling_factor, method="decode"
+        )
+        return decoded[0].astype(jnp.float32)
+
+    pictures = jax.lax.map(decode, latents, batch_size=max(1, _DECODED_PIXELS // pixels))
+    pictures = jnp.clip(pictures / 2 + 0.5, 0, 1)
+    if config.safety is None:
+        return pictures, jnp.zeros(len(pictures), bool)
+    flagged = _flagged(config.safety, bundle.params["safety_checker"], pictures)
+    return jnp.where(flagged[:, None, None, None], 0, pictures), flagged
+
+
+def to_uint8(pictures: Float[Array, "N H W 3"]) -> np.ndarray:
+    """Pictures in [0, 1] as 8-bit arrays on the host."""
+    return np.round(np.asarray(pictures) * 255).astype(np.uint8)
+
+
+def _rows(values: Any, count: int, dtype: Any) -> Array:
+    return jnp.broadcast_to(jnp.asarray(values, dtype), (count,))
+
+
+@jax.jit
+def _keys(seeds: Array, indices: Array) -> Key[Array, " N"]:
+    key_of = partial(jax.random.key, impl="threefry2x32")
+    return jax.vmap(lambda seed, index: jax.random.fold_in(key_of(seed), index))(seeds, indices)
+
+
+@partial(jax.jit, static_argnums=1)
+def _noise(keys: Key[Array, " N"], shape: tuple[int, ...]) -> Float[Array, "N C h w"]:
+    return jax.vmap(lambda key: jax.random.normal(key, shape, jnp.float32))(keys)
+
+
+def _flagged(side: SafetySide, params: Params, pictures: Float[Array, "N H W 3"]) -> Bool[Array, " N"]:
+    pixels = _preprocess(jnp.round(pictures * 255), side.preprocessing)
+    return StableDiffusionSafetyChecker(side.vision).apply({"params": params}, pixels)
+
+
+def _preprocess(pictures: Float[Array, "N H W 3"], settings: Preprocessing) -> Float[Array, "N S S 3"]:
+    """CLIP preprocessing of 8-bit levels on the device, with Pillow's rounding after each of the two passes."""
+    raise InputError("unreachable")

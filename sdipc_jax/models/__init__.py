@@ -1,0 +1,19 @@
+"""The networks of a Stable Diffusion 1.x or 2.x checkpoint, as Flax Linen modules with PyTorch's numbers."""
+
+from sdipc_jax.models.clip import CLIPTextModel, CLIPVisionModel
+from sdipc_jax.models.config import CLIPTextConfig, CLIPVisionConfig, UNetConfig, VAEConfig
+from sdipc_jax.models.safety import StableDiffusionSafetyChecker
+from sdipc_jax.models.unet import UNet2DConditionModel
+from sdipc_jax.models.vae import AutoencoderKL
+
+__all__ = [
+    "AutoencoderKL",
+    "CLIPTextConfig",
+    "CLIPTextModel",
+    "CLIPVisionConfig",
+    "CLIPVisionModel",
+    "StableDiffusionSafetyChecker",
+    "UNet2DConditionModel",
+    "UNetConfig",
+    "VAEConfig",
+]

@@ -1,0 +1,133 @@
+"""Attention: one entry for every network, and the transformer block of the UNet."""
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+from jaxtyping import Array, Bool, Float
+
+from sdipc_jax.models.layers import DType, GroupNorm, conv, dense, gelu, layer_norm, precision
+
+
+def dot_product_attention(
+    query: Float[Array, "N Q heads depth"],
+    key: Float[Array, "N K heads depth"],
+    value: Float[Array, "N K heads depth"],
+    mask: Bool[Array, "Q K"] | None = None,
+) -> Float[Array, "N Q heads depth"]:
+    """softmax(Q K^T / sqrt(depth)) V with scores and softmax in float32 (Vaswani et al. 2017, eq. 1).
+
+    Args:
+        mask: True where a query may look at a key; all of them if None.
+    """
+    scores = jnp.einsum(
+        "nqhd,nkhd->nhqk", query, key, precision=precision(query.dtype), preferred_element_type=jnp.float32
+    )
+    scores = scores * query.shape[-1] ** -0.5
+    if mask is not None:
+        scores = jnp.where(mask, scores, -jnp.inf)
+    weights = jax.nn.softmax(scores, axis=-1).astype(value.dtype)
+    return jnp.einsum("nhqk,nkhd->nqhd", weights, value, precision=precision(value.dtype))
+
+
+class Attention(nn.Module):
+    """Multi-head attention of diffusers: `to_q`, `to_k`, `to_v`, `to_out.0`.
+
+    `upcast_attention` needs no switch here, since scores are float32 whatever the dtype. The VAE's attention has
+    biases everywhere and normalises its input itself (`group_norm`).
+    """
+
+    heads: int
+    dtype: DType = jnp.float32
+    qkv_bias: bool = False
+    norm_groups: int | None = None
+
+    @nn.compact
+    def __call__(
+        self, x: Float[Array, "N Q channels"], context: Float[Array, "N K width"] | None = None
+    ) -> Float[Array, "N Q channels"]:
+        channels = x.shape[-1]
+        if self.norm_groups is not None:
+            x = GroupNorm(self.norm_groups, 1e-6, self.dtype, name="group_norm")(x)
+        context = x if context is None else context
+
+        def heads_of(states: Float[Array, "N K width"], name: str) -> Float[Array, "N K heads depth"]:
+            projected = dense(channels, self.dtype, use_bias=self.qkv_bias, name=name)(states)
+            return projected.reshape(*states.shape[:-1], self.heads, channels // self.heads)
+
+        attended = dot_product_attention(
+            heads_of(x, "to_q"), heads_of(context, "to_k"), heads_of(context, "to_v")
+        )
+        return dense(channels, self.dtype, name="to_out_0")(attended.reshape(x.shape))
+
+
+class GEGLU(nn.Module):
+    """x W_x * gelu(x W_g) with the exact GELU (Shazeer 2020, eq. 6)."""
+
+    features: int
+    dtype: DType = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "N K channels"]) -> Float[Array, "N K features"]:
+        value, gate = jnp.split(dense(2 * self.features, self.dtype, name="proj")(x), 2, axis=-1)
+        return value * gelu(gate)
+
+
+class FeedForward(nn.Module):
+    """GEGLU to four times the width and back."""
+
+    dtype: DType = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "N K channels"]) -> Float[Array, "N K channels"]:
+        channels = x.shape[-1]
+        hidden = GEGLU(4 * channels, self.dtype, name="net_0")(x)
+        return dense(channels, self.dtype, name="net_2")(hidden)
+
+
+class BasicTransformerBlock(nn.Module):
+    """Self-attention, cross-attention to the prompt, feed-forward; each after a norm and added to its input."""
+
+    heads: int
+    only_cross_attention: bool = False
+    dtype: DType = jnp.float32
+
+    @nn.compact
+    def __call__(
+        self, x: Float[Array, "N K channels"], context: Float[Array, "N L D"]
+    ) -> Float[Array, "N K channels"]:
+        normed = layer_norm(1e-5, self.dtype, name="norm1")(x)
+        x = x + Attention(self.heads, self.dtype, name="attn1")(normed, context if self.only_cross_attention else None)
+        normed = layer_norm(1e-5, self.dtype, name="norm2")(x)
+        x = x + Attention(self.heads, self.dtype, name="attn2")(normed, context)
+        normed = layer_norm(1e-5, self.dtype, name="norm3")(x)
+        return x + FeedForward(self.dtype, name="ff")(normed)
+
+
+class Transformer2DModel(nn.Module):
+    """A transformer block over the pixels of a feature map. Its norm has epsilon 1e-6, unlike the resnets' 1e-5."""
+
+    heads: int
+    groups: int
+    use_linear_projection: bool = False
+    only_cross_attention: bool = False
+    dtype: DType = jnp.float32
+
+    @nn.compact
+    def __call__(
+        self, x: Float[Array, "N h w channels"], context: Float[Array, "N L D"]
+    ) -> Float[Array, "N h w channels"]:
+        count, height, width, channels = x.shape
+        residual = x
+        x = GroupNorm(self.groups, 1e-6, self.dtype, name="norm")(x)
+
+        # A 1x1 convolution and a linear layer are one operation; only the shape of the stored kernel differs.
+        def projection(name: str) -> nn.Dense | nn.Conv:
+            if self.use_linear_projection:
+                return dense(channels, self.dtype, name=name)
+            return conv(channels, 1, self.dtype, name=name)
+
+        x = projection("proj_in")(x).reshape(count, height * width, channels)
+        x = BasicTransformerBlock(
+            self.heads, self.only_cross_attention, self.dtype, name="transformer_blocks_0"
+        )(x, context)
+        return projection("proj_out")(x.reshape(count, height, width, channels)) + residual

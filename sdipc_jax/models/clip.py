@@ -1,0 +1,191 @@
+"""The two towers of CLIP (Radford et al. 2021), as transformers has them."""
+
+import jax.numpy as jnp
+from flax import linen as nn
+from jaxtyping import Array, Bool, Float, Int
+
+from sdipc_jax.models.attention import dot_product_attention
+from sdipc_jax.models.config import CLIPTextConfig, CLIPVisionConfig
+from sdipc_jax.models.layers import ACTIVATIONS, DType, conv, dense, layer_norm
+
+Config = CLIPTextConfig | CLIPVisionConfig
+
+
+class CLIPAttention(nn.Module):
+    """Multi-head self-attention with biases: `q_proj`, `k_proj`, `v_proj`, `out_proj`."""
+
+    heads: int
+    dtype: DType = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "N K D"], mask: Bool[Array, "K K"] | None = None) -> Float[Array, "N K D"]:
+        width = x.shape[-1]
+
+        def heads_of(name: str) -> Float[Array, "N K heads depth"]:
+            return dense(width, self.dtype, name=name)(x).reshape(*x.shape[:-1], self.heads, width // self.heads)
+
+        attended = dot_product_attention(heads_of("q_proj"), heads_of("k_proj"), heads_of("v_proj"), mask)
+        return dense(width, self.dtype, name="out_proj")(attended.reshape(x.shape))
+
+
+class CLIPMLP(nn.Module):
+    """Two linear layers around the configured activation."""
+
+    config: Config
+    dtype: DType = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "N K D"]) -> Float[Array, "N K D"]:
+        hidden = dense(self.config.intermediate_size, self.dtype, name="fc1")(x)
+        return dense(x.shape[-1], self.dtype, name="fc2")(ACTIVATIONS[self.config.hidden_act](hidden))
+
+
+class CLIPEncoderLayer(nn.Module):
+    """Attention and MLP, each after a norm and added to its input."""
+
+    config: Config
+    dtype: DType = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "N K D"], mask: Bool[Array, "K K"] | None = None) -> Float[Array, "N K D"]:
+        epsilon = self.config.layer_norm_eps
+        normed = layer_norm(epsilon, self.dtype, name="layer_norm1")(x)
+        x = x + CLIPAttention(self.config.num_attention_heads, self.dtype, name="self_attn")(normed, mask)
+        normed = layer_norm(epsilon, self.dtype, name="layer_norm2")(x)
+        return x + CLIPMLP(self.config, self.dtype, name="mlp")(normed)
+
+
+class CLIPLayers(nn.Module):
+    """The stack of layers, named 0, 1, 2, ... below `layers` as in the checkpoint."""
+
+    config: Config
+    dtype: DType = jnp.float32
+
+    @nn.compact
+    def __call__(
+        self,
+        x: Float[Array, "N K D"],
+        mask: Bool[Array, "K K"] | None = None,
+        deep_prompts: Float[Array, "layers P D"] | None = None,
+    ) -> Float[Array, "N K2 D"]:
+        for index in range(self.config.num_hidden_layers):
+            if deep_prompts is not None:
+                prompts = jnp.broadcast_to(deep_prompts[index], (x.shape[0], *deep_prompts.shape[1:])).astype(x.dtype)
+                # The first layer's prompts are put in; each later layer's replace those of the layer before.
+                rest = x[:, 1:] if index == 0 else x[:, 1 + prompts.shape[1] :]
+                x = jnp.concatenate([x[:, :1], prompts, rest], axis=1)
+            x = CLIPEncoderLayer(self.config, self.dtype, name=str(index))(x, mask)
+        return x
+
+
+class CLIPEncoder(nn.Module):
+    """Holds `layers`."""
+
+    config: Config
+    dtype: DType = jnp.float32
+
+    @nn.compact
+    def __call__(
+        self,
+        x: Float[Array, "N K D"],
+        mask: Bool[Array, "K K"] | None = None,
+        deep_prompts: Float[Array, "layers P D"] | None = None,
+    ) -> Float[Array, "N K2 D"]:
+        return CLIPLayers(self.config, self.dtype, name="layers")(x, mask, deep_prompts)
+
+
+def _embed(count: int, features: int, dtype: DType, name: str) -> nn.Embed:
+    return nn.Embed(count, features, dtype=dtype, param_dtype=dtype, name=name)
+
+
+class CLIPTextEmbeddings(nn.Module):
+    """Token plus position."""
+
+    config: CLIPTextConfig
+    dtype: DType = jnp.float32
+
+    @nn.compact
+    def __call__(self, tokens: Int[Array, "N L"]) -> Float[Array, "N L D"]:
+        config = self.config
+        words = _embed(config.vocab_size, config.hidden_size, self.dtype, "token_embedding")(tokens)
+        places = _embed(config.max_position_embeddings, config.hidden_size, self.dtype, "position_embedding")
+        return words + places(jnp.arange(tokens.shape[1]))
+
+
+class CLIPTextTransformer(nn.Module):
+    """Embeddings, causal layers, final norm."""
+
+    config: CLIPTextConfig
+    dtype: DType = jnp.float32
+
+    @nn.compact
+    def __call__(self, tokens: Int[Array, "N L"]) -> Float[Array, "N L D"]:
+        x = CLIPTextEmbeddings(self.config, self.dtype, name="embeddings")(tokens)
+        causal = jnp.tril(jnp.ones((tokens.shape[1], tokens.shape[1]), bool))
+        x = CLIPEncoder(self.config, self.dtype, name="encoder")(x, causal)
+        return layer_norm(self.config.layer_norm_eps, self.dtype, name="final_layer_norm")(x)
+
+
+class CLIPTextModel(nn.Module):
+    """The text tower: the states that Stable Diffusion's UNet reads, after the final norm."""
+
+    config: CLIPTextConfig
+    dtype: DType = jnp.float32
+
+    @nn.compact
+    def __call__(self, tokens: Int[Array, "N L"]) -> Float[Array, "N L D"]:
+        return CLIPTextTransformer(self.config, self.dtype, name="text_model")(tokens)
+
+
+class CLIPVisionEmbeddings(nn.Module):
+    """A class token before the patches, plus positions."""
+
+    config: CLIPVisionConfig
+    dtype: DType = jnp.float32
+
+    @nn.compact
+    def __call__(self, pixels: Float[Array, "N S S 3"]) -> Float[Array, "N K D"]:
+        config = self.config
+        patch, width = config.patch_size, config.hidden_size
+        class_embedding = self.param("class_embedding", nn.initializers.normal(0.02), (width,), self.dtype)
+        patches = conv(width, patch, self.dtype, stride=patch, use_bias=False, name="patch_embedding")(pixels)
+        patches = patches.reshape(pixels.shape[0], -1, width)
+        first = jnp.broadcast_to(class_embedding, (pixels.shape[0], 1, width))
+        x = jnp.concatenate([first, patches], axis=1)
+        places = _embed((config.image_size // patch) ** 2 + 1, width, self.dtype, "position_embedding")
+        return x + places(jnp.arange(x.shape[1]))
+
+
+class CLIPVisionTransformer(nn.Module):
+    """Embeddings, norm, layers, and the norm of the class token."""
+
+    config: CLIPVisionConfig
+    dtype: DType = jnp.float32
+
+    @nn.compact
+    def __call__(
+        self, pixels: Float[Array, "N S S 3"], deep_prompts: Float[Array, "layers P D"] | None = None
+    ) -> Float[Array, "N D"]:
+        epsilon = self.config.layer_norm_eps
+        x = CLIPVisionEmbeddings(self.config, self.dtype, name="embeddings")(pixels.astype(self.dtype))
+        # The checkpoints' own spelling.
+        x = layer_norm(epsilon, self.dtype, name="pre_layrnorm")(x)
+        x = CLIPEncoder(self.config, self.dtype, name="encoder")(x, None, deep_prompts)
+        return layer_norm(epsilon, self.dtype, name="post_layernorm")(x[:, 0])
+
+
+class CLIPVisionModel(nn.Module):
+    """The vision tower: the class token after the last norm (`pooler_output` in transformers).
+
+    `deep_prompts`, if given, stand between the class token and the patches in every layer (VPT-deep, Jia et al.
+    2022; SD-IPC section 4.2).
+    """
+
+    config: CLIPVisionConfig
+    dtype: DType = jnp.float32
+
+    @nn.compact
+    def __call__(
+        self, pixels: Float[Array, "N S S 3"], deep_prompts: Float[Array, "layers P D"] | None = None
+    ) -> Float[Array, "N D"]:
+        return CLIPVisionTransformer(self.config, self.dtype, name="vision_model")(pixels, deep_prompts)

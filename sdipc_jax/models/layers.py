@@ -1,0 +1,112 @@
+"""Convolutions, dense layers and norms as PyTorch computes them. Pictures are NHWC throughout the models."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+from jaxtyping import Array, Float
+
+DType = Any
+
+
+def precision(dtype: DType) -> jax.lax.Precision | None:
+    """float32 means float32: without this, TPUs multiply in bfloat16 and GPUs in TF32."""
+    return jax.lax.Precision.HIGHEST if dtype == jnp.float32 else None
+
+
+def dense(features: int, dtype: DType, *, use_bias: bool = True, name: str | None = None) -> nn.Dense:
+    """A linear layer whose weights and arithmetic have `dtype`."""
+    return nn.Dense(
+        features, use_bias=use_bias, dtype=dtype, param_dtype=dtype, precision=precision(dtype), name=name
+    )
+
+
+def conv(
+    features: int,
+    kernel_size: int,
+    dtype: DType,
+    *,
+    stride: int = 1,
+    padding: int | tuple[int, int] = 0,
+    use_bias: bool = True,
+    name: str | None = None,
+) -> nn.Conv:
+    """A square convolution. `padding` is (before, after) along both axes, or one number for both."""
+    pad = (padding, padding) if isinstance(padding, int) else padding
+    return nn.Conv(
+        features,
+        (kernel_size, kernel_size),
+        strides=(stride, stride),
+        padding=(pad, pad),
+        use_bias=use_bias,
+        dtype=dtype,
+        param_dtype=dtype,
+        precision=precision(dtype),
+        name=name,
+    )
+
+
+def layer_norm(epsilon: float, dtype: DType, *, name: str | None = None) -> nn.LayerNorm:
+    """Statistics in float32, in two passes: E[x^2] - E[x]^2 cancels where the mean is large."""
+    return nn.LayerNorm(epsilon=epsilon, dtype=dtype, param_dtype=dtype, use_fast_variance=False, name=name)
+
+
+class GroupNorm(nn.Module):
+    """Group normalisation over space and the channels of a group, in float32.
+
+    Space is reduced first, channel by channel, and the few numbers left are then pooled by group: on CPUs this is
+    several times faster than reducing a (height, width, channels of a group) block at once.
+    """
+
+    groups: int
+    epsilon: float
+    dtype: DType = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "N *space channels"]) -> Float[Array, "N *space channels"]:
+        channels = x.shape[-1]
+        scale = self.param("scale", nn.initializers.ones, (channels,), self.dtype)
+        bias = self.param("bias", nn.initializers.zeros, (channels,), self.dtype)
+        space = tuple(range(1, x.ndim - 1))
+        centred = x.astype(jnp.float32)
+        centred = centred - self._group_mean(jnp.mean(centred, axis=space, keepdims=True))
+        variance = self._group_mean(jnp.mean(jnp.square(centred), axis=space, keepdims=True))
+        factor = jax.lax.rsqrt(variance + self.epsilon) * scale.astype(jnp.float32)
+        return (centred * factor + bias.astype(jnp.float32)).astype(self.dtype)
+
+    def _group_mean(self, per_channel: Float[Array, "N *one channels"]) -> Float[Array, "N *one channels"]:
+        shape = per_channel.shape
+        grouped = per_channel.reshape(*shape[:-1], self.groups, shape[-1] // self.groups)
+        mean = jnp.mean(grouped, axis=-1, keepdims=True)
+        return jnp.broadcast_to(mean, grouped.shape).reshape(shape)
+
+
+def quick_gelu(x: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
+    """The sigmoid approximation of OpenAI's CLIP models: x sigmoid(1.702 x)."""
+    return x * jax.nn.sigmoid(1.702 * x)
+
+
+def gelu(x: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
+    """The exact GELU, with the error function; jax.nn.gelu approximates by tanh unless told otherwise."""
+    return jax.nn.gelu(x, approximate=False)
+
+
+ACTIVATIONS = {"quick_gelu": quick_gelu, "gelu": gelu}
+
+
+def timestep_embedding(
+    timesteps: Float[Array, " N"], features: int, *, flip_sin_to_cos: bool, freq_shift: int
+) -> Float[Array, "N features"]:
+    """Sinusoids of geometrically spaced frequencies, in float32 (Vaswani et al. 2017, section 3.5; Ho et al. 2020)."""
+    half = features // 2
+    exponent = -jnp.log(10000.0) * jnp.arange(half, dtype=jnp.float32) / (half - freq_shift)
+    angles = timesteps.astype(jnp.float32)[:, None] * jnp.exp(exponent)
+    sine, cosine = jnp.sin(angles), jnp.cos(angles)
+    embedding = jnp.concatenate([cosine, sine] if flip_sin_to_cos else [sine, cosine], axis=-1)
+    return jnp.pad(embedding, ((0, 0), (0, features % 2)))
+
+
+def upsample_nearest(x: Float[Array, "N h w C"], height: int, width: int) -> Float[Array, "N height width C"]:
+    """Doubles both sides and cuts to the given size, which is what nearest-neighbour sampling to it gives."""
+    return jnp.repeat(jnp.repeat(x, 2, axis=1), 2, axis=2)[:, :height, :width]

@@ -1,0 +1,199 @@
+"""The denoiser of Stable Diffusion 1.x and 2.x (diffusers' UNet2DConditionModel)."""
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+from jaxtyping import Array, Float
+
+from sdipc_jax.models.attention import Transformer2DModel
+from sdipc_jax.models.config import UNetConfig
+from sdipc_jax.models.layers import DType, GroupNorm, conv, dense, timestep_embedding, upsample_nearest
+
+
+class ResnetBlock2D(nn.Module):
+    """norm, SiLU, convolution, plus the time embedding; norm, SiLU, convolution; plus the input."""
+
+    channels: int
+    groups: int
+    epsilon: float
+    dtype: DType = jnp.float32
+
+    @nn.compact
+    def __call__(
+        self, x: Float[Array, "N h w C"], time: Float[Array, "N T"] | None = None
+    ) -> Float[Array, "N h w channels"]:
+        residual = x
+        x = jax.nn.silu(GroupNorm(self.groups, self.epsilon, self.dtype, name="norm1")(x))
+        x = conv(self.channels, 3, self.dtype, padding=1, name="conv1")(x)
+        if time is not None:
+            x = x + dense(self.channels, self.dtype, name="time_emb_proj")(jax.nn.silu(time))[:, None, None]
+        x = jax.nn.silu(GroupNorm(self.groups, self.epsilon, self.dtype, name="norm2")(x))
+        x = conv(self.channels, 3, self.dtype, padding=1, name="conv2")(x)
+        if residual.shape[-1] != self.channels:
+            residual = conv(self.channels, 1, self.dtype, name="conv_shortcut")(residual)
+        return residual + x
+
+
+class Downsample2D(nn.Module):
+    """A 3x3 convolution of stride 2: padded by 1 all round in the UNet, after the picture alone in the VAE."""
+
+    channels: int
+    padding: tuple[int, int] = (1, 1)
+    dtype: DType = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "N h w C"]) -> Float[Array, "N h2 w2 channels"]:
+        return conv(self.channels, 3, self.dtype, stride=2, padding=self.padding, name="conv")(x)
+
+
+class Upsample2D(nn.Module):
+    """Nearest-neighbour doubling, cut to the given size, and a 3x3 convolution."""
+
+    channels: int
+    dtype: DType = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "N h w C"], height: int, width: int) -> Float[Array, "N height width channels"]:
+        return conv(self.channels, 3, self.dtype, padding=1, name="conv")(upsample_nearest(x, height, width))
+
+
+class Block(nn.Module):
+    """What the levels of the UNet share: its configuration, and how it makes resnets and transformers."""
+
+    config: UNetConfig
+    level: int
+    dtype: DType = jnp.float32
+
+    @property
+    def channels(self) -> int:
+        return self.config.block_out_channels[self.level]
+
+    def resnet(self, index: int) -> ResnetBlock2D:
+        config = self.config
+        return ResnetBlock2D(
+            self.channels, config.norm_num_groups, config.norm_eps, self.dtype, name=f"resnets_{index}"
+        )
+
+    def attention(self, index: int, only_cross_attention: bool = False) -> Transformer2DModel:
+        return Transformer2DModel(
+            heads=self.config.attention_head_dim[self.level],
+            groups=self.config.norm_num_groups,
+            use_linear_projection=self.config.use_linear_projection,
+            only_cross_attention=only_cross_attention,
+            dtype=self.dtype,
+            name=f"attentions_{index}",
+        )
+
+
+class DownBlock(Block):
+    """Resnets, each followed by a transformer if the level has them, then half the size but at the last level."""
+
+    @nn.compact
+    def __call__(
+        self, x: Float[Array, "N h w C"], time: Float[Array, "N T"], context: Float[Array, "N L D"]
+    ) -> tuple[Float[Array, "N h2 w2 channels"], tuple[Array, ...]]:
+        config, skips = self.config, []
+        for index in range(config.layers_per_block):
+            x = self.resnet(index)(x, time)
+            if config.down_block_types[self.level] == "CrossAttnDownBlock2D":
+                x = self.attention(index, config.only_cross_attention[self.level])(x, context)
+            skips.append(x)
+        if self.level < len(config.block_out_channels) - 1:
+            x = Downsample2D(self.channels, dtype=self.dtype, name="downsamplers_0")(x)
+            skips.append(x)
+        return x, tuple(skips)
+
+
+class MidBlock(Block):
+    """A resnet, a transformer, a resnet at the coarsest level."""
+
+    @nn.compact
+    def __call__(
+        self, x: Float[Array, "N h w C"], time: Float[Array, "N T"], context: Float[Array, "N L D"]
+    ) -> Float[Array, "N h w C"]:
+        x = self.resnet(0)(x, time)
+        x = self.attention(0)(x, context)
+        return self.resnet(1)(x, time)
+
+
+class UpBlock(Block):
+    """Resnets on the features joined with those the way down left, and twice the size but at the first level."""
+
+    @nn.compact
+    def __call__(
+        self,
+        x: Float[Array, "N h w C"],
+        time: Float[Array, "N T"],
+        context: Float[Array, "N L D"],
+        skips: tuple[Array, ...],
+        size: tuple[int, int] | None,
+    ) -> Float[Array, "N h2 w2 channels"]:
+        config = self.config
+        block_type = config.up_block_types[len(config.block_out_channels) - 1 - self.level]
+        for index, skip in enumerate(reversed(skips)):
+            x = self.resnet(index)(jnp.concatenate([x, skip], axis=-1), time)
+            if block_type == "CrossAttnUpBlock2D":
+                x = self.attention(index, config.only_cross_attention[self.level])(x, context)
+        if size is not None:
+            x = Upsample2D(self.channels, self.dtype, name="upsamplers_0")(x, *size)
+        return x
+
+
+class TimestepEmbedding(nn.Module):
+    """Two linear layers on the sinusoids of the timestep."""
+
+    features: int
+    dtype: DType = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "N C"]) -> Float[Array, "N features"]:
+        x = jax.nn.silu(dense(self.features, self.dtype, name="linear_1")(x))
+        return dense(self.features, self.dtype, name="linear_2")(x)
+
+
+class UNet2DConditionModel(nn.Module):
+    """Predicts the noise (or v, or the sample, as the checkpoint was trained) of a latent picture under a prompt."""
+
+    config: UNetConfig
+    dtype: DType = jnp.float32
+
+    @nn.compact
+    def __call__(
+        self,
+        sample: Float[Array, "N h w C"],
+        timesteps: Float[Array, " N"],
+        context: Float[Array, "N L D"],
+    ) -> Float[Array, "N h w C_out"]:
+        """Runs the network once.
+
+        Args:
+            sample: the noisy latents, any height and width of at least one pixel at the coarsest level.
+            timesteps: the training timestep of each picture, in [0, num_train_timesteps), whole or not.
+            context: the prompts' states, (N, L, cross_attention_dim).
+        """
+        config = self.config
+        levels = len(config.block_out_channels)
+        base = config.block_out_channels[0]
+        time = timestep_embedding(
+            timesteps, base, flip_sin_to_cos=config.flip_sin_to_cos, freq_shift=config.freq_shift
+        )
+        time = TimestepEmbedding(4 * base, self.dtype, name="time_embedding")(time.astype(self.dtype))
+        context = context.astype(self.dtype)
+        x = sample.astype(self.dtype)
+        if config.center_input_sample:
+            x = 2 * x - 1
+
+        x = conv(base, 3, self.dtype, padding=1, name="conv_in")(x)
+        skips: list[Array] = [x]
+        for level in range(levels):
+            x, new = DownBlock(config, level, self.dtype, name=f"down_blocks_{level}")(x, time, context)
+            skips.extend(new)
+        x = MidBlock(config, levels - 1, self.dtype, name="mid_block")(x, time, context)
+        for index, level in enumerate(reversed(range(levels))):
+            count = config.layers_per_block + 1
+            taken, skips = skips[-count:], skips[:-count]
+            # Sizes that do not halve evenly come back through the size of the features left by the level above.
+            size = None if level == 0 else (skips[-1].shape[1], skips[-1].shape[2])
+            x = UpBlock(config, level, self.dtype, name=f"up_blocks_{index}")(x, time, context, tuple(taken), size)
+        x = jax.nn.silu(GroupNorm(config.norm_num_groups, config.norm_eps, self.dtype, name="conv_norm_out")(x))
+        return conv(config.out_channels, 3, self.dtype, padding=1, name="conv_out")(x)

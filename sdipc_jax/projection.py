@@ -1,0 +1,162 @@
+"""The paper's eq. 6: a picture's CLIP features become the text state that Stable Diffusion reads, in closed form.
+
+With f_img the class token, W_i and W_t the two projections of CLIP and s the scale, in this package's row-vector form:
+
+    v = f_img W_i                                 a point in the joint space
+    h = v W_t^+                                   singular values below the cut-off count as 0 in the inverse
+    f = s h / |h|     mode "tspace"               the authors' code: length s in the space of text states
+    f = s h / |v|     mode "cspace"               as eq. 6 is written: length ratio in the joint space
+
+Ding et al., "The CLIP Model is Secretly an Image-to-Prompt Converter", NeurIPS 2023, arXiv 2305.12716.
+"""
+
+from dataclasses import dataclass
+from functools import partial
+from typing import Literal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float
+
+from sdipc_jax.bundle import Bundle, Config
+from sdipc_jax.captions import CAPTIONS
+from sdipc_jax.errors import InputError
+from sdipc_jax.models.layers import precision
+from sdipc_jax.prompts import end_positions, text_prompt
+from sdipc_jax.tokens import tokenize
+
+Mode = Literal["tspace", "cspace"]
+
+_OPENAI_L14_SCALE = 27.5
+
+
+@partial(
+    jax.tree_util.register_dataclass,
+    data_fields=["visual", "inverse", "scale", "singular_values", "rank"],
+    meta_fields=["mode"],
+)
+@dataclass(frozen=True)
+class Projection:
+    """The converter.
+
+    Attributes:
+        visual: W_i, (D_image, D_joint).
+        inverse: the truncated W_t^+, (D_joint, D_text).
+        scale: the length given to every vector in mode `tspace`.
+        singular_values: all of W_t's, largest first.
+        rank: how many of them are kept.
+        mode: which length convention, see the module.
+    """
+
+    visual: Float[Array, "D_image D_joint"]
+    inverse: Float[Array, "D_joint D_text"]
+    scale: Float[Array, ""]
+    singular_values: Float[Array, " K"]
+    rank: Array
+    mode: Mode = "tspace"
+
+
+def truncated_pinv(matrix: Float[Array, "M N"], cutoff: float) -> Float[Array, "N M"]:
+    """The pseudo-inverse with singular values below an absolute cut-off left out (a value equal to it is kept).
+
+    In float64 on the host, or in jnp where the matrix or the cut-off is traced.
+
+    Raises:
+        InputError: the cut-off is negative, not finite, or above the largest singular value (on the host only).
+
+    >>> truncated_pinv(np.diag([4.0, 0.5]), 1.0).tolist()
+    [[0.25, 0.0], [0.0, 0.0]]
+    """
+    return _truncated_pinv(matrix, cutoff)[0]
+
+
+def closed_form(
+    bundle: Bundle,
+    cutoff: float | None = None,
+    scale: float | None = None,
+    mode: Mode = "tspace",
+    *,
+    keep_fraction: float | None = None,
+) -> Projection:
+    """The converter of a checkpoint.
+
+    Args:
+        cutoff: absolute, for singular values of W_t; the checkpoint's default if None.
+        scale: the length of a text state; if None the checkpoint's default, else 27.5 for OpenAI's ViT-L/14, else
+            the mean norm of the end token's state over built-in captions.
+        mode: `tspace` (the authors' code) or `cspace` (eq. 6 as written).
+        keep_fraction: keep this share of the singular values instead of a cut-off, in (0, 1].
+
+    Raises:
+        InputError: the checkpoint cannot take pictures as prompts, or a value is out of range.
+    """
+    config = bundle.config
+    _ = config.vision_side
+    if mode not in ("tspace", "cspace"):
+        raise InputError(f"mode is {mode!r}, expected 'tspace' or 'cspace'")
+    if scale is None:
+        scale = default_scale(config)
+    if scale is None:
+        scale = mean_end_norm(bundle)
+    elif not isinstance(scale, jax.core.Tracer) and not 0 < scale < np.inf:
+        raise InputError(f"scale is {scale}, expected a positive number: leave it out to take the checkpoint's own")
+    cutoff = config.defaults.cutoff if cutoff is None else cutoff
+    clip = bundle.params["clip"]
+    inverse, values, rank = _truncated_pinv(clip["text_projection"]["kernel"], cutoff, keep_fraction)
+    return Projection(
+        visual=clip["visual_projection"]["kernel"],
+        inverse=jnp.asarray(inverse, jnp.float32),
+        scale=jnp.asarray(scale, jnp.float32),
+        singular_values=jnp.asarray(values, jnp.float32),
+        rank=jnp.asarray(rank, jnp.int32),
+        mode=mode,
+    )
+
+
+@jax.jit
+def convert(projection: Projection, features: Float[Array, "N D_image"]) -> Float[Array, "N D_text"]:
+    """Eq. 6: image features to text states."""
+    exact = precision(jnp.float32)
+    joint = jnp.matmul(features.astype(jnp.float32), projection.visual, precision=exact)
+    states = jnp.matmul(joint, projection.inverse, precision=exact)
+    measured = states if projection.mode == "tspace" else joint
+    return projection.scale * states / jnp.linalg.norm(measured, axis=-1, keepdims=True)
+
+
+def default_scale(config: Config) -> float | None:
+    """The checkpoint's scale, or None where it has to be measured."""
+    text, side = config.text, config.vision_side
+    shape = (text.num_hidden_layers, text.hidden_size, text.vocab_size, side.projection_dim)
+    if config.defaults.scale is None and shape == (12, 768, 49408, 768):
+        return _OPENAI_L14_SCALE
+    return config.defaults.scale
+
+
+def mean_end_norm(bundle: Bundle) -> Float[Array, ""]:
+    """The mean norm of the end token's state over built-in captions: what a text state's length is here."""
+    tokens = tokenize(bundle, CAPTIONS, truncate=True)
+    states = text_prompt(bundle, tokens)
+    at_end = states[jnp.arange(len(CAPTIONS)), end_positions(tokens, bundle.config.tokens.end)]
+    return jnp.mean(jnp.linalg.norm(at_end, axis=-1))
+
+
+def _truncated_pinv(
+    matrix: Float[Array, "M N"], cutoff: float, keep_fraction: float | None = None
+) -> tuple[Float[Array, "N M"], Float[Array, " K"], Array | int]:
+    """The inverse, all singular values, and how many are kept."""
+    on_host = not any(isinstance(value, jax.core.Tracer) for value in (matrix, cutoff))
+    xp = np if on_host else jnp
+    u, values, vt = xp.linalg.svd(np.asarray(matrix, np.float64) if on_host else matrix, full_matrices=False)
+    if keep_fraction is not None:
+        if not 0 < keep_fraction <= 1:
+            raise InputError(f"keep-fraction is {keep_fraction}, expected more than 0 and at most 1")
+        cutoff = values[max(1, round(keep_fraction * len(values))) - 1]
+    elif on_host and not 0 <= cutoff <= values[0]:
+        raise InputError(
+            f"cutoff is {cutoff}, expected 0 to {values[0]:.6g}, the largest singular value of the text projection"
+        )
+    # A value of exactly 0 has no inverse, whatever the cut-off.
+    kept = (values >= cutoff) & (values > 0)
+    reciprocal = xp.where(kept, 1 / xp.where(kept, values, 1), 0)
+    return (vt.T * reciprocal) @ u.T, values, kept.sum()

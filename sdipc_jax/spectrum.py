@@ -1,0 +1,101 @@
+"""What the closed form keeps: the spectrum of the text projection, a picture's energy, the length of text states."""
+
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float
+
+from sdipc_jax.bundle import Bundle
+from sdipc_jax.captions import CAPTIONS
+from sdipc_jax.projection import Projection
+from sdipc_jax.prompts import end_positions, text_prompt
+from sdipc_jax.tokens import tokenize
+
+
+@dataclass(frozen=True)
+class Spectrum:
+    """A converter, measured.
+
+    Attributes:
+        singular_values: of the text projection, largest first.
+        rank: how many the cut-off keeps.
+        scale: the length given to a picture's vector.
+        end_norm: the mean length of the end token's state over built-in captions, which `scale` should be near.
+        caption_cosine: mean cosine of an end state h and h W_t W_t^+, which is what the inverse gives back of it.
+        energy_kept: the share of a picture's squared length in the joint space that the inverse reads, if one is given.
+        round_trip_error: |v - v W_t^+ W_t| / |v| of that picture's joint vector v.
+    """
+
+    singular_values: list[float]
+    rank: int
+    scale: float
+    end_norm: float
+    caption_cosine: float
+    energy_kept: float | None = None
+    round_trip_error: float | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        """What `--json` prints."""
+        return asdict(self)
+
+    def __str__(self) -> str:
+        values = self.singular_values
+        lines = [
+            f"singular values  {values[0]:.4g} to {values[-1]:.4g}, {len(values)} in all",
+            f"kept             {self.rank}, of which the smallest is {values[self.rank - 1]:.4g}",
+            f"scale            {self.scale:.4g} (mean norm of the end token's state: {self.end_norm:.4g})",
+            f"captions         cosine {self.caption_cosine:.4f} between a text state and what the inverse gives back",
+        ]
+        if self.energy_kept is not None:
+            lines.append(
+                f"picture          {100 * self.energy_kept:.1f}% of its energy kept, "
+                f"round-trip error {self.round_trip_error:.4f}"
+            )
+        return "\n".join(lines)
+
+
+def measure(bundle: Bundle, projection: Projection, features: Float[Array, "1 D_image"] | None = None) -> Spectrum:
+    """Measures a converter, and what it keeps of one picture's features."""
+    tokens = tokenize(bundle, CAPTIONS, truncate=True)
+    states = text_prompt(bundle, tokens)
+    ends = np.asarray(states[jnp.arange(len(CAPTIONS)), end_positions(tokens, bundle.config.tokens.end)], np.float64)
+    forward = np.asarray(bundle.params["clip"]["text_projection"]["kernel"], np.float64)
+    inverse = np.asarray(projection.inverse, np.float64)
+    returned = ends @ forward @ inverse
+    norms = np.linalg.norm(ends, axis=1)
+    kept = error = None
+    if features is not None:
+        joint = np.asarray(features, np.float64)[0] @ np.asarray(projection.visual, np.float64)
+        # W_t^+ W_t projects on what the inverse reads, so the two numbers are cosine and sine of one angle.
+        seen = joint @ inverse @ forward
+        kept = float(np.sum(seen**2) / np.sum(joint**2))
+        error = float(np.linalg.norm(joint - seen) / np.linalg.norm(joint))
+    return Spectrum(
+        singular_values=np.asarray(projection.singular_values).tolist(),
+        rank=int(projection.rank),
+        scale=float(projection.scale),
+        end_norm=float(norms.mean()),
+        caption_cosine=float(np.mean(np.sum(ends * returned, axis=1) / (norms * np.linalg.norm(returned, axis=1)))),
+        energy_kept=kept,
+        round_trip_error=error,
+    )
+
+
+def plot(spectrum: Spectrum, path: Path) -> None:
+    """Draws the singular values and where the cut-off falls, as a PNG."""
+    # Slow to import, and only needed here.
+    from matplotlib.figure import Figure
+
+    values = np.asarray(spectrum.singular_values)
+    places = np.arange(1, len(values) + 1)
+    figure = Figure(figsize=(7, 4), layout="constrained")
+    axes = figure.subplots()
+    axes.semilogy(places[: spectrum.rank], values[: spectrum.rank], ".", label=f"kept: {spectrum.rank} of {len(values)}")
+    axes.semilogy(places[spectrum.rank :], values[spectrum.rank :], ".", label="counted as 0")
+    axes.set(xlabel="index", ylabel="singular value", title="Singular values of the text projection")
+    axes.legend()
+    axes.grid(alpha=0.3)
+    figure.savefig(path, dpi=120)

@@ -1,0 +1,73 @@
+"""Text to token ids, with transformers' CLIP tokenizer."""
+
+import functools
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jaxtyping import Int32
+
+from sdipc_jax.bundle import Bundle, Config, SpecialTokens
+from sdipc_jax.errors import InputError
+from sdipc_jax.models import CLIPTextConfig
+
+
+@functools.lru_cache(maxsize=8)
+def load_tokenizer(folder: str) -> Any:
+    """The tokenizer of a checkpoint's folder; kept, since it takes a while to load.
+
+    Raises:
+        InputError: there is no CLIP tokenizer.
+    """
+    path = Path(folder, "tokenizer")
+    if not ((path / "vocab.json").is_file() and (path / "merges.txt").is_file()):
+        raise InputError(f"{path}: expected a CLIP tokenizer with vocab.json and merges.txt")
+    # Slow to import, and only needed where there is text.
+    from transformers import CLIPTokenizer
+
+    return CLIPTokenizer.from_pretrained(path, local_files_only=True)
+
+
+def special_tokens(folder: Path, text: CLIPTextConfig) -> SpecialTokens:
+    """The ids of start, end and pad as the tokenizer has them, and L."""
+    tokenizer = load_tokenizer(str(folder))
+    length = min(tokenizer.model_max_length, text.max_position_embeddings)
+    tokens = SpecialTokens(tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id, length)
+    if len(tokenizer) > text.vocab_size or None in (tokens.start, tokens.end, tokens.pad):
+        raise InputError(
+            f"{folder}: the tokenizer has {len(tokenizer)} tokens and the text encoder {text.vocab_size}, "
+            "expected the tokenizer that the text encoder was trained with"
+        )
+    return tokens
+
+
+def tokenize(bundle: Bundle, texts: Sequence[str], *, truncate: bool = False) -> Int32[np.ndarray, "N L"]:
+    """Token ids, framed by start and end and padded as the checkpoint pads.
+
+    Args:
+        texts: prompts.
+        truncate: cut what is too long instead of refusing it.
+
+    Raises:
+        InputError: a prompt is too long; the message names the word where it would be cut.
+    """
+    return token_ids(bundle.config, texts, truncate=truncate)
+
+
+def token_ids(config: Config, texts: Sequence[str], *, truncate: bool = False) -> Int32[np.ndarray, "N L"]:
+    """`tokenize` without the weights."""
+    tokenizer, special = load_tokenizer(config.folder), config.tokens
+    rows = np.full((len(texts), special.length), special.pad, np.int32)
+    for row, text in zip(rows, texts, strict=True):
+        ids = list(tokenizer(text, verbose=False)["input_ids"])
+        if len(ids) > special.length:
+            if not truncate:
+                rest = tokenizer.decode(ids[special.length - 1 : -1])
+                raise InputError(
+                    f"the prompt has {len(ids) - 2} tokens, expected at most {special.length - 2}: it would be cut "
+                    f"before {rest.split()[0]!r}; shorten it or pass --truncate"
+                )
+            ids = [*ids[: special.length - 1], special.end]
+        row[: len(ids)] = ids
+    return rows

@@ -1,0 +1,204 @@
+"""Random checkpoints in miniature: configurations, weights and inputs, the same for JAX, PyTorch and golden files.
+
+Each list has at least six configurations that differ where implementations go wrong: head counts, channels that are
+odd multiples, non-square and odd latents, one-block levels, linear projections.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import numpy as np
+
+from sdipc_jax.models import (
+    AutoencoderKL,
+    CLIPTextConfig,
+    CLIPTextModel,
+    CLIPVisionConfig,
+    CLIPVisionModel,
+    StableDiffusionSafetyChecker,
+    UNet2DConditionModel,
+    UNetConfig,
+    VAEConfig,
+)
+from sdipc_jax.models.attention import Attention, BasicTransformerBlock, FeedForward, Transformer2DModel
+from sdipc_jax.models.clip import CLIPEncoderLayer
+from sdipc_jax.models.layers import GroupNorm, layer_norm
+from sdipc_jax.models.unet import ResnetBlock2D
+from sdipc_jax.models.vae import DownEncoderBlock2D, MidBlock, UpDecoderBlock2D
+from tests.random_weights import random_params
+
+_CROSS_DOWN, _DOWN, _CROSS_UP, _UP = "CrossAttnDownBlock2D", "DownBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"
+
+
+@dataclass(frozen=True)
+class Case:
+    """A network with its parameters and inputs, all made from the seed."""
+
+    name: str
+    module: Any
+    inputs: tuple[np.ndarray, ...]
+    params: dict[str, Any]
+
+    def run(self, function: Callable[..., Any] | None = None) -> Any:
+        """The network's outputs as NumPy arrays."""
+        outputs = jax.jit(function or self.module.apply)({"params": self.params}, *self.inputs)
+        return jax.tree.map(np.asarray, outputs)
+
+
+def unet_cases() -> list[Case]:
+    """UNets with latents (h, w) and prompts of length L."""
+
+    def case(name: str, size: tuple[int, int], length: int, seed: int, **options: Any) -> Case:
+        config = UNetConfig(sample_size=8, **options)
+        generator = np.random.default_rng(seed)
+        inputs = (
+            generator.standard_normal((2, *size, config.in_channels), np.float32),
+            np.array([3.0, 741.0], np.float32),
+            generator.standard_normal((2, length, config.cross_attention_dim), np.float32),
+        )
+        module = UNet2DConditionModel(config)
+        return Case(name, module, inputs, random_params(module, *inputs, seed=seed))
+
+    two = {"down_block_types": (_CROSS_DOWN, _DOWN), "up_block_types": (_UP, _CROSS_UP)}
+    return [
+        case("sd1", (8, 8), 7, 0, block_out_channels=(32, 64), norm_num_groups=8, cross_attention_dim=24,
+             attention_head_dim=8, layers_per_block=2, **two),
+        case("sd2", (8, 12), 5, 1, block_out_channels=(32, 96), norm_num_groups=16, cross_attention_dim=40,
+             attention_head_dim=(2, 6), use_linear_projection=True, upcast_attention=True, layers_per_block=1, **two),
+        case("odd-latents", (13, 9), 5, 2, block_out_channels=(24, 48, 72), norm_num_groups=6, cross_attention_dim=16,
+             attention_head_dim=(3, 4, 6), layers_per_block=1, down_block_types=(_CROSS_DOWN, _DOWN, _CROSS_DOWN),
+             up_block_types=(_CROSS_UP, _UP, _CROSS_UP)),
+        case("one-level", (5, 7), 3, 3, block_out_channels=(30,), norm_num_groups=5, cross_attention_dim=8,
+             attention_head_dim=5, layers_per_block=1, down_block_types=(_CROSS_DOWN,), up_block_types=(_CROSS_UP,)),
+        case("only-cross-attention", (8, 6), 4, 4, block_out_channels=(16, 48), norm_num_groups=4,
+             cross_attention_dim=20, attention_head_dim=(1, 3), only_cross_attention=(True, False), layers_per_block=1,
+             down_block_types=(_CROSS_DOWN, _CROSS_DOWN), up_block_types=(_CROSS_UP, _CROSS_UP)),
+        case("sine-first", (6, 10), 6, 5, block_out_channels=(40, 40), norm_num_groups=20, cross_attention_dim=32,
+             attention_head_dim=4, flip_sin_to_cos=False, freq_shift=1, center_input_sample=True, norm_eps=1e-3,
+             layers_per_block=2, in_channels=3, out_channels=5, **two),
+    ]  # fmt: skip
+
+
+def vae_cases() -> list[Case]:
+    """Autoencoders with pictures."""
+
+    def case(name: str, size: tuple[int, int], seed: int, **options: Any) -> Case:
+        levels = len(options["block_out_channels"])
+        config = VAEConfig(
+            down_block_types=("DownEncoderBlock2D",) * levels, up_block_types=("UpDecoderBlock2D",) * levels, **options
+        )
+        pictures = np.random.default_rng(seed).standard_normal((2, *size, 3), np.float32)
+        module = AutoencoderKL(config)
+        return Case(name, module, (pictures,), random_params(module, pictures, seed=seed))
+
+    return [
+        case("sd", (16, 16), 0, block_out_channels=(16, 32, 32), layers_per_block=2, norm_num_groups=8),
+        case("non-square", (24, 16), 1, block_out_channels=(16, 32, 48, 48), layers_per_block=1, norm_num_groups=4),
+        case("one-level", (5, 7), 2, block_out_channels=(24,), layers_per_block=1, norm_num_groups=6),
+        case("odd-multiples", (12, 20), 3, block_out_channels=(18, 30), layers_per_block=2, norm_num_groups=6),
+        case("more-latents", (8, 16), 4, block_out_channels=(8, 40), layers_per_block=1, norm_num_groups=2,
+             latent_channels=7),
+        case("three-layers", (8, 8), 5, block_out_channels=(12, 20, 28), layers_per_block=3, norm_num_groups=4),
+    ]  # fmt: skip
+
+
+def text_cases() -> list[Case]:
+    """Text towers with tokens."""
+
+    def case(name: str, length: int, seed: int, **options: Any) -> Case:
+        config = CLIPTextConfig(vocab_size=61, max_position_embeddings=length, **options)
+        tokens = np.random.default_rng(seed).integers(0, 61, (3, length), np.int32)
+        module = CLIPTextModel(config)
+        return Case(name, module, (tokens,), random_params(module, tokens, seed=seed))
+
+    return [
+        case("sd1", 12, 0, hidden_size=32, intermediate_size=128, num_hidden_layers=3, num_attention_heads=4),
+        case("sd2", 9, 1, hidden_size=48, intermediate_size=96, num_hidden_layers=2, num_attention_heads=6,
+             hidden_act="gelu"),
+        case("one-head", 7, 2, hidden_size=24, intermediate_size=40, num_hidden_layers=1, num_attention_heads=1),
+        case("many-heads", 5, 3, hidden_size=40, intermediate_size=24, num_hidden_layers=4, num_attention_heads=20),
+        case("epsilon", 8, 4, hidden_size=16, intermediate_size=64, num_hidden_layers=2, num_attention_heads=2,
+             layer_norm_eps=1e-2),
+        case("long", 77, 5, hidden_size=36, intermediate_size=72, num_hidden_layers=2, num_attention_heads=3),
+    ]  # fmt: skip
+
+
+def _vision_configs() -> dict[str, CLIPVisionConfig]:
+    return {
+        "sd1": CLIPVisionConfig(hidden_size=32, intermediate_size=128, num_hidden_layers=3, num_attention_heads=4,
+                                image_size=28, patch_size=7, projection_dim=24),
+        "sd2": CLIPVisionConfig(hidden_size=48, intermediate_size=96, num_hidden_layers=2, num_attention_heads=6,
+                                image_size=32, patch_size=8, hidden_act="gelu", projection_dim=20),
+        "one-patch": CLIPVisionConfig(hidden_size=24, intermediate_size=40, num_hidden_layers=1, num_attention_heads=1,
+                                      image_size=8, patch_size=8, projection_dim=8),
+        "cut-edge": CLIPVisionConfig(hidden_size=40, intermediate_size=24, num_hidden_layers=2, num_attention_heads=20,
+                                     image_size=30, patch_size=8, projection_dim=40),
+        "epsilon": CLIPVisionConfig(hidden_size=16, intermediate_size=64, num_hidden_layers=2, num_attention_heads=2,
+                                    image_size=16, patch_size=4, layer_norm_eps=1e-2, projection_dim=16),
+        "small-patches": CLIPVisionConfig(hidden_size=36, intermediate_size=72, num_hidden_layers=4,
+                                          num_attention_heads=3, image_size=12, patch_size=2, projection_dim=12),
+    }  # fmt: skip
+
+
+def _with_pixels(name: str, module: Any, size: int, seed: int) -> Case:
+    pixels = np.random.default_rng(seed).standard_normal((4, size, size, 3), np.float32)
+    return Case(name, module, (pixels,), random_params(module, pixels, seed=seed))
+
+
+def vision_cases() -> list[Case]:
+    """Vision towers with preprocessed pictures."""
+    return [
+        _with_pixels(name, CLIPVisionModel(config), config.image_size, seed)
+        for seed, (name, config) in enumerate(_vision_configs().items())
+    ]
+
+
+def safety_cases() -> list[Case]:
+    """Safety checkers with preprocessed pictures."""
+    return [
+        _with_pixels(name, StableDiffusionSafetyChecker(config), config.image_size, seed)
+        for seed, (name, config) in enumerate(_vision_configs().items())
+    ]
+
+
+def block_cases() -> list[Case]:
+    """Every block alone, with inputs of standard deviation 1 and 0.01: only small inputs show a wrong epsilon."""
+    vae = VAEConfig(
+        block_out_channels=(24, 24),
+        down_block_types=("DownEncoderBlock2D",) * 2,
+        up_block_types=("UpDecoderBlock2D",) * 2,
+        norm_num_groups=6,
+    )
+    picture, tokens, context, time = (2, 5, 7, 24), (2, 9, 24), (2, 4, 24), (2, 12)
+    blocks: dict[str, tuple[Any, tuple[tuple[int, ...], ...]]] = {
+        "group-norm-1e-5": (GroupNorm(6, 1e-5), (picture,)),
+        "group-norm-1e-6": (GroupNorm(6, 1e-6), (picture,)),
+        "layer-norm": (layer_norm(1e-5, np.float32), (tokens,)),
+        "self-attention": (Attention(4), (tokens,)),
+        "cross-attention": (Attention(3), (tokens, context)),
+        "feed-forward": (FeedForward(), (tokens,)),
+        "transformer-block": (BasicTransformerBlock(4), (tokens, context)),
+        "transformer": (Transformer2DModel(4, 6), (picture, context)),
+        "transformer-linear": (Transformer2DModel(2, 6, use_linear_projection=True), (picture, context)),
+        "resnet": (ResnetBlock2D(36, 6, 1e-5), (picture, time)),
+        "resnet-same-width": (ResnetBlock2D(24, 6, 1e-5), (picture, time)),
+        "vae-resnet": (ResnetBlock2D(36, 6, 1e-6), (picture,)),
+        "vae-middle": (MidBlock(vae), (picture,)),
+        "vae-down": (DownEncoderBlock2D(vae, 0), (picture,)),
+        "vae-up": (UpDecoderBlock2D(vae, 1), (picture,)),
+        "clip-layer": (_clip_layer(), (tokens,)),
+    }
+    cases = []
+    for seed, (name, (module, shapes)) in enumerate(blocks.items()):
+        generator = np.random.default_rng(seed)
+        inputs = tuple(generator.standard_normal(shape, np.float32) for shape in shapes)
+        params = random_params(module, *inputs, seed=seed)
+        cases.append(Case(f"{name}-1", module, inputs, params))
+        cases.append(Case(f"{name}-0.01", module, tuple(np.float32(0.01) * x for x in inputs), params))
+    return cases
+
+
+def _clip_layer() -> CLIPEncoderLayer:
+    return CLIPEncoderLayer(CLIPTextConfig(hidden_size=24, intermediate_size=48, num_attention_heads=4))

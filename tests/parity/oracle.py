@@ -1,0 +1,139 @@
+"""The PyTorch twins of the random networks: diffusers' and transformers' own classes with the same weights."""
+
+from typing import Any
+
+import numpy as np
+import torch
+from diffusers import AutoencoderKL, UNet2DConditionModel
+from diffusers.models.attention import BasicTransformerBlock, FeedForward
+from diffusers.models.attention_processor import Attention
+from diffusers.models.resnet import ResnetBlock2D
+from diffusers.models.transformers.transformer_2d import Transformer2DModel
+from diffusers.models.unets.unet_2d_blocks import DownEncoderBlock2D, UNetMidBlock2D, UpDecoderBlock2D
+from diffusers.pipelines.stable_diffusion.safety_checker import StableDiffusionSafetyChecker
+from transformers import CLIPConfig, CLIPTextConfig, CLIPTextModel, CLIPVisionConfig, CLIPVisionModel
+from transformers.models.clip.modeling_clip import CLIPEncoderLayer
+
+from sdipc_jax.checkpoints.keys import flatten, to_torch, torch_name
+from tests.cases import Case
+
+torch.set_grad_enabled(False)
+
+
+def state_dict(params: dict[str, Any]) -> dict[str, torch.Tensor]:
+    """A parameter tree under PyTorch's names and layouts."""
+    return {
+        torch_name(path): torch.tensor(np.ascontiguousarray(to_torch(path, np.asarray(leaf))))
+        for path, leaf in flatten(params).items()
+    }
+
+
+def with_weights(module: torch.nn.Module, params: dict[str, Any]) -> Any:
+    """The module in eval mode with the tree's weights; every one of its own must be among them."""
+    missing, extra = module.load_state_dict(state_dict(params), strict=False)
+    assert not extra, extra
+    assert not [name for name in missing if not name.endswith("position_ids")], missing
+    return module.eval()
+
+
+def options(config: Any) -> dict[str, Any]:
+    """A configuration as keyword arguments of its PyTorch class."""
+    return {name: list(value) if isinstance(value, tuple) else value for name, value in config.to_json().items()}
+
+
+def nchw(x: np.ndarray) -> torch.Tensor:
+    """A channels-last array as PyTorch wants it."""
+    return torch.tensor(np.ascontiguousarray(x.transpose(0, 3, 1, 2)))
+
+
+def nhwc(x: torch.Tensor) -> np.ndarray:
+    """A PyTorch picture, channels last."""
+    return x.float().numpy().transpose(0, 2, 3, 1)
+
+
+def unet(case: Case) -> Any:
+    """The UNet of a case."""
+    return with_weights(UNet2DConditionModel(**options(case.module.config)), case.params)
+
+
+def run_unet(case: Case) -> np.ndarray:
+    """What PyTorch's UNet gives."""
+    sample, timesteps, context = case.inputs
+    return nhwc(unet(case)(nchw(sample), torch.tensor(timesteps), torch.tensor(context)).sample)
+
+
+def run_vae(case: Case) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Mean and log-variance of the latents, and the pictures of the mean."""
+    vae = with_weights(AutoencoderKL(**options(case.module.config)), case.params)
+    latents = vae.encode(nchw(case.inputs[0])).latent_dist
+    return nhwc(latents.mean), nhwc(latents.logvar), nhwc(vae.decode(latents.mean).sample)
+
+
+def run_text(case: Case) -> np.ndarray:
+    """The last hidden states."""
+    model = with_weights(CLIPTextModel(CLIPTextConfig(**options(case.module.config))), case.params)
+    return model(torch.tensor(case.inputs[0], dtype=torch.long)).last_hidden_state.numpy()
+
+
+def run_vision(case: Case) -> np.ndarray:
+    """The pooled output."""
+    model = with_weights(CLIPVisionModel(CLIPVisionConfig(**options(case.module.config))), case.params)
+    return model(nchw(case.inputs[0])).pooler_output.numpy()
+
+
+def _block(name: str) -> torch.nn.Module:
+    width, groups = 24, 6
+    resnet = {"groups": groups, "in_channels": width, "temb_channels": 12}
+    vae = {"num_layers": 1, "in_channels": width, "out_channels": width, "resnet_groups": groups}
+    blocks = {
+        "group-norm-1e-5": lambda: torch.nn.GroupNorm(groups, width, eps=1e-5),
+        "group-norm-1e-6": lambda: torch.nn.GroupNorm(groups, width, eps=1e-6),
+        "layer-norm": lambda: torch.nn.LayerNorm(width, eps=1e-5),
+        "self-attention": lambda: Attention(width, heads=4, dim_head=6),
+        "cross-attention": lambda: Attention(width, cross_attention_dim=width, heads=3, dim_head=8),
+        "feed-forward": lambda: FeedForward(width, activation_fn="geglu"),
+        "transformer-block": lambda: BasicTransformerBlock(width, 4, 6, cross_attention_dim=width),
+        "transformer": lambda: Transformer2DModel(4, 6, width, cross_attention_dim=width, norm_num_groups=groups),
+        "transformer-linear": lambda: Transformer2DModel(
+            2, 12, width, cross_attention_dim=width, norm_num_groups=groups, use_linear_projection=True
+        ),
+        "resnet": lambda: ResnetBlock2D(out_channels=36, eps=1e-5, **resnet),
+        "resnet-same-width": lambda: ResnetBlock2D(out_channels=width, eps=1e-5, **resnet),
+        "vae-resnet": lambda: ResnetBlock2D(out_channels=36, eps=1e-6, **resnet | {"temb_channels": None}),
+        "vae-middle": lambda: UNetMidBlock2D(
+            width, temb_channels=None, resnet_groups=groups, attention_head_dim=width, resnet_eps=1e-6
+        ),
+        "vae-down": lambda: DownEncoderBlock2D(**vae, downsample_padding=0),
+        "vae-up": lambda: UpDecoderBlock2D(**vae | {"num_layers": 2}, temb_channels=None),
+        "clip-layer": lambda: CLIPEncoderLayer(
+            CLIPTextConfig(hidden_size=width, intermediate_size=48, num_attention_heads=4, attn_implementation="eager")
+        ),
+    }
+    return blocks[name]()
+
+
+def run_block(case: Case) -> np.ndarray:
+    """What PyTorch's block gives."""
+    name = case.name.rsplit("-", 1)[0]
+    module = with_weights(_block(name), case.params)
+    inputs = [nchw(x) if x.ndim == 4 else torch.tensor(x) for x in case.inputs]
+    if name == "clip-layer":
+        outputs = module(*inputs, attention_mask=None, causal_attention_mask=None)[0]
+    elif name.startswith("transformer") and name != "transformer-block":
+        outputs = module(inputs[0], encoder_hidden_states=inputs[1]).sample
+    elif name == "transformer-block":
+        outputs = module(inputs[0], encoder_hidden_states=inputs[1])
+    elif name.startswith(("resnet", "vae-resnet")):
+        outputs = module(inputs[0], inputs[1] if len(inputs) > 1 else None)
+    else:
+        outputs = module(*inputs)
+    return nhwc(outputs) if outputs.ndim == 4 else outputs.numpy()
+
+
+def run_safety(case: Case) -> np.ndarray:
+    """Which pictures are flagged."""
+    vision = case.module.config
+    config = CLIPConfig(projection_dim=vision.projection_dim, vision_config=options(vision))
+    checker = with_weights(StableDiffusionSafetyChecker(config), case.params)
+    pictures = np.ones((len(case.inputs[0]), 2, 2, 3), np.float32)
+    return np.asarray(checker(nchw(case.inputs[0]), pictures)[1])

@@ -1,0 +1,158 @@
+"""The networks against PyTorch's numbers (golden files), and the mistakes that those numbers must catch."""
+
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from sdipc_jax.models import attention, layers
+from sdipc_jax.models.attention import dot_product_attention
+from sdipc_jax.models.safety import flag
+from sdipc_jax.models.vae import AutoencoderKL
+from tests import cases
+from tests.cases import Case
+from tests.compare import relative_error
+
+GOLDEN = np.load(Path(__file__).parent / "golden/models.npz")
+TOLERANCE = 1e-5
+
+
+def by_name(made: list[Case]) -> list:
+    return [pytest.param(case, id=case.name) for case in made]
+
+
+@pytest.mark.parametrize("case", by_name(cases.block_cases()))
+def test_block(case: Case) -> None:
+    assert relative_error(case.run(), GOLDEN[f"block/{case.name}"]) <= TOLERANCE
+
+
+@pytest.mark.parametrize("case", by_name(cases.unet_cases()))
+def test_unet(case: Case) -> None:
+    assert relative_error(case.run(), GOLDEN[f"unet/{case.name}"]) <= TOLERANCE
+
+
+@pytest.mark.parametrize("case", by_name(cases.vae_cases()))
+def test_vae(case: Case) -> None:
+    def both(variables: dict, pictures: jax.Array) -> tuple:
+        mean, log_variance = case.module.apply(variables, pictures, method=AutoencoderKL.encode)
+        return mean, log_variance, case.module.apply(variables, mean, method=AutoencoderKL.decode)
+
+    for part, found in zip(("mean", "log_variance", "pictures"), case.run(both), strict=True):
+        assert relative_error(found, GOLDEN[f"vae/{case.name}/{part}"]) <= TOLERANCE, part
+
+
+@pytest.mark.parametrize("case", by_name(cases.text_cases()))
+def test_text_tower(case: Case) -> None:
+    assert relative_error(case.run(), GOLDEN[f"text/{case.name}"]) <= TOLERANCE
+
+
+@pytest.mark.parametrize("case", by_name(cases.vision_cases()))
+def test_vision_tower(case: Case) -> None:
+    assert relative_error(case.run(), GOLDEN[f"vision/{case.name}"]) <= TOLERANCE
+
+
+@pytest.mark.parametrize("case", by_name(cases.safety_cases()))
+def test_safety_checker(case: Case) -> None:
+    np.testing.assert_array_equal(case.run(), GOLDEN[f"safety/{case.name}"])
+
+
+@pytest.mark.parametrize("name, epsilon", [("group-norm-1e-5", 1e-6), ("group-norm-1e-6", 1e-5)])
+def test_golden_files_catch_a_wrong_epsilon(name: str, epsilon: float) -> None:
+    case = next(case for case in cases.block_cases() if case.name == f"{name}-0.01")
+    wrong = case.module.clone(epsilon=epsilon)
+    assert relative_error(case.run(wrong.apply), GOLDEN[f"block/{case.name}"]) > TOLERANCE
+
+
+def test_golden_files_catch_the_tanh_gelu(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(attention, "gelu", lambda x: jax.nn.gelu(x, approximate=True))
+    case = cases.unet_cases()[0]
+    assert relative_error(case.run(), GOLDEN[f"unet/{case.name}"]) > TOLERANCE
+
+
+def test_golden_files_catch_plain_gelu_for_quick_gelu(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(layers.ACTIVATIONS, "quick_gelu", layers.gelu)
+    case = cases.text_cases()[0]
+    assert relative_error(case.run(), GOLDEN[f"text/{case.name}"]) > TOLERANCE
+
+
+def test_group_norm_by_hand() -> None:
+    x = jnp.array([[[1.0, 3.0, 10.0, 10.0], [5.0, 7.0, 10.0, 14.0]]])
+    params = {"scale": jnp.array([1.0, 2.0, 1.0, 1.0]), "bias": jnp.array([0.0, 0.0, 1.0, 0.0])}
+    found = layers.GroupNorm(groups=2, epsilon=0.0).apply({"params": params}, x)
+    # Group 1 has mean 4 and variance 5, group 2 mean 11 and variance 3.
+    s5, s3 = np.sqrt(5), np.sqrt(3)
+    expected = [[[-3 / s5, -2 / s5, -1 / s3 + 1, -1 / s3], [1 / s5, 6 / s5, -1 / s3 + 1, 3 / s3]]]
+    np.testing.assert_allclose(found, expected, rtol=1e-6)
+
+
+def test_group_norm_keeps_its_precision_on_a_large_mean() -> None:
+    x = np.random.default_rng(0).standard_normal((1, 64, 8))
+    params = {"scale": jnp.ones(8), "bias": jnp.zeros(8)}
+    norm = layers.GroupNorm(groups=2, epsilon=1e-6)
+    plain = norm.apply({"params": params}, jnp.asarray(x, jnp.float32))
+    shifted = norm.apply({"params": params}, jnp.asarray(x + 1000, jnp.float32))
+    assert relative_error(shifted, plain) < 1e-3
+
+
+def test_attention_by_hand() -> None:
+    # One query of depth 4 halves its products: scores ln 3 and 0 weigh the values 3 to 1.
+    query = jnp.array([[[[2 * np.log(3.0), 0, 0, 0]]]], jnp.float32)
+    key = jnp.array([[[[1.0, 0, 0, 0]], [[0, 5.0, 0, 0]]]])
+    value = jnp.array([[[[4.0, 0, 0, 8.0]], [[0, 4.0, 0, 8.0]]]])
+    np.testing.assert_allclose(dot_product_attention(query, key, value), [[[[3, 1, 0, 8]]]], rtol=1e-6)
+
+
+def test_76_equal_keys_are_one_key_with_ln_76_on_its_logit() -> None:
+    generator = np.random.default_rng(0)
+    query, start, vector = (generator.standard_normal(shape) for shape in ((5, 8), (8,), (8,)))
+    values = generator.standard_normal((2, 8))
+
+    def softmax(scores: np.ndarray) -> np.ndarray:
+        weights = np.exp(scores - scores.max(axis=-1, keepdims=True))
+        return weights / weights.sum(axis=-1, keepdims=True)
+
+    two = softmax(query @ np.stack([start, vector]).T / np.sqrt(8) + np.array([0, np.log(76)])) @ values
+    keys = np.stack([start] + [vector] * 76).astype(np.float32)
+    states = np.stack([values[0]] + [values[1]] * 76).astype(np.float32)
+    found = dot_product_attention(jnp.asarray(query, jnp.float32)[None, :, None], keys[None, :, None], states[None, :, None])
+    np.testing.assert_allclose(found[0, :, 0], two, rtol=1e-5)
+
+
+def test_deep_prompts_stand_between_class_token_and_patches() -> None:
+    case = cases.vision_cases()[0]
+    config = case.module.config
+    prompts = np.random.default_rng(9).standard_normal((config.num_hidden_layers, 5, config.hidden_size), np.float32)
+    _, with_prompts = jax.jit(
+        lambda *inputs: case.module.apply({"params": case.params}, *inputs, capture_intermediates=True)
+    )(case.inputs[0], prompts)
+    layers_out = with_prompts["intermediates"]["vision_model"]["encoder"]["layers"]
+    patches = (config.image_size // config.patch_size) ** 2
+    assert layers_out["0"]["__call__"][0].shape[1] == 1 + 5 + patches
+    assert layers_out["2"]["__call__"][0].shape[1] == 1 + 5 + patches
+    # Prompts of later layers replace those before them: changing the last layer's changes the result, and so does
+    # changing the first's, whose effect has gone into class token and patches.
+    plain = case.module.apply({"params": case.params}, case.inputs[0], prompts)
+    for layer in range(config.num_hidden_layers):
+        moved = prompts.copy()
+        moved[layer] *= -1
+        assert relative_error(case.module.apply({"params": case.params}, case.inputs[0], moved), plain) > 1e-3
+
+
+@pytest.mark.parametrize(
+    "special, concept, expected",
+    [
+        (-0.2, -0.0004, False),
+        (-0.2, 0.0004, False),
+        (-0.2, 0.0006, True),
+        (0.1, -0.0004, True),  # near a special-care concept the thresholds are lower by 0.01
+        (0.1, -0.0098, False),
+        (0.0004, -0.0004, False),
+    ],
+)
+def test_safety_thresholds(special: float, concept: float, expected: bool) -> None:
+    special_cosines = jnp.full((1, 3), -0.5).at[0, 1].set(0.2 + special)
+    concept_cosines = jnp.full((1, 17), -0.5).at[0, 16].set(0.2 + concept)
+    found = flag(special_cosines, concept_cosines, jnp.full(3, 0.2), jnp.full(17, 0.2))
+    assert found.tolist() == [expected]
