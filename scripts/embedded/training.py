@@ -1,0 +1,182 @@
+"""What the stages share: the loop under a time budget, resumable state, metrics."""
+
+import dataclasses
+import json
+import os
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jaxtyping import Array, Float
+from safetensors.numpy import load_file, save_file
+
+from sdipc_jax.checkpoints.keys import flatten, unflatten
+
+Tree = dict[str, Any]
+LossFunction = Callable[[Tree, Tree, Array], tuple[Float[Array, ""], Tree]]
+
+_FIRST_MOMENT, _SECOND_MOMENT = 0.9, 0.99
+
+
+@dataclasses.dataclass
+class State:
+    """Everything that the next step depends on, but for the data."""
+
+    params: Tree
+    ema: Tree
+    optimizer: Any
+    step: int = 0
+    seconds: float = 0.0
+
+
+@dataclasses.dataclass(frozen=True)
+class Budget:
+    """How long a stage runs and how its learning rate goes: up over `warmup` steps, then down a cosine of time.
+
+    The cosine follows the clock and not the steps, since what a shared machine does in a minute is not known.
+    """
+
+    minutes: float
+    learning_rate: float
+    warmup: int
+    weight_decay: float
+    ema: float
+    floor: float = 0.02
+
+    def rate(self, state: State, first_step: int, first_second: float) -> float:
+        share = min(1.0, (state.seconds - first_second) / (60 * self.minutes))
+        cosine = self.floor + (1 - self.floor) * 0.5 * (1 + np.cos(np.pi * share))
+        return self.learning_rate * cosine * min(1.0, (state.step - first_step + 1) / self.warmup)
+
+
+def _optimizer(budget: Budget) -> optax.GradientTransformation:
+    """AdamW without its learning rate, which the step applies; only matrices and kernels decay."""
+    return optax.chain(
+        optax.clip_by_global_norm(1.0),
+        optax.scale_by_adam(_FIRST_MOMENT, _SECOND_MOMENT),
+        optax.add_decayed_weights(
+            budget.weight_decay, mask=lambda params: jax.tree.map(lambda leaf: leaf.ndim > 1, params)
+        ),
+    )
+
+
+def train(
+    name: str,
+    params: Tree,
+    loss: LossFunction,
+    batches: Callable[[int], Tree],
+    budget: Budget,
+    folder: Path,
+    *,
+    seed: int,
+    evaluate: Callable[[Tree], Tree] | None = None,
+) -> Tree:
+    """Trains until the budget is spent and returns the averaged parameters; continues from `folder` if it can.
+
+    Args:
+        name: of the stage; its state is `<folder>/<name>.safetensors`.
+        params: where training starts if there is no state yet.
+        loss: (parameters, batch, key) to the loss and what to log.
+        batches: the batch of a step, a function of the step's number alone.
+        evaluate: measures the averaged parameters every few minutes.
+    """
+    optimizer = _optimizer(budget)
+    state = _restore(folder / f"{name}.safetensors", State(params, params, optimizer.init(params)))
+    key = jax.random.key(seed)
+
+    def update(params: Tree, ema: Tree, moments: Any, batch: Tree, step: Array, rate: Array) -> tuple[Any, ...]:
+        gradients, metrics = jax.grad(loss, has_aux=True)(params, batch, jax.random.fold_in(key, step))
+        updates, moments = optimizer.update(gradients, moments, params)
+        params = jax.tree.map(lambda leaf, change: leaf - rate * change, params, updates)
+        # The average forgets the first steps quickly: its horizon grows with their number.
+        decay = jnp.minimum(budget.ema, (1 + step) / (10 + step))
+        ema = jax.tree.map(lambda mean, leaf: decay * mean + (1 - decay) * leaf, ema, params)
+        return params, ema, moments, metrics
+
+    compiled = jax.jit(update, donate_argnums=(0, 1, 2))
+    logged, sums, saved, judged = time.monotonic(), {}, time.monotonic(), time.monotonic()
+    logged_step, pictures = state.step, 0
+    while state.seconds < 60 * budget.minutes:
+        started = time.monotonic()
+        batch = batches(state.step)
+        rate = jnp.float32(budget.rate(state, 0, 0.0))
+        state.params, state.ema, state.optimizer, metrics = compiled(
+            state.params, state.ema, state.optimizer, batch, jnp.int32(state.step), rate
+        )
+        pictures += len(next(iter(batch.values())))
+        sums = {key: sums.get(key, 0.0) + float(value) for key, value in metrics.items()}
+        state.step += 1
+        now = time.monotonic()
+        state.seconds += now - started
+        if now - logged > 20:
+            count = state.step - logged_step
+            means = {key: round(value / count, 5) for key, value in sums.items()}
+            speed = {"pictures_per_second": round(pictures / (now - logged), 1), "rate": round(float(rate), 6)}
+            log(folder, {"stage": name, "step": state.step, "minutes": round(state.seconds / 60, 2)} | means | speed)
+            logged, sums, logged_step, pictures = now, {}, state.step, 0
+        if now - saved > 90:
+            _save(folder / f"{name}.safetensors", state)
+            saved = now
+        if evaluate is not None and now - judged > 240:
+            log(folder, {"stage": name, "step": state.step} | evaluate(state.ema))
+            judged = logged = saved = time.monotonic()
+            logged_step, sums, pictures = state.step, {}, 0
+    _save(folder / f"{name}.safetensors", state)
+    if evaluate is not None:
+        log(folder, {"stage": name, "step": state.step, "final": True} | evaluate(state.ema))
+    return state.ema
+
+
+def log(folder: Path, values: Tree) -> None:
+    """Prints the values and appends them to metrics.jsonl."""
+    line = json.dumps(values)
+    print(line, flush=True)
+    with (folder / "metrics.jsonl").open("a", encoding="utf-8") as file:
+        file.write(line + "\n")
+
+
+def averaged(folder: Path, name: str) -> Tree | None:
+    """The averaged parameters that a stage has reached, or None if it has not begun."""
+    path = folder / f"{name}.safetensors"
+    return _unpack(load_file(path))["ema"] if path.is_file() else None
+
+
+def save_tree(path: Path, tree: Tree) -> None:
+    """Writes nested dicts of arrays so that the file is whole or not there."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    arrays = {".".join(names): np.ascontiguousarray(leaf) for names, leaf in flatten(tree).items()}
+    temporary = path.with_suffix(".tmp")
+    save_file(arrays, temporary)
+    os.replace(temporary, path)
+
+
+def load_tree(path: Path) -> Tree:
+    """What `save_tree` wrote."""
+    return _unpack(load_file(path))
+
+
+def _unpack(arrays: Tree) -> Tree:
+    return unflatten({tuple(name.split(".")): jnp.asarray(leaf) for name, leaf in arrays.items()})
+
+
+def _save(path: Path, state: State) -> None:
+    moments = {f"{index:05d}": leaf for index, leaf in enumerate(jax.tree.leaves(state.optimizer))}
+    progress = {"step": np.int64(state.step), "seconds": np.float64(state.seconds)}
+    save_tree(path, {"params": state.params, "ema": state.ema, "optimizer": moments, "progress": progress})
+
+
+def _restore(path: Path, fresh: State) -> State:
+    if not path.is_file():
+        # The step donates its arguments: no two of them may share memory.
+        return dataclasses.replace(fresh, ema=jax.tree.map(jnp.array, fresh.params), params=jax.tree.map(jnp.array, fresh.params))
+    tree = load_file(path)
+    moments = [jnp.asarray(tree[name]) for name in sorted(tree) if name.startswith("optimizer.")]
+    loaded = _unpack({name: leaf for name, leaf in tree.items() if name.startswith(("params.", "ema."))})
+    optimizer = jax.tree.unflatten(jax.tree.structure(fresh.optimizer), moments)
+    step, seconds = int(tree["progress.step"]), float(tree["progress.seconds"])
+    return State(loaded["params"], loaded["ema"], optimizer, step, seconds)

@@ -1,0 +1,426 @@
+"""Pictures: reading files that may be hostile, and CLIP preprocessing."""
+
+import hashlib
+import io
+import os
+import stat
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Annotated, Any, Self
+
+import numpy as np
+from jaxtyping import Float32, UInt8
+from PIL import ExifTags, Image, ImageCms, ImageFile
+from PIL.JpegImagePlugin import JpegImageFile
+from PIL.PngImagePlugin import PngImageFile
+from PIL.WebPImagePlugin import WebPImageFile
+from pydantic import ConfigDict, Field, ValidationError
+from pydantic.dataclasses import dataclass as pydantic_dataclass
+
+from sdipc_jax.errors import InputError
+
+MAX_BYTES = 200_000_000
+MAX_PIXELS = 50_000_000
+MIN_SIDE = 16
+MAX_ASPECT = 200
+NOTED_ASPECT = 20
+MAX_PROFILE_BYTES = 4 * 2**20
+
+# Chosen by content and called directly: nothing else in Pillow can be reached, whatever plugins are installed.
+_DECODERS: dict[str, tuple[bytes, type[ImageFile.ImageFile]]] = {
+    "JPEG": (b"\xff\xd8\xff", JpegImageFile),
+    "PNG": (b"\x89PNG\r\n\x1a\n", PngImageFile),
+    "WebP": (b"RIFF", WebPImageFile),
+}
+# What people try most often, to be called by its name: (offset, first bytes, name).
+_OTHER_FILES = (
+    (0, b"GIF8", "a GIF"),
+    (0, b"BM", "a BMP"),
+    (0, b"II*\0", "a TIFF"),
+    (0, b"MM\0*", "a TIFF"),
+    (0, b"8BPS", "a PSD"),
+    (0, b"%PDF", "a PDF"),
+    (0, b"%!PS", "an EPS"),
+    (0, b"SIMPLE  =", "a FITS"),
+    (0, b"<", "an SVG, XML or HTML"),
+    (4, b"jP  ", "a JPEG 2000"),
+    (4, b"ftypavif", "an AVIF"),
+    (4, b"ftyphei", "a HEIC"),
+)
+_UPRIGHT = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+
+
+@dataclass(frozen=True, eq=False)
+class Picture:
+    """A picture that was read.
+
+    Attributes:
+        pixels: 8-bit sRGB, upright, on white where it was transparent.
+        sha256: of the file's bytes, those that were decoded.
+        format: `JPEG`, `PNG` or `WebP`, by content.
+        notes: what a person may want to know, such as "an animation: its first frame is used".
+    """
+
+    pixels: UInt8[np.ndarray, "H W 3"]
+    sha256: str
+    format: str
+    notes: tuple[str, ...] = ()
+
+
+def read_picture(path: str | Path) -> Picture:
+    """Reads a JPEG, PNG or WebP file. The file's name plays no part; its metadata is not kept.
+
+    Limits: 200 MB, 50 megapixels (checked before anything is decoded), sides of at least 16 pixels, 200:1.
+
+    Raises:
+        InputError: the file cannot be read, is of another kind or damaged, or goes beyond the limits.
+    """
+    name = printable(path)
+    data = read_bytes(path)
+    kind, decoder = _identify(name, data)
+    notes: list[str] = []
+    try:
+        image = decoder(io.BytesIO(data))
+        _check_size(name, *image.size)
+        if kind == "PNG":
+            # Decoding does not look at the checksums of the pixels' chunks; this does, but cannot decode after.
+            PngImageFile(io.BytesIO(data)).verify()
+        pixels = np.asarray(_decode(name, image, notes))
+    except InputError:
+        raise
+    except Image.DecompressionBombError:
+        raise _too_large(name, "over a hundred") from None
+    except Exception as error:  # Whatever the decoders raise: for some bytes that is almost anything.
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise InputError(
+            f"{name}: found a damaged {kind} file ({reason}), expected a whole one: get it again or save it anew"
+        ) from None
+    height, width = pixels.shape[:2]
+    if max(height, width) > NOTED_ASPECT * min(height, width):
+        notes.append(f"{width}x{height} pixels is longer than {NOTED_ASPECT}:1: little of it is in the centre crop")
+    if (pixels == pixels[0, 0]).all():
+        notes.append("all pixels have the same colour")
+    return Picture(pixels, hashlib.sha256(data).hexdigest(), kind, tuple(notes))
+
+
+def read_bytes(path: str | Path) -> bytes:
+    """The content of a regular file of at most 200 MB.
+
+    Raises:
+        InputError: there is none, it is empty or too large, or it cannot be read.
+    """
+    name = printable(path)
+    try:
+        # A device or a pipe could block for ever on opening.
+        if not stat.S_ISREG(os.stat(path).st_mode):
+            raise InputError(f"{name}: found a folder or a device, expected a file: name the file itself")
+        with open(path, "rb") as stream:
+            data = stream.read(MAX_BYTES + 1) if os.fstat(stream.fileno()).st_size <= MAX_BYTES else None
+    except InputError:
+        raise
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise InputError(f"{name}: {reason}, expected a file that can be read: check the path and its rights") from None
+    if data is None or len(data) > MAX_BYTES:
+        raise InputError(f"{name}: found more than {MAX_BYTES // 10**6} MB, expected a picture: scale it down")
+    if not data:
+        raise InputError(f"{name}: found an empty file, expected a JPEG, PNG or WebP picture: get it again")
+    return data
+
+
+def printable(path: str | Path) -> str:
+    """The path as a message can show it, on one line."""
+    return str(path) if str(path).isprintable() else ascii(str(path))
+
+
+def _identify(name: str, data: bytes) -> tuple[str, type[ImageFile.ImageFile]]:
+    for kind, (magic, decoder) in _DECODERS.items():
+        if data.startswith(magic):
+            return kind, decoder
+    start = data[:64].lstrip(b"\xef\xbb\xbf\r\n\t ") if data[:64].isascii() else data
+    found = next(
+        (what for offset, magic, what in _OTHER_FILES if start.startswith(magic, offset)), "an unknown kind of"
+    )
+    raise InputError(f"{name}: found {found} file, expected JPEG, PNG or WebP content: convert it to PNG")
+
+
+def _check_size(name: str, width: int, height: int) -> None:
+    """Refuses by the header alone."""
+    if width * height > MAX_PIXELS:
+        raise _too_large(name, f"{width}x{height} = {width * height / 1e6:.1f}")
+    size = f"{name}: found {width}x{height} pixels"
+    if min(width, height) < MIN_SIDE:
+        raise InputError(f"{size}, expected sides of at least {MIN_SIDE}: use a larger picture")
+    if max(width, height) > MAX_ASPECT * min(width, height):
+        raise InputError(f"{size}, expected at most {MAX_ASPECT}:1: cut out the part that matters")
+
+
+def _too_large(name: str, megapixels: str) -> InputError:
+    return InputError(
+        f"{name}: found {megapixels} megapixels, expected at most {MAX_PIXELS // 10**6}: scale the picture down"
+    )
+
+
+def _decode(name: str, image: ImageFile.ImageFile, notes: list[str]) -> Image.Image:
+    """The upright sRGB picture; notes are added to the list."""
+    if getattr(image, "is_animated", False):
+        notes.append("an animation: its first frame is used")
+    rawmode = image.tile[0].args if image.format == "PNG" else None
+    image.load()
+    flat, alpha = _split_alpha(name, image, rawmode)
+    flat = _to_srgb(flat, image.info.get("icc_profile"), notes)
+    if alpha is not None and alpha.getextrema() != (255, 255):
+        notes.append("transparent: shown on white")
+        white = Image.new("RGB", flat.size, "white")
+        white.paste(flat, mask=alpha)
+        flat = white
+    try:
+        orientation = image.getexif().get(ExifTags.Base.Orientation, 1)
+    except Exception:  # Parses bytes that no checksum need cover.
+        notes.append("its EXIF data is damaged: the picture may lie on its side")
+        orientation = 1
+    return flat.transpose(_UPRIGHT[orientation]) if orientation in _UPRIGHT else flat
+
+
+def _split_alpha(name: str, image: Image.Image, rawmode: Any) -> tuple[Image.Image, Image.Image | None]:
+    """The colours, 8-bit of mode L, RGB or CMYK, and the alpha channel if there is any transparency.
+
+    Pillow reduces 16-bit colour to its high byte, so 16-bit grey is reduced in the same way; `convert` would clip it.
+    It also leaves a transparent colour in the file's bit depth while it scales the pixels, hence `rawmode`, the
+    layout of the pixels in a PNG file.
+    """
+    key = image.info.get("transparency")
+    if image.mode == "P":
+        image, key = image.convert("RGB" if key is None else "RGBA"), None
+    if image.mode in ("RGBA", "LA"):
+        return image.convert(image.mode[:-1]), image.getchannel("A")
+    if image.mode == "1":
+        image = image.convert("L")
+    alpha = None
+    if key is not None:
+        if rawmode == "RGB;16B":
+            raise InputError(
+                f"{name}: found 16-bit colour with a transparent colour, expected an alpha channel: "
+                "save it as 8-bit or with alpha"
+            )
+        depth = {"L;2": 2, "L;4": 4, "I;16B": 16}.get(rawmode, 8)
+        largest = 2**depth - 1
+        levels = np.asarray(image)
+        same = levels == (np.asarray(key) & largest) * (max(largest, 255) // largest)
+        alpha = Image.fromarray(np.where(same.all(-1) if same.ndim == 3 else same, 0, 255).astype(np.uint8))
+    if image.mode == "I;16":
+        image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
+    return image, alpha
+
+
+def _to_srgb(image: Image.Image, profile: bytes | None, notes: list[str]) -> Image.Image:
+    """Colours through the ICC profile, where the file has one."""
+    if not profile:
+        if image.mode == "CMYK":
+            notes.append("CMYK without a colour profile: colours are approximate")
+        return image.convert("RGB")
+    if len(profile) > MAX_PROFILE_BYTES:
+        notes.append(f"its colour profile of {len(profile)} bytes is too large and was not used")
+        return image.convert("RGB")
+    try:
+        source = ImageCms.ImageCmsProfile(io.BytesIO(profile))
+        if source.profile.xcolor_space == "RGB " and image.mode == "L":
+            image = image.convert("RGB")
+        transform = ImageCms.buildTransform(
+            source,
+            ImageCms.createProfile("sRGB"),
+            image.mode,
+            "RGB",
+            ImageCms.Intent.RELATIVE_COLORIMETRIC,
+            ImageCms.Flags.BLACKPOINTCOMPENSATION,
+        )
+        if _is_identity(transform, image.mode):
+            return image.convert("RGB")
+        converted = ImageCms.applyTransform(image, transform)
+    except (ImageCms.PyCMSError, OSError, ValueError):
+        notes.append("its colour profile does not fit the picture and was not used")
+        return image.convert("RGB")
+    assert converted is not None  # Only with inPlace=True.
+    return converted
+
+
+def _is_identity(transform: ImageCms.ImageCmsTransform, mode: str) -> bool:
+    """Whether no colour moves by more than rounding: such pixels stay as they are, to the bit.
+
+    The many pictures with an sRGB profile then have the same pixels as in programs that ignore profiles.
+    """
+    if mode == "CMYK":
+        return False
+    ramp = np.linspace(0, 255, 18).astype(np.uint8)
+    grid = np.stack(np.meshgrid(ramp, ramp, ramp), axis=-1).reshape(18, -1, 3)
+    sample = Image.fromarray(grid).convert(mode)
+    moved = ImageCms.applyTransform(sample, transform)
+    return bool(np.abs(np.asarray(moved, np.int16) - np.asarray(sample.convert("RGB"), np.int16)).max() <= 2)
+
+
+# Keys that change no number. Pictures are RGB when they come here, whatever do_convert_rgb says.
+_NO_NUMBERS = frozenset(
+    """data_format device disable_grouping do_convert_rgb input_data_format processor_class return_tensors""".split()
+)
+_CLASSES = ("CLIPFeatureExtractor", "CLIPImageProcessor", "CLIPImageProcessorFast", "CLIPImageProcessorPil")
+# Options that are supported with these values alone.
+_FIXED: dict[str, tuple[Any, ...]] = {
+    "do_pad": (False,),
+    "use_square_size": (False,),
+    "default_to_square": (False,),
+    "feature_extractor_type": _CLASSES,
+    "image_processor_type": _CLASSES,
+}
+_Side = Annotated[int, Field(ge=1, le=4096)]
+_Positive = Annotated[float, Field(gt=0)]
+
+
+@pydantic_dataclass(frozen=True, config=ConfigDict(strict=True, allow_inf_nan=False))
+class Preprocessing:
+    """The options of transformers' CLIPImageProcessor, under its names and with its defaults.
+
+    Attributes:
+        size: what pictures are resized to: the shortest edge, or (height, width).
+        crop_size: (height, width) of the centre crop; smaller pictures are padded with black.
+        resample: Pillow's number of the resampling filter; 3 is bicubic.
+    """
+
+    size: _Side | tuple[_Side, _Side] = 224
+    crop_size: tuple[_Side, _Side] = (224, 224)
+    resample: Annotated[int, Field(ge=0, le=5)] = 3
+    do_resize: bool = True
+    do_center_crop: bool = True
+    do_rescale: bool = True
+    rescale_factor: _Positive = 1 / 255
+    do_normalize: bool = True
+    image_mean: tuple[float, float, float] = (0.48145466, 0.4578275, 0.40821073)
+    image_std: tuple[_Positive, _Positive, _Positive] = (0.26862954, 0.26130258, 0.27577711)
+
+    def __post_init__(self) -> None:
+        if not self.do_center_crop and not (self.do_resize and isinstance(self.size, tuple)):
+            raise ValueError("without do_center_crop, size must have a height and a width: pictures must get one size")
+
+    @classmethod
+    def from_json(cls, values: Mapping[str, Any], source: str) -> Self:
+        """Reads a preprocessor_config.json of CLIPFeatureExtractor or CLIPImageProcessor.
+
+        Args:
+            values: the parsed JSON object; null stands for an option that is left out.
+            source: what to call it in errors, such as `clip/preprocessor_config.json`.
+
+        Raises:
+            InputError: an option is unknown or has a value that is not supported.
+        """
+        found = {}
+        for name, value in values.items():
+            if value is None or name in _NO_NUMBERS or name.startswith("_"):
+                continue
+            if name in cls.__dataclass_fields__:
+                found[name] = _from_json_value(name, value)
+            elif name not in _FIXED:
+                raise InputError(
+                    f"{source}: {name} is not an option of CLIPImageProcessor that is known here: "
+                    "remove it if it changes nothing, else this checkpoint is not supported"
+                )
+            elif value not in _FIXED[name]:
+                raise InputError(
+                    f"{source}: {name} is {value!r}, expected {' or '.join(map(str, _FIXED[name]))}: "
+                    "use the preprocessor of a CLIP"
+                )
+        try:
+            return cls(**found)
+        except ValidationError as error:
+            first = error.errors()[0]
+            message = first["msg"].removeprefix("Value error, ")
+            option = f"{first['loc'][0]} is {values[first['loc'][0]]!r}, " if first["loc"] else ""
+            raise InputError(f"{source}: {option}{message[0].lower()}{message[1:]}; correct the file") from None
+
+    def to_json(self) -> dict[str, Any]:
+        """The object that transformers writes to preprocessor_config.json."""
+        size = {"shortest_edge": self.size} if isinstance(self.size, int) else _named(self.size)
+        return asdict(self) | {
+            "size": size,
+            "crop_size": _named(self.crop_size),
+            "image_mean": list(self.image_mean),
+            "image_std": list(self.image_std),
+            "do_convert_rgb": True,
+            "image_processor_type": "CLIPImageProcessor",
+        }
+
+    @property
+    def output_size(self) -> tuple[int, int]:
+        """(height, width) of every preprocessed picture."""
+        if self.do_center_crop or isinstance(self.size, int):
+            return self.crop_size
+        return self.size
+
+    def resized(self, height: int, width: int) -> tuple[int, int]:
+        """(height, width) that a picture of this height and width has before the crop."""
+        if not self.do_resize:
+            return height, width
+        if isinstance(self.size, tuple):
+            return self.size
+        # The long side is rounded down, as transformers does it.
+        if height < width:
+            return self.size, int(self.size * width / height)
+        return int(self.size * height / width), self.size
+
+
+def preprocess(pixels: UInt8[np.ndarray, "H W 3"], settings: Preprocessing) -> Float32[np.ndarray, "S1 S2 3"]:
+    """What a CLIP vision tower sees of a picture: resized, cropped, normalised.
+
+    The numbers are those of transformers' CLIPImageProcessor (not of the `Fast` one, which resizes with torch and
+    differs by a level here and there).
+
+    Args:
+        pixels: 8-bit sRGB.
+
+    Returns:
+        float32 of `settings.output_size`.
+    """
+    height, width = settings.resized(*pixels.shape[:2])
+    image = pixels
+    if settings.do_resize:
+        image = np.asarray(Image.fromarray(pixels).resize((width, height), Image.Resampling(settings.resample)))
+    if settings.do_center_crop:
+        image = _center_crop(image, settings.crop_size)
+    # Scaled in float64 and rounded once.
+    scaled = (image * np.float64(settings.rescale_factor) if settings.do_rescale else image).astype(np.float32)
+    if settings.do_normalize:
+        scaled = (scaled - np.float32(settings.image_mean)) / np.float32(settings.image_std)
+    return scaled
+
+
+def _center_crop(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    missing = [max(0, wanted - side) for side, wanted in zip(image.shape, size, strict=False)]
+    image = np.pad(image, [*((pad - pad // 2, pad // 2) for pad in missing), (0, 0)])
+    top, left = ((side - wanted) // 2 for side, wanted in zip(image.shape, size, strict=False))
+    return image[top : top + size[0], left : left + size[1]]
+
+
+def _named(size: tuple[int, int]) -> dict[str, int]:
+    return {"height": size[0], "width": size[1]}
+
+
+def _from_json_value(name: str, value: Any) -> Any:
+    """An option as its field has it, or as it is if it has no known form."""
+    if isinstance(value, list):
+        return tuple(value)
+    if isinstance(value, Mapping) and value.keys() == {"height", "width"}:
+        return value["height"], value["width"]
+    if isinstance(value, Mapping) and value.keys() == {"shortest_edge"} and name == "size":
+        return value["shortest_edge"]
+    if name == "crop_size":
+        return value, value
+    if name in ("image_mean", "image_std"):
+        return value, value, value
+    return value
