@@ -194,12 +194,9 @@ def begin(
     return request, (x, SAMPLERS[name].init(x))
 
 
-@partial(jax.jit, donate_argnums=2)
+@jax.jit
 def advance(bundle: Bundle, request: Request, state: State, first: Any, last: Any) -> State:
-    """Evaluations `first` to `last` (excluded) of the loop. The bounds are traced: one program for any piece.
-
-    `state` is donated: its memory becomes the result's.
-    """
+    """Evaluations `first` to `last` (excluded) of the loop. The bounds are traced: one program for any piece."""
     config, sampler = bundle.config, SAMPLERS[request.sampler]
     schedule, guidance = request.schedule, request.guidance_scale
 
@@ -218,7 +215,7 @@ def advance(bundle: Bundle, request: Request, state: State, first: Any, last: An
             keys = jax.vmap(jax.random.fold_in, in_axes=(0, None))(request.keys, i + 1)
             channels_first = (x.shape[3], x.shape[1], x.shape[2])
             noise = _noise(keys, channels_first).transpose(0, 2, 3, 1)
-        return sampler.step(config.scheduler, schedule, i, x, output, history, noise, request.eta)
+        return sampler.step(schedule, i, x, output, history, noise, request.eta)
 
     return jax.lax.fori_loop(first, last, evaluate, state)
 
@@ -268,6 +265,18 @@ def _flagged(side: SafetySide, params: Params, pictures: Float[Array, "N H W 3"]
     return StableDiffusionSafetyChecker(side.vision).apply({"params": params}, pixels)
 
 
-def _preprocess(pictures: Float[Array, "N H W 3"], settings: Preprocessing) -> Float[Array, "N S S 3"]:
-    """CLIP preprocessing of 8-bit levels on the device, with Pillow's rounding after each of the two passes."""
-    raise InputError("unreachable")
+def _preprocess(levels: Float[Array, "N H W 3"], settings: Preprocessing) -> Float[Array, "N S S 3"]:
+    """`images.preprocess` on the device, bicubic: Pillow rounds to 8 bits after each of its two passes, and so does
+    this, so that a picture is flagged here when it is flagged there."""
+    if settings.do_resize:
+        height, width = settings.resized(levels.shape[1], levels.shape[2])
+        for shape in ((levels.shape[1], width), (height, width)):
+            if shape != levels.shape[1:3]:
+                levels = jax.image.resize(levels, (len(levels), *shape, 3), "cubic", precision=jax.lax.Precision.HIGHEST)
+                levels = jnp.clip(jnp.round(levels), 0, 255)
+    if settings.do_center_crop:
+        (height, width), (crop_height, crop_width) = levels.shape[1:3], settings.crop_size
+        top, left = (height - crop_height) // 2, (width - crop_width) // 2
+        levels = levels[:, top : top + crop_height, left : left + crop_width]
+    mean, std = jnp.array(settings.image_mean), jnp.array(settings.image_std)
+    return (levels * settings.rescale_factor - mean) / std

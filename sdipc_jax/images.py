@@ -7,7 +7,7 @@ import stat
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Annotated, Any, Self
+from typing import Annotated, Any, Self, cast
 
 import numpy as np
 from jaxtyping import Float32, UInt8
@@ -22,6 +22,8 @@ from sdipc_jax.errors import InputError
 
 MAX_BYTES = 200_000_000
 MAX_PIXELS = 50_000_000
+# Ten scans are usual; other bytes at the end of a file, such as a film, look like one now and then.
+MAX_SCANNED_PIXELS = 5_000_000_000
 MIN_SIDE = 16
 MAX_ASPECT = 200
 NOTED_ASPECT = 20
@@ -94,7 +96,9 @@ def read_picture(path: str | Path) -> Picture:
         if kind == "PNG":
             # Decoding does not look at the checksums of the pixels' chunks; this does, but cannot decode after.
             PngImageFile(io.BytesIO(data)).verify()
-        pixels = np.asarray(_decode(name, image, notes))
+        if kind == "JPEG":
+            _check_scans(name, data, *image.size)
+        upright = _decode(name, image, notes)
     except InputError:
         raise
     except Image.DecompressionBombError:
@@ -104,12 +108,11 @@ def read_picture(path: str | Path) -> Picture:
         raise InputError(
             f"{name}: found a damaged {kind} file ({reason}), expected a whole one: get it again or save it anew"
         ) from None
-    height, width = pixels.shape[:2]
-    if max(height, width) > NOTED_ASPECT * min(height, width):
-        notes.append(f"{width}x{height} pixels is longer than {NOTED_ASPECT}:1: little of it is in the centre crop")
-    if (pixels == pixels[0, 0]).all():
+    if max(upright.size) > NOTED_ASPECT * min(upright.size):
+        notes.append(f"longer than {NOTED_ASPECT}:1: the centre crop shows little of it")
+    if all(low == high for low, high in cast(Any, upright.getextrema())):
         notes.append("all pixels have the same colour")
-    return Picture(pixels, hashlib.sha256(data).hexdigest(), kind, tuple(notes))
+    return Picture(np.asarray(upright), hashlib.sha256(data).hexdigest(), kind, tuple(notes))
 
 
 def read_bytes(path: str | Path) -> bytes:
@@ -146,10 +149,9 @@ def _identify(name: str, data: bytes) -> tuple[str, type[ImageFile.ImageFile]]:
     for kind, (magic, decoder) in _DECODERS.items():
         if data.startswith(magic):
             return kind, decoder
-    start = data[:64].lstrip(b"\xef\xbb\xbf\r\n\t ") if data[:64].isascii() else data
-    found = next(
-        (what for offset, magic, what in _OTHER_FILES if start.startswith(magic, offset)), "an unknown kind of"
-    )
+    start = data[:64].lstrip(b"\xef\xbb\xbf\r\n\t ")
+    names = (what for offset, magic, what in _OTHER_FILES if start.startswith(magic, offset))
+    found = next(names, "an unknown kind of")
     raise InputError(f"{name}: found {found} file, expected JPEG, PNG or WebP content: convert it to PNG")
 
 
@@ -162,6 +164,16 @@ def _check_size(name: str, width: int, height: int) -> None:
         raise InputError(f"{size}, expected sides of at least {MIN_SIDE}: use a larger picture")
     if max(width, height) > MAX_ASPECT * min(width, height):
         raise InputError(f"{size}, expected at most {MAX_ASPECT}:1: cut out the part that matters")
+
+
+def _check_scans(name: str, data: bytes, width: int, height: int) -> None:
+    """Refuses a JPEG that goes over its pixels again and again: each scan costs time and hardly any bytes."""
+    scans = data.count(b"\xff\xda")
+    if scans * width * height > MAX_SCANNED_PIXELS:
+        raise InputError(
+            f"{name}: found {scans} JPEG scans of {width}x{height} pixels, "
+            f"expected at most {MAX_SCANNED_PIXELS // (width * height)}: save it anew"
+        )
 
 
 def _too_large(name: str, megapixels: str) -> InputError:
@@ -268,9 +280,10 @@ def _is_identity(transform: ImageCms.ImageCmsTransform, mode: str) -> bool:
 
 
 # Keys that change no number. Pictures are RGB when they come here, whatever do_convert_rgb says.
-_NO_NUMBERS = frozenset(
-    """data_format device disable_grouping do_convert_rgb input_data_format processor_class return_tensors""".split()
-)
+_NO_NUMBERS = {
+    *("data_format", "device", "disable_grouping", "do_convert_rgb", "input_data_format"),
+    *("processor_class", "return_tensors"),
+}
 _CLASSES = ("CLIPFeatureExtractor", "CLIPImageProcessor", "CLIPImageProcessorFast", "CLIPImageProcessorPil")
 # Options that are supported with these values alone.
 _FIXED: dict[str, tuple[Any, ...]] = {
@@ -340,9 +353,9 @@ class Preprocessing:
             return cls(**found)
         except ValidationError as error:
             first = error.errors()[0]
-            message = first["msg"].removeprefix("Value error, ")
-            option = f"{first['loc'][0]} is {values[first['loc'][0]]!r}, " if first["loc"] else ""
-            raise InputError(f"{source}: {option}{message[0].lower()}{message[1:]}; correct the file") from None
+            message = first["msg"].removeprefix("Value error, ").replace("Input should be", "expected")
+            option = "".join(f"{name} is {values[str(name)]!r}, " for name in first["loc"][:1])
+            raise InputError(f"{source}: {option}{message}: use the preprocessor of a CLIP") from None
 
     def to_json(self) -> dict[str, Any]:
         """The object that transformers writes to preprocessor_config.json."""
@@ -388,16 +401,17 @@ def preprocess(pixels: UInt8[np.ndarray, "H W 3"], settings: Preprocessing) -> F
         float32 of `settings.output_size`.
     """
     height, width = settings.resized(*pixels.shape[:2])
-    image = pixels
+    image: np.ndarray = pixels
     if settings.do_resize:
         image = np.asarray(Image.fromarray(pixels).resize((width, height), Image.Resampling(settings.resample)))
     if settings.do_center_crop:
         image = _center_crop(image, settings.crop_size)
-    # Scaled in float64 and rounded once.
-    scaled = (image * np.float64(settings.rescale_factor) if settings.do_rescale else image).astype(np.float32)
+    if settings.do_rescale:
+        image = image.astype(np.float64) * settings.rescale_factor
+    image = image.astype(np.float32)
     if settings.do_normalize:
-        scaled = (scaled - np.float32(settings.image_mean)) / np.float32(settings.image_std)
-    return scaled
+        image = (image - np.array(settings.image_mean, np.float32)) / np.array(settings.image_std, np.float32)
+    return image
 
 
 def _center_crop(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:

@@ -1,6 +1,7 @@
 """Text to token ids, with transformers' CLIP tokenizer."""
 
 import functools
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,8 @@ def load_tokenizer(folder: str) -> Any:
     path = Path(folder, "tokenizer")
     if not ((path / "vocab.json").is_file() and (path / "merges.txt").is_file()):
         raise InputError(f"{path}: expected a CLIP tokenizer with vocab.json and merges.txt")
+    # It says at every import that PyTorch is missing, which is as it should be here.
+    os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
     # Slow to import, and only needed where there is text.
     from transformers import CLIPTokenizer
 

@@ -121,7 +121,7 @@ def _write_json(path: Path, values: Mapping[str, Any]) -> None:
 def _write_weights(path: Path, params: Params, dtype: str | None) -> None:
     def stored(leaf_path: tuple[str, ...], leaf: Any) -> np.ndarray:
         array = np.asarray(leaf if dtype is None else jnp.asarray(leaf, dtype))
-        return np.ascontiguousarray(to_torch(leaf_path, array))
+        return np.asarray(to_torch(leaf_path, array), order="C")
 
     tensors = {torch_name(leaf_path): stored(leaf_path, leaf) for leaf_path, leaf in flatten(params).items()}
     save_file(tensors, path, metadata={"format": "pt"})

@@ -141,4 +141,4 @@ def load_tree(
 
 
 def _place(path: tuple[str, ...], tensor: Tensor, leaf: jax.ShapeDtypeStruct) -> jax.Array:
-    return jnp.asarray(np.ascontiguousarray(from_torch(path, tensor.read()), dtype=leaf.dtype))
+    return jnp.asarray(np.asarray(from_torch(path, tensor.read()), dtype=leaf.dtype, order="C"))

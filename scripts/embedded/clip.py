@@ -1,0 +1,124 @@
+"""The CLIP stage: both towers from scratch on pictures and their captions, and how well they find each other.
+
+Three things differ from Radford et al. 2021. A picture has several right captions (its own with and without the
+style, and those of the same thing drawn by others), so targets are spread over them. The vision tower sees a random
+half of the patches in most steps (FLIP, Li et al. 2023), which halves its cost. And the text is read off at a random
+place among the end token and the pads behind it, which are end tokens too: pads come to carry what the end token
+carries, as they nearly do in OpenAI's CLIP, and that is what the method rests on.
+"""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Int
+
+from embedded.augment import random_views
+from embedded.training import Tree
+from sdipc_jax.models import CLIPTextConfig, CLIPTextModel, CLIPVisionConfig, CLIPVisionModel
+from sdipc_jax.models.clip import CLIPEncoder
+from sdipc_jax.models.layers import layer_norm
+
+
+@dataclasses.dataclass(frozen=True)
+class Clip:
+    """The two towers; parameters are named as in transformers' CLIPModel."""
+
+    text: CLIPTextConfig
+    vision: CLIPVisionConfig
+
+    def init(self, key: Array) -> Tree:
+        keys = jax.random.split(key, 4)
+        size, width = self.vision.image_size, self.text.projection_dim
+        text = CLIPTextModel(self.text).init(keys[0], jnp.zeros((1, self.text.max_position_embeddings), jnp.int32))
+        vision = CLIPVisionModel(self.vision).init(keys[1], jnp.zeros((1, size, size, 3)))
+        # Linen starts embeddings at variance 1 / width; OpenAI's CLIP at 0.02 and 0.01.
+        embeddings = text["params"]["text_model"]["embeddings"]
+        for name, deviation in (("token_embedding", 0.02), ("position_embedding", 0.01)):
+            table = embeddings[name]["embedding"]
+            embeddings[name]["embedding"] = deviation * jax.random.normal(keys[0], table.shape)
+        projections = {
+            name: {"kernel": jax.random.normal(key, (features, width)) * features**-0.5}
+            for name, features, key in (
+                ("visual_projection", self.vision.hidden_size, keys[2]),
+                ("text_projection", self.text.hidden_size, keys[3]),
+            )
+        }
+        return {**text["params"], **vision["params"], **projections, "logit_scale": jnp.log(1 / 0.07)}
+
+    def text_states(self, params: Tree, tokens: Int[Array, "N L"]) -> Float[Array, "N L D"]:
+        return CLIPTextModel(self.text).apply({"params": {"text_model": params["text_model"]}}, tokens)
+
+    def image_features(self, params: Tree, pictures: Float[Array, "N S S 3"]) -> Float[Array, "N D"]:
+        """Features of pictures in [0, 1]."""
+        params = {"vision_model": params["vision_model"]}
+        return CLIPVisionModel(self.vision).apply({"params": params}, 2 * pictures - 1)
+
+    def masked_features(
+        self, params: Tree, pictures: Float[Array, "N S S 3"], kept: int, key: Array
+    ) -> Float[Array, "N D"]:
+        """`image_features` of `kept` random patches of each picture: the tower's own parts around a choice of tokens."""
+        config, params = self.vision, params["vision_model"]
+        count, patch, side = len(pictures), config.patch_size, config.image_size // config.patch_size
+        blocks = (2 * pictures - 1).reshape(count, side, patch, side, patch, 3).transpose(0, 1, 3, 2, 4, 5)
+        table = params["embeddings"]
+        places = table["position_embedding"]["embedding"]
+        if kept < side * side:
+            chosen = jnp.argsort(jax.random.uniform(key, (count, side * side)), axis=1)[:, :kept]
+        else:
+            chosen = jnp.broadcast_to(jnp.arange(kept), (count, kept))
+        blocks = jnp.take_along_axis(blocks.reshape(count, side * side, -1), chosen[:, :, None], axis=1)
+        kernel = table["patch_embedding"]["kernel"]
+        patches = blocks @ kernel.reshape(-1, kernel.shape[-1]) + places[1 + chosen]
+        first = jnp.broadcast_to(table["class_embedding"] + places[0], (count, 1, config.hidden_size))
+        x = jnp.concatenate([first, patches], axis=1)
+
+        def norm(name: str, x: Array) -> Array:
+            return layer_norm(config.layer_norm_eps, jnp.float32).apply({"params": params[name]}, x)
+
+        x = CLIPEncoder(config).apply({"params": params["encoder"]}, norm("pre_layrnorm", x))
+        return norm("post_layernorm", x[:, 0])
+
+    def loss(self, params: Tree, batch: Tree, key: Array, *, augmentation: Tree) -> tuple[Float[Array, ""], Tree]:
+        """The contrastive loss with several right answers (targets uniform over them), both directions.
+
+        Args:
+            batch: `pixels` uint8, `may_flip`, `tokens` (N, L), `end` the place of the end token, `label` and `style`
+                of each picture, `styled` whether its caption names the style. Where the tokens are cut short (causality
+                keeps the states exact), the vision tower sees half of the patches, otherwise all.
+        """
+        keys = jax.random.split(key, 4)
+        length = batch["tokens"].shape[1]
+        patches = (self.vision.image_size // self.vision.patch_size) ** 2
+        kept = patches if length == self.text.max_position_embeddings else patches // 2
+        pictures = random_views(batch["pixels"] / 255.0, batch["may_flip"], keys[0], **augmentation)
+        images = unit(self.masked_features(params, pictures, kept, keys[1]) @ params["visual_projection"]["kernel"])
+        states = self.text_states(params, batch["tokens"])
+        anywhere = jax.random.randint(keys[2], batch["end"].shape, batch["end"], length)
+        at = jnp.where(jax.random.bernoulli(keys[3], 0.5, anywhere.shape), anywhere, batch["end"])
+        texts = unit(states[jnp.arange(len(at)), at] @ params["text_projection"]["kernel"])
+        logits = jnp.exp(params["logit_scale"]) * images @ texts.T
+        same = batch["label"][:, None] == batch["label"][None, :]
+        right = same & (~batch["styled"][None, :] | (batch["style"][:, None] == batch["style"][None, :]))
+        total = 0.0
+        for scores, targets in ((logits, right), (logits.T, right.T)):
+            targets = targets / targets.sum(axis=1, keepdims=True)
+            targets = 0.95 * targets + 0.05 / len(targets)
+            total += -jnp.mean(jnp.sum(targets * jax.nn.log_softmax(scores, axis=1), axis=1)) / 2
+        hit = jnp.mean(jnp.take_along_axis(right, jnp.argmax(logits, axis=1)[:, None], axis=1))
+        return total, {"loss": total, "batch_hit": hit, "logit_scale": jnp.exp(params["logit_scale"])}
+
+
+def unit(x: Float[Array, "N D"]) -> Float[Array, "N D"]:
+    """Rows of length 1."""
+    return x / jnp.linalg.norm(x, axis=-1, keepdims=True)
+
+
+def recall(
+    queries: Float[np.ndarray, "N D"], captions: Float[np.ndarray, "M D"], truth: Int[np.ndarray, " N"], at: int
+) -> float:
+    """Share of the queries whose caption is among the `at` nearest by cosine."""
+    scores = np.asarray(unit(queries) @ unit(captions).T)
+    own = scores[np.arange(len(truth)), truth]
+    return float(np.mean((scores > own[:, None]).sum(axis=1) < at))

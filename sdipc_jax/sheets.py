@@ -1,0 +1,142 @@
+"""Pictures on their way out: contact sheets, and PNG files that know how they were made."""
+
+import io
+import json
+import math
+import os
+import secrets
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+import numpy as np
+from jaxtyping import UInt8
+from PIL import Image, ImageDraw, ImageFont
+from PIL.PngImagePlugin import PngImageFile, PngInfo
+
+from sdipc_jax.errors import InputError
+from sdipc_jax.images import printable, read_bytes
+
+_KEYWORD = "sdipc"
+_MARGIN = 8
+_LABEL_HEIGHT = 22
+_LABEL_SIZE = 13
+_LONGEST_LABEL = 300
+_LABEL_COLOUR = (70, 70, 70)
+_SMALLEST_CELL = 32
+_SHEET_PIXELS = 40_000_000
+
+
+def contact_sheet(
+    rows: Sequence[Sequence[UInt8[np.ndarray, "_ _ 3"]]], labels: Sequence[str] | None = None, *, cell: int = 256
+) -> Image.Image:
+    """Pictures in rows on white.
+
+    Pictures larger than a cell are scaled down to fit it; smaller ones are enlarged by the largest whole factor that
+    fits, each pixel a square, so that they are shown as they are.
+
+    Args:
+        rows: may differ in length.
+        labels: a short text above each row; cut off at the sheet's edge.
+        cell: the longest side of a picture on the sheet; less where there are so many that the sheet would be huge.
+    """
+    columns = max(map(len, rows), default=0)
+    room = _SHEET_PIXELS / max(1, columns * len(rows))
+    cell = min(cell, max(_SMALLEST_CELL, math.isqrt(int(room))))
+    cells = [[_fit(picture, cell) for picture in row] for row in rows]
+    widths = [max(row[column].width for row in cells if column < len(row)) for column in range(columns)]
+    heights = [max((image.height for image in row), default=0) for row in cells]
+    label_height = _LABEL_HEIGHT if labels is not None else 0
+    size = (sum(width + _MARGIN for width in widths), sum(label_height + height + _MARGIN for height in heights))
+    sheet = Image.new("RGB", (size[0] + _MARGIN, size[1] + _MARGIN), "white")
+    draw = ImageDraw.Draw(sheet)
+    # Pillow's own font has no accents.
+    font = ImageFont.truetype(Path(matplotlib.get_data_path(), "fonts/ttf/DejaVuSans.ttf"), _LABEL_SIZE)
+    top = _MARGIN
+    for row, height, label in zip(cells, heights, labels or [""] * len(cells), strict=True):
+        draw.text((_MARGIN, top), _shortened(label, font, sheet.width - 2 * _MARGIN), _LABEL_COLOUR, font)
+        top += label_height
+        left = _MARGIN
+        for image, width in zip(row, widths, strict=False):
+            sheet.paste(image, (left + (width - image.width) // 2, top + (height - image.height) // 2))
+            left += width + _MARGIN
+        top += height + _MARGIN
+    return sheet
+
+
+def save_png(path: Path, pixels: UInt8[np.ndarray, "H W 3"], metadata: Mapping[str, Any]) -> None:
+    """Writes a PNG with `metadata` as JSON in its one text chunk. The file is whole or not there at all.
+
+    Raises:
+        InputError: it cannot be written.
+    """
+    text = PngInfo()
+    # Escaped to ASCII: file names from a disk need not be valid Unicode, but come back as they were.
+    text.add_itxt(_KEYWORD, json.dumps(metadata, allow_nan=False))
+    stream = io.BytesIO()
+    Image.fromarray(pixels).save(stream, "PNG", pnginfo=text)
+    write_atomically(path, stream.getvalue())
+
+
+def read_metadata(path: Path) -> dict[str, Any]:
+    """The metadata that `save_png` wrote.
+
+    Raises:
+        InputError: the file cannot be read, is no PNG, or has no such metadata.
+    """
+    data = read_bytes(path)
+    try:
+        metadata = json.loads(PngImageFile(io.BytesIO(data)).info[_KEYWORD])
+        if not isinstance(metadata, dict):
+            raise TypeError
+    except Exception:  # Whatever Pillow raises: for some bytes that is almost anything.
+        raise InputError(
+            f"{printable(path)}: found no readable sdipc record, expected a PNG as sdipc wrote it: "
+            "look in manifest.jsonl beside the original"
+        ) from None
+    return metadata
+
+
+def write_atomically(path: Path, data: bytes) -> None:
+    """Writes a file that is whole under its name, and on the disk, or is not there at all.
+
+    Raises:
+        InputError: it cannot be written; the cause is the OSError.
+    """
+    temporary = path.parent / f".sdipc-{secrets.token_hex(8)}.tmp"
+    try:
+        try:
+            # Not `tempfile`: its files are private, these get the rights that the user's other files get.
+            with open(temporary, "xb") as stream:
+                stream.write(data)
+                stream.flush()
+                os.fsync(stream.fileno())
+            os.replace(temporary, path)
+        finally:
+            temporary.unlink(missing_ok=True)
+    except OSError as error:
+        raise InputError(
+            f"{printable(path)}: {error.strerror} while writing {len(data)} bytes, expected a folder with room for "
+            "them: free some space, check the folder's rights, or choose another"
+        ) from error
+
+
+def _fit(picture: UInt8[np.ndarray, "_ _ 3"], cell: int) -> Image.Image:
+    image = Image.fromarray(picture)
+    longest = max(image.size)
+    if longest > cell:
+        width, height = (max(1, round(side * cell / longest)) for side in image.size)
+        return image.resize((width, height), Image.Resampling.LANCZOS)
+    factor = cell // longest
+    return image.resize((image.width * factor, image.height * factor), Image.Resampling.NEAREST)
+
+
+def _shortened(label: str, font: ImageFont.FreeTypeFont, width: int) -> str:
+    """The label on one line, cut to a width in pixels."""
+    label = "".join(letter if letter.isprintable() else " " for letter in label[:_LONGEST_LABEL])
+    if font.getlength(label) <= width:
+        return label
+    while label and font.getlength(label + "…") > width:
+        label = label[:-1]
+    return label.rstrip() + "…"
