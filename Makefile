@@ -15,7 +15,7 @@ test: .venv/.test
 
 # Live comparison with PyTorch.
 parity: .venv-parity/.done
-	$(PARITY)/python -m pytest tests/parity --override-ini addopts=
+	$(PARITY)/python -m pytest tests/parity --override-ini addopts= --override-ini filterwarnings=default
 
 lint: .venv/.lint
 	$(BIN)/ruff check .

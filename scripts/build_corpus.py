@@ -129,12 +129,10 @@ def slug(caption: str) -> str:
     >>> slug("waving hand: light skin tone")
     'waving-hand-light-skin-tone'
     """
-    return re.sub("[^a-z0-9]+", "-", re.sub("[’'.]", "", caption.lower())).strip("-")
+    return re.sub("[^a-z0-9]+", "-", re.sub("[\u2019'.]", "", caption.lower())).strip("-")
 
 
-def drawings(
-    style: Style, archive: tarfile.TarFile, labels: dict[str, Label]
-) -> Iterator[tuple[str, np.ndarray]]:
+def drawings(style: Style, archive: tarfile.TarFile, labels: dict[str, Label]) -> Iterator[tuple[str, np.ndarray]]:
     """The keys and 64 px pictures of a package, in the order of their keys."""
     if style.word == "3d":
         members = {key_of(Path(name).stem): name for name in archive.getnames() if name.endswith(".webp")}
@@ -164,7 +162,8 @@ def svg_of(icons: dict[str, Any], name: str) -> str | None:
     body = icon["body"]
     if alias.get("hFlip"):
         body = f'<g transform="translate({width} 0) scale(-1 1)">{body}</g>'
-    return f'<svg xmlns="http://www.w3.org/2000/svg" xmlns:xlink="http://www.w3.org/1999/xlink" viewBox="0 0 {width} {height}">{body}</svg>'
+    names = 'xmlns="http://www.w3.org/2000/svg" xmlns:xlink="http://www.w3.org/1999/xlink"'
+    return f'<svg {names} viewBox="0 0 {width} {height}">{body}</svg>'
 
 
 def render(svg: str) -> bytes:
@@ -250,7 +249,7 @@ def main() -> int:
         return 2
     arguments.output.parent.mkdir(parents=True, exist_ok=True)
     temporary = arguments.output.with_suffix(".part.npz")
-    np.savez_compressed(temporary, **columns)
+    np.savez_compressed(temporary, allow_pickle=False, **columns)
     temporary.replace(arguments.output)
     manifest = json.loads(str(columns["manifest"]))
     arguments.output.with_suffix(".json").write_text(json.dumps(manifest, indent=2) + "\n")

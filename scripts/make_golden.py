@@ -33,7 +33,7 @@ def main() -> None:
         models[f"vision/{case.name}"] = oracle.run_vision(case)
     for case in cases.safety_cases():
         models[f"safety/{case.name}"] = oracle.run_safety(case)
-    np.savez_compressed(golden / "models.npz", **models)
+    np.savez_compressed(golden / "models.npz", allow_pickle=False, **models)
 
 
 if __name__ == "__main__":

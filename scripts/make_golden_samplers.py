@@ -11,4 +11,4 @@ from tests.parity.sampler_oracle import golden_samplers
 
 if __name__ == "__main__":
     folder = Path(__file__).parents[1] / "tests" / "golden"
-    np.savez_compressed(folder / "samplers.npz", **golden_samplers())
+    np.savez_compressed(folder / "samplers.npz", allow_pickle=False, **golden_samplers())

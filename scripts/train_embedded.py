@@ -1,109 +1,82 @@
-"""Trains the checkpoint that ships with the package: CLIP, VAE and UNet, stage by stage.
+"""Trains the checkpoint that ships with the package, stage by stage: tokenizer, CLIP, VAE, UNet, export.
 
-    python scripts/train_embedded.py configs/embedded.yaml --stage clip --minutes 25
+    python scripts/train_embedded.py configs/embedded.yaml                               everything
+    python scripts/train_embedded.py configs/embedded.yaml --stage unet --minutes 60     one stage
+
+A stage that was stopped goes on where it was; a stage that has not begun starts from the weights in `start_from`.
+CLIP and the encoder of the VAE must stand before the UNet is trained, since it learns in their spaces. `decoder` and
+`unet` can be trained further at any time.
 """
 
 import argparse
-from functools import partial
+import json
 from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import yaml
+from embedded.data import train_tokenizer
+from embedded.export import export, shipped
+from embedded.stages import (
+    clip_of,
+    judge_clip,
+    scaling_factor,
+    train_clip,
+    train_unet,
+    train_vae,
+    unet_of,
+    vae_of,
+)
+from embedded.training import Tree, averaged, log
 
-from embedded.clip import Clip, recall, unit
-from embedded.data import Examples, clip_batch, end_places, examples, train_tokenizer
-from embedded.training import Budget, Tree, log, train
-from embedded.vae import Autoencoder
 from sdipc_jax.evaluate.corpus import Corpus, load_corpus
-from sdipc_jax.models import CLIPTextConfig, CLIPVisionConfig, VAEConfig
 
-Settings = dict[str, Any]
-
-
-def clip_of(settings: Settings) -> Clip:
-    text = CLIPTextConfig(vocab_size=settings["vocab_size"], **settings["clip"]["text"])
-    return Clip(text, CLIPVisionConfig(**settings["clip"]["vision"]))
+STAGES = ("clip", "vae", "decoder", "unet", "export")
 
 
-def vae_of(settings: Settings) -> Autoencoder:
-    channels = tuple(settings["vae"]["block_out_channels"])
-    config = VAEConfig(
-        block_out_channels=channels,
-        down_block_types=("DownEncoderBlock2D",) * len(channels),
-        up_block_types=("UpDecoderBlock2D",) * len(channels),
-        norm_num_groups=8,
-        sample_size=64,
-    )
-    return Autoencoder(config, settings["vae"]["kl_weight"])
+def start(settings: dict[str, Any], folder: Path) -> dict[str, Tree]:
+    """Each part as far as it is: trained here, else shipped, else random."""
+    shipping = Path(settings["start_from"]) if settings["start_from"] else None
+    known = shipped(shipping) if shipping is not None and (shipping / "unet").is_dir() else {}
+    makers = {"clip": clip_of, "vae": vae_of, "unet": unet_of}
+    parts = {}
+    for name, maker in makers.items():
+        trained = averaged(folder, name)
+        if trained is None:
+            trained = known.get(name) or maker(settings).init(jax.random.key(settings["seed"]))
+        parts[name] = trained
+    parts["vae"] = parts["vae"] | (averaged(folder, "decoder") or {})
+    return parts
 
 
-def train_clip(settings: Settings, corpus: Corpus, folder: Path) -> None:
-    clip = clip_of(settings)
-    data = examples(corpus.where(corpus.split == "train"), folder / "tokenizer")
-    whole = examples(corpus, folder / "tokenizer")
-    captions, first = np.unique(corpus.caption, return_index=True)
-    cells = np.flatnonzero(corpus.split == "cells")
-    options = settings["clip"]
-
-    def batches(step: int) -> Tree:
-        rng = np.random.default_rng((settings["seed"], 1, step))
-        if step % 4 == 3:
-            return clip_batch(data, rng, options["batch"] // 2, clip.text.max_position_embeddings)
-        return clip_batch(data, rng, options["batch"], options["prefix"])
-
-    images = jax.jit(lambda params, x: clip.image_features(params, x / 255.0) @ params["visual_projection"]["kernel"])
-    ends = jax.jit(
-        lambda params, x, at: clip.text_states(params, x)[jnp.arange(len(at)), at] @ params["text_projection"]["kernel"]
-    )
-
-    def evaluate(params: Tree) -> Tree:
-        rows = cells[:: max(1, len(cells) // 512)][:512]
-        seen = np.concatenate([images(params, corpus.pictures[part]) for part in np.split(rows, len(rows) // 64)])
-        tokens = whole.plain[first]
-        padded = np.concatenate([tokens, tokens[: -len(tokens) % 128]])
-        texts = np.concatenate(
-            [ends(params, part, end_places(part)) for part in np.split(padded, len(padded) // 128)]
-        )[: len(tokens)]
-        return {f"cells_recall_{at}": round(recall(seen, texts, whole.label[rows], at), 4) for at in (1, 5)}
-
-    loss = partial(clip.loss, augmentation=options["augmentation"])
-    params = clip.init(jax.random.key(settings["seed"]))
-    train("clip", params, loss, batches, Budget(**options["budget"]), folder, seed=settings["seed"], evaluate=evaluate)
-
-
-def train_vae(settings: Settings, corpus: Corpus, folder: Path) -> None:
-    vae, options = vae_of(settings), settings["vae"]
-    data = examples(corpus.where(corpus.split == "train"), None)
-    held = corpus.pictures[corpus.split == "cells"][:128]
-
-    def batches(step: int) -> Tree:
-        rng = np.random.default_rng((settings["seed"], 2, step))
-        rows = data.rows(rng, options["batch"])
-        return {"pixels": data.pixels[rows], "may_flip": data.may_flip[rows]}
-
-    @jax.jit
-    def error(params: Tree, pixels: Any) -> Any:
-        pictures = pixels / 255.0
-        again = vae.decode(params, vae.encode(params, pictures)[0])
-        return jnp.mean(jnp.square(jnp.clip(again, 0, 1) - pictures), axis=(1, 2, 3))
-
-    def evaluate(params: Tree) -> Tree:
-        errors = np.concatenate([error(params, part) for part in np.split(held, 4)])
-        return {"cells_psnr": round(float(np.mean(-10 * np.log10(errors))), 3), "cells_mse": float(np.mean(errors))}
-
-    loss = partial(vae.loss, augmentation=options["augmentation"])
-    params = vae.init(jax.random.key(settings["seed"]))
-    train("vae", params, loss, batches, Budget(**options["budget"]), folder, seed=settings["seed"], evaluate=evaluate)
+def run(stage: str, settings: dict[str, Any], corpus: Corpus, folder: Path) -> None:
+    parts = start(settings, folder)
+    if stage == "clip":
+        train_clip(settings, corpus, folder, parts["clip"])
+    elif stage in ("vae", "decoder"):
+        train_vae(settings, corpus, folder, parts["vae"], decoder_only=stage == "decoder")
+    elif stage == "unet":
+        train_unet(settings, corpus, folder, parts["unet"], parts["vae"], parts["clip"])
+    else:
+        measured = judge_clip(clip_of(settings), parts["clip"], corpus, folder / "tokenizer", count=2048)
+        log(folder, {"stage": "export"} | measured)
+        (folder / "measured.json").write_text(json.dumps(measured, indent=2) + "\n")
+        export(
+            settings,
+            Path(settings["export_to"]),
+            **parts,
+            measured=measured,
+            scaling=scaling_factor(settings, corpus, parts["vae"]),
+            packages=corpus.manifest["packages"],
+        )
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("config", type=Path)
-    parser.add_argument("--stage", choices=("tokenizer", "clip", "vae", "unet", "export"))
-    parser.add_argument("--minutes", type=float)
+    parser.add_argument("--stage", choices=STAGES, help="this one alone")
+    parser.add_argument("--minutes", type=float, help="how long the stage runs in all")
     arguments = parser.parse_args()
     settings = yaml.safe_load(arguments.config.read_text())
     folder = Path(settings["folder"])
@@ -113,13 +86,11 @@ def main() -> None:
     if not (folder / "tokenizer").is_dir():
         texts = [*np.unique(corpus.caption), *(f"{style} style" for style in np.unique(corpus.style))]
         train_tokenizer(texts, folder / "tokenizer", settings["vocabulary"])
-    settings["vocab_size"] = len(yaml.safe_load((folder / "tokenizer/vocab.json").read_text()))
-    if arguments.minutes is not None:
-        settings[arguments.stage]["budget"]["minutes"] = arguments.minutes
-    if arguments.stage == "clip":
-        train_clip(settings, corpus, folder)
-    if arguments.stage == "vae":
-        train_vae(settings, corpus, folder)
+    settings["vocab_size"] = len(json.loads((folder / "tokenizer/vocab.json").read_text()))
+    for stage in STAGES if arguments.stage is None else [arguments.stage]:
+        if arguments.minutes is not None and stage != "export":
+            settings["vae" if stage == "decoder" else stage]["budget"]["minutes"] = arguments.minutes
+        run(stage, settings, corpus, folder)
 
 
 if __name__ == "__main__":

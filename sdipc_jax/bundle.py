@@ -6,6 +6,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from flax import linen as nn
 
 from sdipc_jax.errors import InputError
 from sdipc_jax.images import Preprocessing
@@ -155,6 +156,11 @@ class Config:
             checker = StableDiffusionSafetyChecker(self.safety.vision)
             tree["safety_checker"] = shapes(checker, ((1, size, size, 3), jnp.float32))
         return tree
+
+
+def apply(module: nn.Module, params: Params, *inputs: Any, **options: Any) -> Any:
+    """A network's output."""
+    return module.apply({"params": params}, *inputs, **options)
 
 
 @partial(jax.tree_util.register_dataclass, data_fields=["params"], meta_fields=["config"])

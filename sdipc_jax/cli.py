@@ -9,7 +9,7 @@ import json
 import os
 import re
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import tyro
@@ -25,7 +25,7 @@ from sdipc_jax.settings import (
     VarySettings,
 )
 
-_COMMANDS: dict[str, type[CheckpointSettings]] = {
+_COMMANDS: dict[str, Callable[..., CheckpointSettings]] = {
     "vary": VarySettings,
     "edit": EditSettings,
     "text": TextSettings,
@@ -81,7 +81,7 @@ def _run(settings: CheckpointSettings) -> int:
         result = getattr(commands, name)(settings, report)
     summary = result.to_json()
     if settings.json_:
-        print(json.dumps(summary, ensure_ascii=False))
+        print(json.dumps(summary))
     elif not settings.quiet:
         print(result)
     failures = summary.get("failures", [])

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Float32
 from safetensors import SafetensorError
 from safetensors.numpy import load_file
 from safetensors.numpy import save as to_safetensors
@@ -18,7 +18,7 @@ from sdipc_jax.checkpoints.load import load_weights, read_config
 from sdipc_jax.checkpoints.tensors import weight_files
 from sdipc_jax.errors import InputError
 from sdipc_jax.generate import generate_with_progress, to_uint8
-from sdipc_jax.images import Picture, preprocess, read_picture
+from sdipc_jax.images import preprocess, read_picture
 from sdipc_jax.outputs import OutputFolder, Record, Subject, check_output, check_writable
 from sdipc_jax.projection import Projection, closed_form, convert
 from sdipc_jax.prompts import edit_prompt, image_prompt, text_prompt
@@ -34,7 +34,7 @@ from sdipc_jax.settings import (
     TextSettings,
     VarySettings,
 )
-from sdipc_jax.sheets import write_atomically
+from sdipc_jax.sheets import thumbnail, write_atomically
 from sdipc_jax.spectrum import Spectrum, measure, plot
 from sdipc_jax.tokens import token_ids
 from sdipc_jax.vision import encode_images
@@ -70,20 +70,20 @@ class Outcome:
 def vary(settings: VarySettings, report: Report) -> Outcome:
     """Variations of each picture (eqs. 6 and 7)."""
     job = _SamplingJob(settings)
-    pictures, failures = _read_all(settings.pictures)
+    inputs, failures = _read_all(job.config, settings.pictures)
     bundle, projection = _load(job.config, settings)
-    context = image_prompt(bundle, _vectors(bundle, projection, pictures))
-    return job.run(bundle, context, [_subject(path, picture) for path, picture in pictures], failures, report)
+    context = image_prompt(bundle, _vectors(bundle, projection, inputs))
+    return job.run(bundle, context, [each.subject for each in inputs], failures, report)
 
 
 def edit(settings: EditSettings, report: Report) -> Outcome:
     """The picture with the text's change (eq. 8)."""
     job = _SamplingJob(settings)
     tokens = token_ids(job.config, [settings.text], truncate=settings.truncate)
-    pictures, failures = _read_all([settings.picture])
+    inputs, failures = _read_all(job.config, [settings.picture])
     bundle, projection = _load(job.config, settings)
-    context = edit_prompt(bundle, _vectors(bundle, projection, pictures), tokens, settings.alpha)
-    return job.run(bundle, context, [_subject(path, picture) for path, picture in pictures], failures, report)
+    context = edit_prompt(bundle, _vectors(bundle, projection, inputs), tokens, settings.alpha)
+    return job.run(bundle, context, [each.subject for each in inputs], failures, report)
 
 
 def text(settings: TextSettings, report: Report) -> Outcome:
@@ -103,23 +103,22 @@ def prompt(settings: PromptSettings, report: Report) -> Outcome:
     if settings.output.exists() and not settings.overwrite:
         raise InputError(f"{settings.output} is there already: choose another --output or --overwrite")
     tokens = None if settings.text is None else token_ids(config, [settings.text], truncate=settings.truncate)
-    pictures, failures = _read_all(settings.pictures)
+    inputs, failures = _read_all(config, settings.pictures)
     bundle, projection = _load(config, settings)
-    vectors = _vectors(bundle, projection, pictures)
-    if tokens is None:
-        context = image_prompt(bundle, vectors)
-    else:
+    vectors = _vectors(bundle, projection, inputs)
+    context = image_prompt(bundle, vectors)
+    if tokens is not None:
         context = edit_prompt(bundle, vectors, tokens, settings.alpha)
     arrays = {"prompt_embeds": np.asarray(context), "image_vectors": np.asarray(vectors)}
     metadata = {
-        "files": json.dumps([str(path) for path, _ in pictures]),
+        "files": json.dumps([each.subject.record["input"] for each in inputs]),
         "settings": json.dumps(_plain(settings)),
         "format": "pt",
     }
     settings.output.parent.mkdir(parents=True, exist_ok=True)
     write_atomically(settings.output, to_safetensors(arrays, metadata))
     report(1.0)
-    return Outcome([_input_record(path, picture) for path, picture in pictures], [settings.output], failures)
+    return Outcome([each.subject.record for each in inputs], [settings.output], failures)
 
 
 def spectrum(settings: SpectrumSettings, report: Report) -> Spectrum:
@@ -130,11 +129,9 @@ def spectrum(settings: SpectrumSettings, report: Report) -> Spectrum:
     check_writable(settings.output_dir)
     if path.exists() and not settings.overwrite:
         raise InputError(f"{path} is there already: choose another --output-dir or --overwrite")
-    picture = None if settings.picture is None else read_picture(settings.picture)
+    inputs, _ = _read_all(config, [settings.picture] if settings.picture else [])
     bundle, projection = _load(config, settings)
-    features = None
-    if picture is not None:
-        features = encode_images(bundle, preprocess(picture.pixels, config.vision_side.preprocessing)[None])
+    features = encode_images(bundle, inputs[0].pixels[None]) if inputs else None
     measured = measure(bundle, projection, features)
     settings.output_dir.mkdir(parents=True, exist_ok=True)
     plot(measured, path)
@@ -219,7 +216,7 @@ class _SamplingJob:
 
     def _record(self) -> Record:
         """Every setting, those left out as the checkpoint has them."""
-        left_out = {"pictures", "picture", "texts", "seed", "json", "quiet", "overwrite", "output_dir"}
+        left_out = {"pictures", "picture", "texts", "seed", "json_", "quiet", "overwrite", "output_dir"}
         settings = {name: value for name, value in _plain(self.settings).items() if name not in left_out}
         return settings | self.values.model_dump(include=settings.keys() & self.values.model_fields_set)
 
@@ -247,30 +244,40 @@ def _load(config: Config, settings: ProjectionSettings) -> tuple[Bundle, Project
     return bundle, projection
 
 
-def _vectors(
-    bundle: Bundle, projection: Projection, pictures: Sequence[tuple[Path, Picture]]
-) -> Float[Array, "N D_text"]:
-    settings = bundle.config.vision_side.preprocessing
-    # One at a time: the same picture gives the same vector to the bit, whatever stands beside it.
-    features = [encode_images(bundle, preprocess(picture.pixels, settings)[None]) for _, picture in pictures]
-    return convert(projection, jnp.concatenate(features))
+@dataclass(frozen=True)
+class _Input:
+    """A picture as it is needed from here on: for the vision tower, for the sheet, for the manifest."""
+
+    subject: Subject
+    pixels: Float32[np.ndarray, "S S 3"]
 
 
-def _read_all(paths: Sequence[Path]) -> tuple[list[tuple[Path, Picture]], list[Record]]:
+def _read_all(config: Config, paths: Sequence[Path]) -> tuple[list[_Input], list[Record]]:
     """The pictures that can be read, and a record of each that cannot.
 
     Raises:
         InputError: none can be read.
     """
-    pictures, failures = [], []
+    inputs, failures = [], []
     for path in paths:
         try:
-            pictures.append((path, read_picture(path)))
+            picture = read_picture(path)
         except InputError as error:
             failures.append({"input": str(path), "error": str(error)})
-    if not pictures:
+            continue
+        notes = {"notes": list(picture.notes)} if picture.notes else {}
+        record = {"input": str(path), "input_sha256": picture.sha256} | notes
+        subject = Subject(path.stem, record, thumbnail(picture.pixels))
+        inputs.append(_Input(subject, preprocess(picture.pixels, config.vision_side.preprocessing)))
+    if failures and not inputs:
         raise InputError(failures[0]["error"])
-    return pictures, failures
+    return inputs, failures
+
+
+def _vectors(bundle: Bundle, projection: Projection, inputs: Sequence[_Input]) -> Float[Array, "N D_text"]:
+    # One at a time: the same picture gives the same vector to the bit, whatever stands beside it.
+    features = [encode_images(bundle, each.pixels[None]) for each in inputs]
+    return convert(projection, jnp.concatenate(features))
 
 
 def _read_latents(path: Path, shape: tuple[int, ...]) -> np.ndarray:
@@ -284,15 +291,6 @@ def _read_latents(path: Path, shape: tuple[int, ...]) -> np.ndarray:
     if not np.isfinite(found).all():
         raise InputError(f"{path}: latents hold NaN or infinity, expected noise of unit variance")
     return found
-
-
-def _subject(path: Path, picture: Picture) -> Subject:
-    return Subject(path.stem, _input_record(path, picture), picture.pixels)
-
-
-def _input_record(path: Path, picture: Picture) -> Record:
-    notes = {"notes": list(picture.notes)} if picture.notes else {}
-    return {"input": str(path), "input_sha256": picture.sha256} | notes
 
 
 def _plain(settings: Settings) -> Record:

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Key
 
-from sdipc_jax.bundle import Bundle, Params, SafetySide
+from sdipc_jax.bundle import Bundle, Params, SafetySide, apply
 from sdipc_jax.errors import InputError
 from sdipc_jax.images import Preprocessing
 from sdipc_jax.models import StableDiffusionSafetyChecker
@@ -173,11 +173,12 @@ def begin(
     negative = empty_prompt(bundle) if negative is None else negative
     for what, prompts in (("context", context), ("negative", negative)):
         if prompts.shape[1:] != prompt_shape or prompts.shape[0] not in (1, count):
-            raise InputError(f"{what} has shape {prompts.shape}, expected ({count}, {prompt_shape[0]}, {prompt_shape[1]})")
+            raise InputError(f"{what} has shape {prompts.shape}, expected {(count, *prompt_shape)}")
     if latents is not None and latents.shape != (count, *shape):
         raise InputError(f"latents have shape {latents.shape}, expected {(count, *shape)}")
     schedule = SAMPLERS[name].schedule(config.scheduler, defaults.steps if steps is None else steps, karras=karras)
 
+    guidance_scale = defaults.guidance_scale if guidance_scale is None else guidance_scale
     keys = _keys(_rows(seeds, count, jnp.uint32), _rows(indices, count, jnp.uint32))
     noise = _noise(keys, shape) if latents is None else latents.astype(jnp.float32)
     x = noise.transpose(0, 2, 3, 1) * schedule.init_noise_sigma
@@ -185,9 +186,7 @@ def begin(
         schedule=jax.tree.map(jnp.asarray, schedule),
         context=jnp.concatenate([jnp.broadcast_to(negative, context.shape), context]).astype(config.compute_dtype),
         keys=keys,
-        guidance_scale=_rows(defaults.guidance_scale if guidance_scale is None else guidance_scale, count, jnp.float32)[
-            :, None, None, None
-        ],
+        guidance_scale=_rows(guidance_scale, count, jnp.float32)[:, None, None, None],
         eta=jnp.asarray(eta, jnp.float32),
         sampler=name,
     )
@@ -204,9 +203,8 @@ def advance(bundle: Bundle, request: Request, state: State, first: Any, last: An
         x, history = state
         scaled = (schedule.input_scale[i] * x).astype(config.compute_dtype)
         timesteps = jnp.full(2 * x.shape[0], schedule.timesteps[i])
-        output = config.unet_model.apply(
-            {"params": bundle.params["unet"]}, jnp.concatenate([scaled, scaled]), timesteps, request.context
-        )
+        doubled = jnp.concatenate([scaled, scaled])
+        output = apply(config.unet_model, bundle.params["unet"], doubled, timesteps, request.context)
         unconditional, conditional = jnp.split(output.astype(jnp.float32), 2)
         guided = unconditional + guidance * (conditional - unconditional)
         output = jnp.where(guidance > 1, guided, conditional)
@@ -227,10 +225,8 @@ def finish(bundle: Bundle, state: State) -> tuple[Float[Array, "N H W 3"], Bool[
     pixels = latents.shape[1] * latents.shape[2] * config.vae.downscale**2
 
     def decode(latent: Float[Array, "h w C"]) -> Float[Array, "H W 3"]:
-        decoded = config.vae_model.apply(
-            {"params": bundle.params["vae"]}, latent[None] / config.vae.scaling_factor, method="decode"
-        )
-        return decoded[0].astype(jnp.float32)
+        latents = latent[None] / config.vae.scaling_factor
+        return apply(config.vae_model, bundle.params["vae"], latents, method="decode")[0].astype(jnp.float32)
 
     pictures = jax.lax.map(decode, latents, batch_size=max(1, _DECODED_PIXELS // pixels))
     pictures = jnp.clip(pictures / 2 + 0.5, 0, 1)
@@ -262,18 +258,17 @@ def _noise(keys: Key[Array, " N"], shape: tuple[int, ...]) -> Float[Array, "N C 
 
 def _flagged(side: SafetySide, params: Params, pictures: Float[Array, "N H W 3"]) -> Bool[Array, " N"]:
     pixels = _preprocess(jnp.round(pictures * 255), side.preprocessing)
-    return StableDiffusionSafetyChecker(side.vision).apply({"params": params}, pixels)
+    return apply(StableDiffusionSafetyChecker(side.vision), params, pixels)
 
 
 def _preprocess(levels: Float[Array, "N H W 3"], settings: Preprocessing) -> Float[Array, "N S S 3"]:
     """`images.preprocess` on the device, bicubic: Pillow rounds to 8 bits after each of its two passes, and so does
     this, so that a picture is flagged here when it is flagged there."""
-    if settings.do_resize:
-        height, width = settings.resized(levels.shape[1], levels.shape[2])
-        for shape in ((levels.shape[1], width), (height, width)):
-            if shape != levels.shape[1:3]:
-                levels = jax.image.resize(levels, (len(levels), *shape, 3), "cubic", precision=jax.lax.Precision.HIGHEST)
-                levels = jnp.clip(jnp.round(levels), 0, 255)
+    height, width = settings.resized(levels.shape[1], levels.shape[2])
+    for shape in ((levels.shape[1], width), (height, width)):
+        if shape != levels.shape[1:3]:
+            levels = jax.image.resize(levels, (len(levels), *shape, 3), "cubic", precision=jax.lax.Precision.HIGHEST)
+            levels = jnp.clip(jnp.round(levels), 0, 255)
     if settings.do_center_crop:
         (height, width), (crop_height, crop_width) = levels.shape[1:3], settings.crop_size
         top, left = (height - crop_height) // 2, (width - crop_width) // 2

@@ -1,8 +1,8 @@
 """A run's output folder: pictures, manifest.jsonl with a line for each, and sheet.png."""
 
 import json
-import os
 import re
+import tempfile
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -63,7 +63,7 @@ class OutputFolder:
     def add_record(self, record: Record) -> None:
         """Appends a line to the manifest; one with `error` stands for an input that could not be used."""
         with (self.folder / _MANIFEST).open("a", encoding="utf-8") as stream:
-            stream.write(json.dumps(record, ensure_ascii=False) + "\n")
+            stream.write(json.dumps(record) + "\n")
         self.records.append(record)
 
     def finish(self) -> Path:
@@ -89,14 +89,21 @@ def check_output(folder: Path, overwrite: bool) -> None:
 
 
 def check_writable(folder: Path) -> None:
-    """Refuses a folder that is none, or that cannot be made or written. Leaves nothing behind."""
+    """Refuses a folder that is none, or that cannot be made or written. Leaves nothing behind.
+
+    Raises:
+        InputError: with the reason.
+    """
     existing = folder.absolute()
     while not existing.exists():
         existing = existing.parent
-    if not existing.is_dir():
-        raise InputError(f"{folder}: {existing} is not a folder, expected a folder to write to: choose another")
-    if not os.access(existing, os.W_OK | os.X_OK):
-        raise InputError(f"{folder}: {existing} cannot be written to: choose another folder or change its rights")
+    try:
+        # Trying is the only sure test: rights alone do not tell, least of all to an administrator.
+        tempfile.TemporaryDirectory(dir=existing, prefix=".sdipc-").cleanup()
+    except OSError as error:
+        raise InputError(
+            f"{folder}: cannot write to {existing} ({error.strerror}), expected a folder to write to: choose another"
+        ) from None
 
 
 def unique_stems(names: Iterable[str]) -> list[str]:

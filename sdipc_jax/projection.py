@@ -12,7 +12,7 @@ Ding et al., "The CLIP Model is Secretly an Image-to-Prompt Converter", NeurIPS 
 
 from dataclasses import dataclass
 from functools import partial
-from typing import Literal
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -74,7 +74,7 @@ def truncated_pinv(matrix: Float[Array, "M N"], cutoff: float) -> Float[Array, "
 def closed_form(
     bundle: Bundle,
     cutoff: float | None = None,
-    scale: float | None = None,
+    scale: Any = None,
     mode: Mode = "tspace",
     *,
     keep_fraction: float | None = None,

@@ -8,18 +8,19 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
-from sdipc_jax.bundle import Bundle
+from sdipc_jax.bundle import Bundle, apply
+
+Tokens = Int[Array | np.ndarray, "N L"]
 
 
 @jax.jit
-def text_prompt(bundle: Bundle, tokens: Int[Array, "N L"]) -> Float[Array, "N L D_text"]:
+def text_prompt(bundle: Bundle, tokens: Tokens) -> Float[Array, "N L D_text"]:
     """The text encoder's states after its final norm, float32.
 
     Args:
         tokens: ids as `tokenize` gives them.
     """
-    states = bundle.config.text_model.apply({"params": bundle.params["text_encoder"]}, tokens)
-    return states.astype(jnp.float32)
+    return apply(bundle.config.text_model, bundle.params["text_encoder"], tokens).astype(jnp.float32)
 
 
 def empty_prompt(bundle: Bundle) -> Float[Array, "1 L D_text"]:
@@ -53,7 +54,7 @@ def image_prompt(bundle: Bundle, vectors: Float[Array, "N D_text"]) -> Float[Arr
 def edit_prompt(
     bundle: Bundle,
     vectors: Float[Array, "N D_text"],
-    tokens: Int[Array, "N L"],
+    tokens: Tokens,
     alpha: Float[Array, "*N"] | float,
 ) -> Float[Array, "N L D_text"]:
     """Eq. 8: the text's words, and from its end token on f_picture + alpha f_end, a sum that is not renormalised.
@@ -76,7 +77,7 @@ def edit_prompt(
     return jnp.where(is_word[..., None], states, combined)
 
 
-def end_positions(tokens: Int[Array, "N L"], end: int) -> Int[Array, " N"]:
+def end_positions(tokens: Tokens, end: int) -> Int[Array, " N"]:
     """Where each text ends: its first end token, before pads that may be end tokens too.
 
     >>> end_positions(np.array([[8, 5, 9, 9], [8, 9, 9, 9]]), end=9).tolist()

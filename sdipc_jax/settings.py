@@ -33,10 +33,13 @@ class Settings(BaseModel):
 def _describe(error: pydantic.ValidationError) -> str:
     first = error.errors()[0]
     name = ".".join(str(part) for part in first["loc"])
-    message = first["msg"][0].lower() + first["msg"][1:]
     if first["type"] == "extra_forbidden":
         return f"{name} is not a setting: check its spelling"
-    return f"{name} is {first['input']!r}, expected another value: {message.removeprefix('value error, ')}"
+    if first["type"] == "missing":
+        return f"{name} is missing: give it"
+    if first["type"] == "too_short":
+        return f"found no {name}, expected at least one: name it"
+    return f"{name} is {first['input']!r}, expected {first['msg'].removeprefix('Input should be ')}: correct it"
 
 
 class Defaults(Settings):

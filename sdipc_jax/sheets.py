@@ -65,6 +65,13 @@ def contact_sheet(
     return sheet
 
 
+def thumbnail(pixels: UInt8[np.ndarray, "_ _ 3"], side: int = 256) -> UInt8[np.ndarray, "_ _ 3"]:
+    """A picture no larger than a sheet shows it, so that many inputs can be kept."""
+    if max(pixels.shape) <= side:
+        return pixels
+    return np.asarray(_fit(pixels, side))
+
+
 def save_png(path: Path, pixels: UInt8[np.ndarray, "H W 3"], metadata: Mapping[str, Any]) -> None:
     """Writes a PNG with `metadata` as JSON in its one text chunk. The file is whole or not there at all.
 

@@ -93,7 +93,9 @@ def plot(spectrum: Spectrum, path: Path) -> None:
     places = np.arange(1, len(values) + 1)
     figure = Figure(figsize=(7, 4), layout="constrained")
     axes = figure.subplots()
-    axes.semilogy(places[: spectrum.rank], values[: spectrum.rank], ".", label=f"kept: {spectrum.rank} of {len(values)}")
+    axes.semilogy(
+        places[: spectrum.rank], values[: spectrum.rank], ".", label=f"kept: {spectrum.rank} of {len(values)}"
+    )
     axes.semilogy(places[spectrum.rank :], values[spectrum.rank :], ".", label="counted as 0")
     axes.set(xlabel="index", ylabel="singular value", title="Singular values of the text projection")
     axes.legend()

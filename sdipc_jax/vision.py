@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Float32
 
-from sdipc_jax.bundle import Bundle
+from sdipc_jax.bundle import Bundle, apply
 from sdipc_jax.images import preprocess, read_picture
 
 
@@ -33,4 +33,4 @@ def encode_images(bundle: Bundle, pixels: Float[Array, "N S S 3"]) -> Float[Arra
         pixels: preprocessed pictures, as `read_pictures` gives them.
     """
     params = {"vision_model": bundle.params["clip"]["vision_model"]}
-    return bundle.config.vision_model.apply({"params": params}, pixels).astype(jnp.float32)
+    return apply(bundle.config.vision_model, params, pixels).astype(jnp.float32)

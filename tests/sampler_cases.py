@@ -20,12 +20,22 @@ GOLDEN: dict[str, tuple[str, dict[str, Any], float, bool]] = {
     "ddim": ("ddim", {"clip_sample": False, "set_alpha_to_one": False, "steps_offset": 1}, 0.0, False),
     "ddim eta": ("ddim", {"clip_sample": False, "steps_offset": 1}, 0.7, False),
     "ddim defaults": ("ddim", {}, 0.0, False),
-    "ddim threshold": ("ddim", {"thresholding": True, "sample_max_value": 2.0, "timestep_spacing": "linspace"}, 0.0, False),
+    "ddim threshold": (
+        "ddim",
+        {"thresholding": True, "sample_max_value": 2.0, "timestep_spacing": "linspace"},
+        0.0,
+        False,
+    ),
     "ddim zero snr": ("ddim", {**ZERO_SNR, "clip_sample": False}, 0.0, False),
     "pndm": ("pndm", {"steps_offset": 1, "skip_prk_steps": False}, 0.0, False),
     "pndm v": ("pndm", {"timestep_spacing": "linspace", "prediction_type": "v_prediction"}, 0.0, False),
     "euler": ("euler", {}, 0.0, False),
-    "euler karras": ("euler", {"use_karras_sigmas": True, "timestep_spacing": "leading", "steps_offset": 1}, 0.0, False),
+    "euler karras": (
+        "euler",
+        {"use_karras_sigmas": True, "timestep_spacing": "leading", "steps_offset": 1},
+        0.0,
+        False,
+    ),
     "euler continuous": ("euler", {"timestep_type": "continuous", **ZERO_SNR}, 0.0, False),
     "euler-a": ("euler-a", {}, 0.0, False),
     "dpm++2m": ("dpm++2m", {}, 0.0, False),
@@ -55,7 +65,8 @@ def fresh_noise(evaluations: int) -> np.ndarray:
 
 
 @partial(jax.jit, static_argnums=0)
-def _run(name: str, schedule: Any, x: jax.Array, noises: jax.Array, eta: jax.Array) -> jax.Array:
+def run(name: str, schedule: Any, x: jax.Array, noises: jax.Array, eta: jax.Array) -> jax.Array:
+    """Latents after each evaluation, (n, *SHAPE)."""
     sampler = SAMPLERS[name]
 
     def evaluate(state: Any, i: jax.Array) -> tuple[Any, jax.Array]:
@@ -75,7 +86,7 @@ def trajectory(
     """Timesteps (n,), and latents after each evaluation (n, *SHAPE)."""
     schedule = SAMPLERS[name].schedule(SchedulerConfig.from_json(fields), steps, karras=karras)
     evaluations = len(schedule.timesteps)
-    states = _run(name, schedule, first_noise(), fresh_noise(evaluations), np.float32(eta))
+    states = run(name, schedule, first_noise(), fresh_noise(evaluations), np.float32(eta))
     return np.asarray(schedule.timesteps), np.asarray(states)
 
 

@@ -237,8 +237,8 @@ def test_wide_profiles_to_srgb(
 
 @pytest.mark.parametrize(
     "profile",
-    [ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes(), rgb_profile(SRGB_XYZ, srgb_to_linear)],
-    ids=["lcms", "by hand"],
+    [ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes(), rgb_profile(SRGB_XYZ * 0.985, srgb_to_linear)],
+    ids=["lcms", "rough"],
 )
 def test_srgb_profile_changes_no_bit(read: Callable[[bytes], Picture], profile: bytes) -> None:
     picture = read(encode(photo(), icc_profile=profile))
@@ -291,30 +291,39 @@ def test_inverted_cmyk_without_profile(read: Callable[[bytes], Picture], layout:
     assert picture.notes == ("CMYK without a colour profile: colours are approximate",)
 
 
-def test_cmyk_profile(read: Callable[[bytes], Picture]) -> None:
-    """A printer whose inks are far from the pure colours; corners of its table, so nothing is interpolated."""
-    lab = {
-        (1, 0, 0, 0): (55, -30, -40),
-        (0, 1, 0, 0): (48, 60, -5),
-        (0, 0, 1, 0): (85, -5, 70),
-        (0, 0, 0, 0): (100, 0, 0),
-    }
-    grid = [lab.get((c, m, y, k), (0, 0, 0)) for c in (0, 1) for m in (0, 1) for y in (0, 1) for k in (0, 1)]
-    table = b"".join(bytes([round(light * 2.55), a + 128, b + 128]) for light, a, b in grid)
+def lut(inputs: int, outputs: int, table: bytes) -> bytes:
+    """A profile's table with two points in each direction."""
     same = bytes(range(256))
-    head = b"mft1\0\0\0\0" + bytes([4, 3, 2, 0]) + fixed(np.eye(3).ravel())
-    profile = icc(b"prtr", b"CMYK", b"Lab ", {b"A2B0": head + same * 4 + table + same * 3})
-    cmyk = inks()[:, :80]
-    found = read(encode(Image.fromarray(np.ascontiguousarray(cmyk), "CMYK"), "JPEG", quality=100, icc_profile=profile))
-    for patch, corner in enumerate([(1, 0, 0, 0), (0, 1, 0, 0), (0, 0, 1, 0), (0, 0, 0, 1), (0, 0, 0, 0)]):
-        light, a, b = lab.get(corner, (0, 0, 0))
-        fy = (light + 16) / 116
-        roots = np.array([fy + a / 500, fy, fy - b / 200])
-        xyz = np.where(roots > 6 / 29, roots**3, 3 * (6 / 29) ** 2 * (roots - 4 / 29)) * D50
+    head = b"mft1\0\0\0\0" + bytes([inputs, outputs, 2, 0]) + fixed(np.eye(3).ravel())
+    return head + same * inputs + table + same * outputs
+
+
+def test_cmyk_profile(read: Callable[[bytes], Picture]) -> None:
+    """A printer whose inks are far from the pure colours and whose black is grey."""
+    black = (14, 0, 0)
+    lab = {(1, 0, 0, 0): (55, -30, -40), (0, 1, 0, 0): (48, 60, -5), (0, 0, 1, 0): (85, -5, 70)}
+    lab |= {(0, 0, 0, 1): black, (0, 0, 0, 0): (100, 0, 0)}
+    grid = [lab.get((c, m, y, k), black) for c in (0, 1) for m in (0, 1) for y in (0, 1) for k in (0, 1)]
+    to_lab = b"".join(bytes([round(light * 2.55), a + 128, b + 128]) for light, a, b in grid)
+    from_lab = bytes([0, 0, 0, 255]) * 4 + bytes(16)
+    profile = icc(b"prtr", b"CMYK", b"Lab ", {b"A2B0": lut(4, 3, to_lab), b"B2A0": lut(3, 4, from_lab)})
+    cmyk = np.ascontiguousarray(inks()[:, :80])
+    picture = read(encode(Image.fromarray(cmyk, "CMYK"), "JPEG", quality=100, icc_profile=profile))
+    for patch, (light, a, b) in enumerate(lab.values()):
+        xyz = lab_to_xyz(light, a, b)
+        # The printer's black becomes black and white stays white.
+        darkest = lab_to_xyz(*black)
+        xyz = (xyz - darkest) * D50 / (D50 - darkest)
         expected = linear_to_srgb(np.linalg.inv(SRGB_XYZ) @ xyz) * 255
-        pixels = found.pixels[:, patch * 16 : patch * 16 + 16]
+        pixels = picture.pixels[:, patch * 16 : patch * 16 + 16]
         assert np.abs(pixels.mean((0, 1)) - expected).mean() < 3
-    assert found.notes == ()
+    assert picture.notes == ()
+
+
+def lab_to_xyz(light: float, a: float, b: float) -> np.ndarray:
+    fy = (light + 16) / 116
+    roots = np.array([fy + a / 500, fy, fy - b / 200])
+    return np.where(roots > 6 / 29, roots**3, 3 * (6 / 29) ** 2 * (roots - 4 / 29)) * D50
 
 
 # Notes and animations.
@@ -649,6 +658,8 @@ def test_json_round_trip() -> None:
     assert settings.size == settings.output_size == (30, 40)
     assert settings.image_mean == (0.5, 0.5, 0.5)
     assert Preprocessing.from_json(settings.to_json(), "here") == settings
+    assert settings.to_json()["size"] == {"height": 30, "width": 40}
+    assert Preprocessing().to_json()["size"] == {"shortest_edge": 224}
     assert len({settings, Preprocessing(), Preprocessing()}) == 2
     assert Preprocessing(crop_size=(5, 6)).output_size == (5, 6)
 

@@ -116,8 +116,8 @@ def test_76_equal_keys_are_one_key_with_ln_76_on_its_logit() -> None:
     two = softmax(query @ np.stack([start, vector]).T / np.sqrt(8) + np.array([0, np.log(76)])) @ values
     keys = np.stack([start] + [vector] * 76).astype(np.float32)
     states = np.stack([values[0]] + [values[1]] * 76).astype(np.float32)
-    found = dot_product_attention(jnp.asarray(query, jnp.float32)[None, :, None], keys[None, :, None], states[None, :, None])
-    np.testing.assert_allclose(found[0, :, 0], two, rtol=1e-5)
+    inputs = (jnp.asarray(array, jnp.float32)[None, :, None] for array in (query, keys, states))
+    np.testing.assert_allclose(dot_product_attention(*inputs)[0, :, 0], two, rtol=1e-5)
 
 
 def test_deep_prompts_stand_between_class_token_and_patches() -> None:

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 
 from sdipc_jax.errors import InputError
 from sdipc_jax.images import read_picture
@@ -105,8 +106,9 @@ def test_files_without_a_record_are_refused(tmp_path: Path) -> None:
     plain_png = tmp_path / "plain.png"
     Image.fromarray(plain(16, 16, RED)).save(plain_png)
     other = tmp_path / "other.png"
-    save_png(other, plain(16, 16, RED), {"seed": 3})
-    other.write_bytes(other.read_bytes().replace(b'{"seed"', b'["seed"'))
+    record = PngInfo()
+    record.add_itxt("sdipc", "[3]")
+    Image.fromarray(plain(16, 16, RED)).save(other, pnginfo=record)
     text = tmp_path / "text.png"
     text.write_text("text")
     for path in (plain_png, other, text):

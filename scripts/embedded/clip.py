@@ -45,7 +45,7 @@ class Clip:
                 ("text_projection", self.text.hidden_size, keys[3]),
             )
         }
-        return {**text["params"], **vision["params"], **projections, "logit_scale": jnp.log(1 / 0.07)}
+        return {**text["params"], **vision["params"], **projections, "logit_scale": jnp.asarray(np.log(1 / 0.07), jnp.float32)}
 
     def text_states(self, params: Tree, tokens: Int[Array, "N L"]) -> Float[Array, "N L D"]:
         return CLIPTextModel(self.text).apply({"params": {"text_model": params["text_model"]}}, tokens)
@@ -91,7 +91,7 @@ class Clip:
         keys = jax.random.split(key, 4)
         length = batch["tokens"].shape[1]
         patches = (self.vision.image_size // self.vision.patch_size) ** 2
-        kept = patches if length == self.text.max_position_embeddings else patches // 2
+        kept = patches if length == self.text.max_position_embeddings else patches * 3 // 4
         pictures = random_views(batch["pixels"] / 255.0, batch["may_flip"], keys[0], **augmentation)
         images = unit(self.masked_features(params, pictures, kept, keys[1]) @ params["visual_projection"]["kernel"])
         states = self.text_states(params, batch["tokens"])

@@ -122,7 +122,7 @@ def train(
         if now - saved > 90:
             _save(folder / f"{name}.safetensors", state)
             saved = now
-        if evaluate is not None and now - judged > 240:
+        if evaluate is not None and now - judged > 480:
             log(folder, {"stage": name, "step": state.step} | evaluate(state.ema))
             judged = logged = saved = time.monotonic()
             logged_step, sums, pictures = state.step, {}, 0

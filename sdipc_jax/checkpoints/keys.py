@@ -11,9 +11,7 @@ from typing import Any
 
 import numpy as np
 
-_LISTS = (
-    "attentions down_blocks downsamplers net resnets to_out transformer_blocks up_blocks upsamplers".split()
-)
+_LISTS = "attentions down_blocks downsamplers net resnets to_out transformer_blocks up_blocks upsamplers".split()
 _INDEXED = re.compile(rf"\b({'|'.join(_LISTS)})_(\d+)\b")
 
 # What older files call the projections of the VAE's attention.

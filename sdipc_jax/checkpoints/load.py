@@ -19,14 +19,14 @@ from sdipc_jax.tokens import special_tokens
 
 EMBEDDED = Path(__file__).parent.parent / "embedded"
 
-_CLASSES = {
+_CLASSES: dict[str, set[str]] = {
     "unet": {"UNet2DConditionModel"},
     "vae": {"AutoencoderKL"},
     "text_encoder": {"CLIPTextModel"},
     "tokenizer": {"CLIPTokenizer", "CLIPTokenizerFast"},
     "safety_checker": {"StableDiffusionSafetyChecker"},
     "feature_extractor": {"CLIPImageProcessor", "CLIPImageProcessorFast", "CLIPFeatureExtractor"},
-    "image_encoder": {None},
+    "image_encoder": set(),
 }
 _DTYPES = ("float32", "bfloat16")
 
@@ -85,7 +85,7 @@ def load_weights(config: Config) -> Bundle:
     for component, expected in config.abstract_params().items():
         unused: tuple[str, ...] = ()
         folder = Path(config.folder, component)
-        if component == "clip":
+        if component == "clip" and config.clip is not None:
             # The text states come from text_encoder/: the CLIP's own text tower is not read.
             folder, unused = Path(config.clip.folder), ("text_model.",)
         params[component] = load_tree(folder, component, expected, unused_prefixes=unused)
@@ -109,7 +109,7 @@ def _model_folder(model: str | Path) -> Path:
             known = _CLASSES.get(name)
             found = entry[-1] if isinstance(entry, list) and entry else entry
             if known is not None and found is not None and found not in known:
-                expected = " or ".join(sorted(str(option) for option in known))
+                expected = " or ".join(sorted(known)) or "none"
                 raise InputError(f"{index}: {name} is a {found}, expected {expected}: this pipeline is not supported")
     return folder
 
@@ -161,6 +161,7 @@ def _read_clip(folder: Path, clip: str | Path | None, text: CLIPTextConfig) -> V
     preprocessing = Preprocessing.from_json(
         _read_json(clip_folder, "preprocessor_config.json"), f"{clip_folder.name}/preprocessor_config.json"
     )
+    _check_size(preprocessing, vision, clip_folder.name)
     return VisionSide(str(clip_folder), vision, preprocessing, joint, clip_text.num_hidden_layers)
 
 
@@ -173,7 +174,17 @@ def _read_safety(folder: Path) -> SafetySide | None:
     preprocessing = Preprocessing.from_json(
         _read_json(folder, "feature_extractor/preprocessor_config.json"), "feature_extractor/preprocessor_config.json"
     )
+    _check_size(preprocessing, vision, "feature_extractor")
     return SafetySide(vision, preprocessing)
+
+
+def _check_size(preprocessing: Preprocessing, vision: CLIPVisionConfig, source: str) -> None:
+    if preprocessing.output_size != (vision.image_size, vision.image_size):
+        height, width = preprocessing.output_size
+        raise InputError(
+            f"{source}/preprocessor_config.json: gives {height}x{width} pictures but the vision tower takes "
+            f"{vision.image_size}x{vision.image_size}: use the files of one CLIP together"
+        )
 
 
 def _clip_part(kind: Any, values: Mapping[str, Any], name: str, source: str) -> Any:

@@ -55,7 +55,10 @@ def weight_files(folder: Path) -> list[Path]:
             single = folder / f"{stem}{variant}.safetensors"
             if single.is_file():
                 return [single]
-            for index in (folder / f"{stem}.safetensors.index{variant}.json", folder / f"{stem}{variant}.safetensors.index.json"):
+            for index in (
+                folder / f"{stem}.safetensors.index{variant}.json",
+                folder / f"{stem}{variant}.safetensors.index.json",
+            ):
                 if index.is_file():
                     return _shards(index)
     pickles = sorted(path.name for path in folder.glob("*.bin"))

@@ -54,9 +54,7 @@ class Attention(nn.Module):
             projected = dense(channels, self.dtype, use_bias=self.qkv_bias, name=name)(states)
             return projected.reshape(*states.shape[:-1], self.heads, channels // self.heads)
 
-        attended = dot_product_attention(
-            heads_of(x, "to_q"), heads_of(context, "to_k"), heads_of(context, "to_v")
-        )
+        attended = dot_product_attention(heads_of(x, "to_q"), heads_of(context, "to_k"), heads_of(context, "to_v"))
         return dense(channels, self.dtype, name="to_out_0")(attended.reshape(x.shape))
 
 
@@ -92,9 +90,7 @@ class BasicTransformerBlock(nn.Module):
     dtype: DType = jnp.float32
 
     @nn.compact
-    def __call__(
-        self, x: Float[Array, "N K channels"], context: Float[Array, "N L D"]
-    ) -> Float[Array, "N K channels"]:
+    def __call__(self, x: Float[Array, "N K channels"], context: Float[Array, "N L D"]) -> Float[Array, "N K channels"]:
         normed = layer_norm(1e-5, self.dtype, name="norm1")(x)
         x = x + Attention(self.heads, self.dtype, name="attn1")(normed, context if self.only_cross_attention else None)
         normed = layer_norm(1e-5, self.dtype, name="norm2")(x)
@@ -127,7 +123,7 @@ class Transformer2DModel(nn.Module):
             return conv(channels, 1, self.dtype, name=name)
 
         x = projection("proj_in")(x).reshape(count, height * width, channels)
-        x = BasicTransformerBlock(
-            self.heads, self.only_cross_attention, self.dtype, name="transformer_blocks_0"
-        )(x, context)
+        x = BasicTransformerBlock(self.heads, self.only_cross_attention, self.dtype, name="transformer_blocks_0")(
+            x, context
+        )
         return projection("proj_out")(x.reshape(count, height, width, channels)) + residual

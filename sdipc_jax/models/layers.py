@@ -17,9 +17,7 @@ def precision(dtype: DType) -> jax.lax.Precision | None:
 
 def dense(features: int, dtype: DType, *, use_bias: bool = True, name: str | None = None) -> nn.Dense:
     """A linear layer whose weights and arithmetic have `dtype`."""
-    return nn.Dense(
-        features, use_bias=use_bias, dtype=dtype, param_dtype=dtype, precision=precision(dtype), name=name
-    )
+    return nn.Dense(features, use_bias=use_bias, dtype=dtype, param_dtype=dtype, precision=precision(dtype), name=name)
 
 
 def conv(

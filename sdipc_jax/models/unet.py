@@ -174,9 +174,7 @@ class UNet2DConditionModel(nn.Module):
         config = self.config
         levels = len(config.block_out_channels)
         base = config.block_out_channels[0]
-        time = timestep_embedding(
-            timesteps, base, flip_sin_to_cos=config.flip_sin_to_cos, freq_shift=config.freq_shift
-        )
+        time = timestep_embedding(timesteps, base, flip_sin_to_cos=config.flip_sin_to_cos, freq_shift=config.freq_shift)
         time = TimestepEmbedding(4 * base, self.dtype, name="time_embedding")(time.astype(self.dtype))
         context = context.astype(self.dtype)
         x = sample.astype(self.dtype)

@@ -1,0 +1,232 @@
+"""The stages: what each trains, on which batches, and how it is judged."""
+
+import hashlib
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Float, Int
+
+from embedded.clip import Clip, recall, unit
+from embedded.data import Examples, clip_batch, end_places, examples
+from embedded.training import Budget, Tree, train
+from embedded.unet import Denoiser
+from embedded.vae import Autoencoder
+from sdipc_jax.checkpoints.keys import flatten
+from sdipc_jax.evaluate.corpus import Corpus
+from sdipc_jax.models import CLIPTextConfig, CLIPVisionConfig, UNetConfig, VAEConfig
+
+Settings = dict[str, Any]
+
+
+def clip_of(settings: Settings) -> Clip:
+    text = CLIPTextConfig(vocab_size=settings["vocab_size"], **settings["clip"]["text"])
+    return Clip(text, CLIPVisionConfig(**settings["clip"]["vision"]))
+
+
+def vae_of(settings: Settings) -> Autoencoder:
+    channels = tuple(settings["vae"]["block_out_channels"])
+    config = VAEConfig(
+        block_out_channels=channels,
+        down_block_types=("DownEncoderBlock2D",) * len(channels),
+        up_block_types=("UpDecoderBlock2D",) * len(channels),
+        # Few groups: one channel a group would take the colours out of the picture.
+        norm_num_groups=2,
+        sample_size=64,
+    )
+    return Autoencoder(config, settings["vae"]["kl_weight"])
+
+
+def unet_of(settings: Settings) -> Denoiser:
+    options = {name: tuple(value) if isinstance(value, list) else value for name, value in settings["unet"]["model"].items()}
+    text = settings["clip"]["text"]
+    return Denoiser(UNetConfig(cross_attention_dim=text["hidden_size"], **options), clip_of(settings).text.max_position_embeddings)
+
+
+def train_clip(settings: Settings, corpus: Corpus, folder: Path, start: Tree) -> None:
+    """Both towers."""
+    clip, options = clip_of(settings), settings["clip"]
+    data = examples(corpus.where(corpus.split == "train"), folder / "tokenizer")
+
+    def batches(step: int) -> Tree:
+        rng = np.random.default_rng((settings["seed"], 1, step))
+        if step % 4 == 3:
+            return clip_batch(data, rng, options["batch"] // 2, clip.text.max_position_embeddings)
+        return clip_batch(data, rng, options["batch"], options["prefix"])
+
+    def evaluate(params: Tree) -> Tree:
+        return judge_clip(clip, params, corpus, folder / "tokenizer", count=512)
+
+    loss = partial(clip.loss, augmentation=options["augmentation"])
+    train("clip", start, loss, batches, Budget(**options["budget"]), folder, seed=settings["seed"], evaluate=evaluate)
+
+
+def in_parts(function: Callable[..., Any], *arrays: np.ndarray, size: int = 128) -> np.ndarray:
+    """A compiled function of rows, over any number of rows: one shape, one compilation."""
+    count = len(arrays[0])
+    parts = []
+    for first in range(0, count, size):
+        rows = np.arange(first, first + size) % count
+        parts.append(np.asarray(function(*(array[rows] for array in arrays))))
+    return np.concatenate(parts)[:count]
+
+
+def end_states(clip: Clip, params: Tree, tokens: Int[np.ndarray, "N L"]) -> Float[np.ndarray, "N D"]:
+    """The end token's state of each caption."""
+    return in_parts(partial(_states_at, clip, params), tokens, end_places(tokens))
+
+
+@partial(jax.jit, static_argnums=0)
+def _states_at(clip: Clip, params: Tree, tokens: Any, at: Any) -> Any:
+    return clip.text_states(params, tokens)[jnp.arange(len(at)), at]
+
+
+@partial(jax.jit, static_argnums=0)
+def _joint_features(clip: Clip, params: Tree, pixels: Any) -> Any:
+    return clip.image_features(params, pixels / 255.0) @ params["visual_projection"]["kernel"]
+
+
+def truncated(matrix: Float[np.ndarray, "M N"], cutoff: float) -> Float[np.ndarray, "N M"]:
+    """The pseudo-inverse without singular values below the cut-off."""
+    u, values, vt = np.linalg.svd(np.asarray(matrix, np.float64), full_matrices=False)
+    return ((vt.T[:, values >= cutoff] / values[values >= cutoff]) @ u.T[values >= cutoff]).astype(np.float32)
+
+
+def judge_clip(clip: Clip, params: Tree, corpus: Corpus, tokenizer: Path, count: int) -> Tree:
+    """Caption retrieval in both spaces, on held-out cells, at the cut-off that serves training pictures best."""
+    captions, first, label = np.unique(corpus.caption, return_index=True, return_inverse=True)
+    base = corpus.base[first]
+    states = end_states(clip, params, examples(corpus.where(first), tokenizer).plain)
+    joint = states @ np.asarray(params["text_projection"]["kernel"])
+    rng = np.random.default_rng(0)
+    seen = {}
+    for split in ("train", "cells"):
+        rows = np.flatnonzero(corpus.split == split)
+        rows = rng.permutation(rows)[:count]
+        seen[split] = (in_parts(partial(_joint_features, clip, params), corpus.pictures[rows]), label[rows])
+    values = np.linalg.svd(np.asarray(params["text_projection"]["kernel"]), compute_uv=False)
+    best = {}
+    for share in (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7):
+        inverse = truncated(params["text_projection"]["kernel"], share * values[0])
+        hidden, truth = seen["train"][0] @ inverse, seen["train"][1]
+        cosine = float(np.mean(np.sum(unit(hidden) * unit(states[truth]), axis=1)))
+        best[cosine] = share * float(values[0])
+    cutoff = best[max(best)]
+    found, truth = seen["cells"]
+    result: Tree = {"cutoff": round(cutoff, 4), "rank": int((values >= cutoff).sum()), "largest": round(float(values[0]), 4)}
+    nearest = np.argmax(unit(found) @ unit(joint).T, axis=1)
+    result["base_recall_1"] = round(float(np.mean(base[nearest] == base[truth])), 4)
+    for name, at in (("recall_1", 1), ("recall_5", 5)):
+        result[name] = round(recall(found, joint, truth, at), 4)
+        for space, limit in (("tspace", cutoff), ("raw", 0.0)):
+            hidden = found @ truncated(params["text_projection"]["kernel"], limit)
+            result[f"{space}_{name}"] = round(recall(hidden, states, truth, at), 4)
+            result[f"{space}_cosine"] = round(float(np.mean(np.sum(unit(hidden) * unit(states[truth]), axis=1))), 4)
+    result["scale"] = round(float(np.mean(np.linalg.norm(states, axis=1))), 4)
+    return result
+
+
+def train_vae(settings: Settings, corpus: Corpus, folder: Path, start: Tree, *, decoder_only: bool) -> None:
+    """Encoder and decoder, or the decoder alone, for latents that the UNet has been trained on."""
+    vae, options = vae_of(settings), settings["vae"]
+    data = examples(corpus.where(corpus.split == "train"), None)
+    held = corpus.pictures[corpus.split == "cells"][:128]
+    trained = ("decoder", "post_quant_conv") if decoder_only else tuple(start)
+    fixed = {name: value for name, value in start.items() if name not in trained}
+
+    def batches(step: int) -> Tree:
+        rng = np.random.default_rng((settings["seed"], 2, step))
+        rows = data.rows(rng, options["batch"])
+        return {"pixels": data.pixels[rows], "may_flip": data.may_flip[rows]}
+
+    def loss(params: Tree, batch: Tree, key: Any) -> tuple[Any, Tree]:
+        return vae.loss({**fixed, **params}, batch, key, augmentation=options["augmentation"])
+
+    @jax.jit
+    def error(params: Tree, pixels: Any) -> Any:
+        pictures, params = pixels / 255.0, {**fixed, **params}
+        again = vae.decode(params, vae.encode(params, pictures)[0])
+        return jnp.mean(jnp.square(jnp.clip(again, 0, 1) - pictures), axis=(1, 2, 3))
+
+    def evaluate(params: Tree) -> Tree:
+        errors = in_parts(partial(error, params), held, size=32)
+        return {"cells_psnr": round(float(np.mean(-10 * np.log10(errors))), 3), "cells_mse": float(np.mean(errors))}
+
+    name = "decoder" if decoder_only else "vae"
+    params = {name: start[name] for name in trained}
+    train(name, params, loss, batches, Budget(**options["budget"]), folder, seed=settings["seed"], evaluate=evaluate)
+
+
+def train_unet(settings: Settings, corpus: Corpus, folder: Path, start: Tree, vae: Tree, clip: Tree) -> None:
+    """The UNet, on stored latents and text states."""
+    denoiser, options = unet_of(settings), settings["unet"]
+    data = examples(corpus.where(corpus.split == "train"), folder / "tokenizer")
+    latents = stored(folder / f"latents-{digest(vae['encoder'])}.npz", partial(encode_all, vae_of(settings), vae, data))
+    texts = stored(folder / f"texts-{digest(clip['text_model'])}.npz", partial(state_all, clip_of(settings), clip, data))
+    scale = scaling_factor(settings, corpus, vae)
+
+    def batches(step: int) -> Tree:
+        rng = np.random.default_rng((settings["seed"], 3, step))
+        rows = data.rows(rng, options["batch"])
+        mirrored = (data.may_flip[rows] & (rng.random(len(rows)) < 0.5)).astype(int)
+        which = np.where(rng.random(len(rows)) < 0.5, texts["styled"][rows], texts["plain"][rows])
+        # The first stored text is the empty one.
+        which = np.where(rng.random(len(rows)) < options["drop"], 0, which)
+        return {
+            "mean": latents["mean"][mirrored, rows] * np.float16(scale),
+            "deviation": latents["deviation"][mirrored, rows] * np.float16(scale),
+            "context": texts["states"][which],
+        }
+
+    train("unet", start, denoiser.loss, batches, Budget(**options["budget"]), folder, seed=settings["seed"])
+
+
+def scaling_factor(settings: Settings, corpus: Corpus, vae: Tree) -> float:
+    """1 / standard deviation of the latents, over evenly drawn training pictures."""
+    pictures = corpus.pictures[corpus.split == "train"]
+    model = vae_of(settings)
+    mean = jax.jit(lambda pixels: model.encode(vae, pixels / 255.0)[0])
+    return 1 / float(np.std(in_parts(mean, pictures[:: max(1, len(pictures) // 1024)], size=64)))
+
+
+def encode_all(vae: Autoencoder, params: Tree, data: Examples) -> Tree:
+    """Mean and deviation of every picture's latents, plain and mirrored: (2, N, h, w, C) in float16."""
+
+    @jax.jit
+    def encode(pixels: Any) -> Any:
+        mean, log_variance = vae.encode(params, pixels / 255.0)
+        return jnp.concatenate([mean, jnp.exp(log_variance / 2)], axis=-1).astype(jnp.float16)
+
+    found = np.stack([in_parts(encode, data.pixels, size=64), in_parts(encode, data.pixels[:, :, ::-1], size=64)])
+    mean, deviation = np.split(found, 2, axis=-1)
+    return {"mean": mean, "deviation": deviation}
+
+
+def state_all(clip: Clip, params: Tree, data: Examples) -> Tree:
+    """The text states of "" and of every caption, (M, L, D) in float16, and which of them each picture has."""
+    empty = np.full((1, data.plain.shape[1]), data.plain[0, -1])
+    empty[0, 0] = data.plain[0, 0]
+    tokens, index = np.unique(np.concatenate([data.plain, data.styled]), axis=0, return_inverse=True)
+    states = jax.jit(lambda tokens: clip.text_states(params, tokens).astype(jnp.float16))
+    plain, styled = np.split(index.ravel() + 1, 2)
+    return {"states": in_parts(states, np.concatenate([empty, tokens])), "plain": plain, "styled": styled}
+
+
+def stored(path: Path, compute: Callable[[], Tree]) -> Tree:
+    """What `compute` gives, kept in a file."""
+    if not path.is_file():
+        np.savez(path, **compute())
+    with np.load(path) as file:
+        return dict(file)
+
+
+def digest(tree: Tree) -> str:
+    """Twelve hexadecimal digits that stand for the values of a tree."""
+    joined = hashlib.sha256()
+    for _, leaf in sorted(flatten(tree).items()):
+        joined.update(np.ascontiguousarray(leaf).tobytes())
+    return joined.hexdigest()[:12]
