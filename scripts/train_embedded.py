@@ -39,7 +39,7 @@ def start(settings: dict[str, Any], folder: Path) -> dict[str, Tree]:
     """Each part as far as it is: trained here, else shipped, else random."""
     shipping = Path(settings["start_from"]) if settings["start_from"] else None
     known = shipped(shipping) if shipping is not None and (shipping / "unet").is_dir() else {}
-    makers = {"clip": clip_of, "vae": vae_of, "unet": unet_of}
+    makers: dict[str, Any] = {"clip": clip_of, "vae": vae_of, "unet": unet_of}
     parts = {}
     for name, maker in makers.items():
         trained = averaged(folder, name)

@@ -258,7 +258,8 @@ def respaced_sigmas(
     if options.use_karras_sigmas:
         return np.linspace(high ** (1 / 7), low ** (1 / 7), steps) ** 7
     if isinstance(options, DPMSolverOptions) and options.use_lu_lambdas:
-        return np.exp(np.linspace(*np.log(sigmas[[0, -1]]).astype(np.float64), steps))
+        first, last = np.log(sigmas[[0, -1]]).astype(np.float64)
+        return np.exp(np.linspace(first, last, steps))
     if options.use_exponential_sigmas:
         return np.exp(np.linspace(np.log(high), np.log(low), steps))
     if options.use_beta_sigmas:

@@ -8,6 +8,7 @@ carries, as they nearly do in OpenAI's CLIP, and that is what the method rests o
 """
 
 import dataclasses
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -16,6 +17,7 @@ from jaxtyping import Array, Float, Int
 
 from embedded.augment import random_views
 from embedded.training import Tree
+from sdipc_jax.bundle import apply
 from sdipc_jax.models import CLIPTextConfig, CLIPTextModel, CLIPVisionConfig, CLIPVisionModel
 from sdipc_jax.models.clip import CLIPEncoder
 from sdipc_jax.models.layers import layer_norm
@@ -45,20 +47,24 @@ class Clip:
                 ("text_projection", self.text.hidden_size, keys[3]),
             )
         }
-        return {**text["params"], **vision["params"], **projections, "logit_scale": jnp.asarray(np.log(1 / 0.07), jnp.float32)}
+        return {
+            **text["params"],
+            **vision["params"],
+            **projections,
+            "logit_scale": jnp.asarray(np.log(1 / 0.07), jnp.float32),
+        }
 
     def text_states(self, params: Tree, tokens: Int[Array, "N L"]) -> Float[Array, "N L D"]:
-        return CLIPTextModel(self.text).apply({"params": {"text_model": params["text_model"]}}, tokens)
+        return apply(CLIPTextModel(self.text), {"text_model": params["text_model"]}, tokens)
 
     def image_features(self, params: Tree, pictures: Float[Array, "N S S 3"]) -> Float[Array, "N D"]:
         """Features of pictures in [0, 1]."""
-        params = {"vision_model": params["vision_model"]}
-        return CLIPVisionModel(self.vision).apply({"params": params}, 2 * pictures - 1)
+        return apply(CLIPVisionModel(self.vision), {"vision_model": params["vision_model"]}, 2 * pictures - 1)
 
     def masked_features(
         self, params: Tree, pictures: Float[Array, "N S S 3"], kept: int, key: Array
     ) -> Float[Array, "N D"]:
-        """`image_features` of `kept` random patches of each picture: the tower's own parts around a choice of tokens."""
+        """`image_features` of `kept` random patches of each picture, with the parts of the tower itself."""
         config, params = self.vision, params["vision_model"]
         count, patch, side = len(pictures), config.patch_size, config.image_size // config.patch_size
         blocks = (2 * pictures - 1).reshape(count, side, patch, side, patch, 3).transpose(0, 1, 3, 2, 4, 5)
@@ -75,9 +81,9 @@ class Clip:
         x = jnp.concatenate([first, patches], axis=1)
 
         def norm(name: str, x: Array) -> Array:
-            return layer_norm(config.layer_norm_eps, jnp.float32).apply({"params": params[name]}, x)
+            return apply(layer_norm(config.layer_norm_eps, jnp.float32), params[name], x)
 
-        x = CLIPEncoder(config).apply({"params": params["encoder"]}, norm("pre_layrnorm", x))
+        x = apply(CLIPEncoder(config), params["encoder"], norm("pre_layrnorm", x))
         return norm("post_layernorm", x[:, 0])
 
     def loss(self, params: Tree, batch: Tree, key: Array, *, augmentation: Tree) -> tuple[Float[Array, ""], Tree]:
@@ -101,7 +107,7 @@ class Clip:
         logits = jnp.exp(params["logit_scale"]) * images @ texts.T
         same = batch["label"][:, None] == batch["label"][None, :]
         right = same & (~batch["styled"][None, :] | (batch["style"][:, None] == batch["style"][None, :]))
-        total = 0.0
+        total = jnp.zeros(())
         for scores, targets in ((logits, right), (logits.T, right.T)):
             targets = targets / targets.sum(axis=1, keepdims=True)
             targets = 0.95 * targets + 0.05 / len(targets)
@@ -110,9 +116,9 @@ class Clip:
         return total, {"loss": total, "batch_hit": hit, "logit_scale": jnp.exp(params["logit_scale"])}
 
 
-def unit(x: Float[Array, "N D"]) -> Float[Array, "N D"]:
-    """Rows of length 1."""
-    return x / jnp.linalg.norm(x, axis=-1, keepdims=True)
+def unit(x: Any) -> Any:
+    """Rows of length 1, of an array of NumPy or JAX, (N, D)."""
+    return x / (x**2).sum(axis=-1, keepdims=True) ** 0.5
 
 
 def recall(

@@ -62,14 +62,12 @@ class Examples:
 def examples(corpus: Corpus, tokenizer: Path | None) -> Examples:
     """Prepares a corpus; without token ids if there is no tokenizer."""
     captions, label = np.unique(corpus.caption, return_inverse=True)
-    styles, style = np.unique(corpus.style, return_inverse=True)
+    _, style = np.unique(corpus.style, return_inverse=True)
     may_flip = np.array([_ONE_WAY.search(caption) is None for caption in captions])[label]
     plain = styled = np.zeros((len(corpus), 0), np.int32)
     if tokenizer is not None:
         plain = tokenize(tokenizer, captions.tolist())[label]
-        styled = tokenize(
-            tokenizer, [styled_caption(*pair) for pair in zip(corpus.caption, corpus.style, strict=True)]
-        )
+        styled = tokenize(tokenizer, [styled_caption(*pair) for pair in zip(corpus.caption, corpus.style, strict=True)])
     families = []
     _, base = np.unique(corpus.base, return_inverse=True)
     order = np.argsort(base, kind="stable")
@@ -86,7 +84,7 @@ def styled_caption(caption: str, style: str) -> str:
 
 def train_tokenizer(captions: Sequence[str], folder: Path, vocabulary: int) -> None:
     """Trains CLIP's byte-pair encoding on captions, and writes a folder that transformers' CLIPTokenizer opens."""
-    from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
+    from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     tokenizer = Tokenizer(models.BPE(unk_token=END, end_of_word_suffix="</w>", continuing_subword_prefix=""))
@@ -94,7 +92,7 @@ def train_tokenizer(captions: Sequence[str], folder: Path, vocabulary: int) -> N
     pattern = r"'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
         [
-            pre_tokenizers.Split(_regex(pattern), behavior="removed", invert=True),
+            pre_tokenizers.Split(Regex(pattern), behavior="removed", invert=True),
             pre_tokenizers.ByteLevel(add_prefix_space=False),
         ]
     )
@@ -115,12 +113,6 @@ def train_tokenizer(captions: Sequence[str], folder: Path, vocabulary: int) -> N
     (folder / "special_tokens_map.json").write_text(json.dumps(special, indent=2) + "\n", encoding="utf-8")
     settings = special | {"model_max_length": LENGTH, "tokenizer_class": "CLIPTokenizer", "do_lower_case": True}
     (folder / "tokenizer_config.json").write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
-
-
-def _regex(pattern: str) -> object:
-    from tokenizers import Regex
-
-    return Regex(pattern)
 
 
 def tokenize(folder: Path, texts: Sequence[str]) -> Int[np.ndarray, "N L"]:

@@ -50,7 +50,15 @@ def attribution(packages: dict[str, Any]) -> str:
 
 
 def export(
-    settings: dict[str, Any], folder: Path, clip: Tree, vae: Tree, unet: Tree, *, measured: Tree, scaling: float, packages: Tree
+    settings: dict[str, Any],
+    folder: Path,
+    clip: Tree,
+    vae: Tree,
+    unet: Tree,
+    *,
+    measured: Tree,
+    scaling: float,
+    packages: Tree,
 ) -> None:
     """Replaces the folder by the trained parts. The model card is kept.
 

@@ -42,9 +42,13 @@ def vae_of(settings: Settings) -> Autoencoder:
 
 
 def unet_of(settings: Settings) -> Denoiser:
-    options = {name: tuple(value) if isinstance(value, list) else value for name, value in settings["unet"]["model"].items()}
+    options: Settings = {
+        name: tuple(value) if isinstance(value, list) else value for name, value in settings["unet"]["model"].items()
+    }
     text = settings["clip"]["text"]
-    return Denoiser(UNetConfig(cross_attention_dim=text["hidden_size"], **options), clip_of(settings).text.max_position_embeddings)
+    return Denoiser(
+        UNetConfig(cross_attention_dim=text["hidden_size"], **options), clip_of(settings).text.max_position_embeddings
+    )
 
 
 def train_clip(settings: Settings, corpus: Corpus, folder: Path, start: Tree) -> None:
@@ -98,7 +102,7 @@ def truncated(matrix: Float[np.ndarray, "M N"], cutoff: float) -> Float[np.ndarr
 
 def judge_clip(clip: Clip, params: Tree, corpus: Corpus, tokenizer: Path, count: int) -> Tree:
     """Caption retrieval in both spaces, on held-out cells, at the cut-off that serves training pictures best."""
-    captions, first, label = np.unique(corpus.caption, return_index=True, return_inverse=True)
+    _, first, label = np.unique(corpus.caption, return_index=True, return_inverse=True)
     base = corpus.base[first]
     states = end_states(clip, params, examples(corpus.where(first), tokenizer).plain)
     joint = states @ np.asarray(params["text_projection"]["kernel"])
@@ -117,7 +121,11 @@ def judge_clip(clip: Clip, params: Tree, corpus: Corpus, tokenizer: Path, count:
         best[cosine] = share * float(values[0])
     cutoff = best[max(best)]
     found, truth = seen["cells"]
-    result: Tree = {"cutoff": round(cutoff, 4), "rank": int((values >= cutoff).sum()), "largest": round(float(values[0]), 4)}
+    result: Tree = {
+        "cutoff": round(cutoff, 4),
+        "rank": int((values >= cutoff).sum()),
+        "largest": round(float(values[0]), 4),
+    }
     nearest = np.argmax(unit(found) @ unit(joint).T, axis=1)
     result["base_recall_1"] = round(float(np.mean(base[nearest] == base[truth])), 4)
     for name, at in (("recall_1", 1), ("recall_5", 5)):
@@ -166,7 +174,9 @@ def train_unet(settings: Settings, corpus: Corpus, folder: Path, start: Tree, va
     denoiser, options = unet_of(settings), settings["unet"]
     data = examples(corpus.where(corpus.split == "train"), folder / "tokenizer")
     latents = stored(folder / f"latents-{digest(vae['encoder'])}.npz", partial(encode_all, vae_of(settings), vae, data))
-    texts = stored(folder / f"texts-{digest(clip['text_model'])}.npz", partial(state_all, clip_of(settings), clip, data))
+    texts = stored(
+        folder / f"texts-{digest(clip['text_model'])}.npz", partial(state_all, clip_of(settings), clip, data)
+    )
     scale = scaling_factor(settings, corpus, vae)
 
     def batches(step: int) -> Tree:

@@ -99,7 +99,8 @@ def train(
         return params, ema, moments, metrics
 
     compiled = jax.jit(update, donate_argnums=(0, 1, 2))
-    logged, sums, saved, judged = time.monotonic(), {}, time.monotonic(), time.monotonic()
+    logged = saved = judged = time.monotonic()
+    sums: dict[str, float] = {}
     logged_step, pictures = state.step, 0
     while state.seconds < 60 * budget.minutes:
         started = time.monotonic()
@@ -149,7 +150,7 @@ def averaged(folder: Path, name: str) -> Tree | None:
 def save_tree(path: Path, tree: Tree) -> None:
     """Writes nested dicts of arrays so that the file is whole or not there."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    arrays = {".".join(names): np.ascontiguousarray(leaf) for names, leaf in flatten(tree).items()}
+    arrays = {".".join(names): np.array(leaf, order="C") for names, leaf in flatten(tree).items()}
     temporary = path.with_suffix(".tmp")
     save_file(arrays, temporary)
     os.replace(temporary, path)
@@ -173,10 +174,17 @@ def _save(path: Path, state: State) -> None:
 def _restore(path: Path, fresh: State) -> State:
     if not path.is_file():
         # The step donates its arguments: no two of them may share memory.
-        return dataclasses.replace(fresh, ema=jax.tree.map(jnp.array, fresh.params), params=jax.tree.map(jnp.array, fresh.params))
+        return dataclasses.replace(
+            fresh, ema=jax.tree.map(jnp.array, fresh.params), params=jax.tree.map(jnp.array, fresh.params)
+        )
     tree = load_file(path)
-    moments = [jnp.asarray(tree[name]) for name in sorted(tree) if name.startswith("optimizer.")]
+    leaves, structure = jax.tree.flatten(fresh.optimizer)
+    saved = [tree[name] for name in sorted(tree) if name.startswith("optimizer.")]
+    moments = [jnp.asarray(old).reshape(new.shape) for new, old in zip(leaves, saved, strict=True)]
     loaded = _unpack({name: leaf for name, leaf in tree.items() if name.startswith(("params.", "ema."))})
-    optimizer = jax.tree.unflatten(jax.tree.structure(fresh.optimizer), moments)
-    step, seconds = int(tree["progress.step"]), float(tree["progress.seconds"])
-    return State(loaded["params"], loaded["ema"], optimizer, step, seconds)
+    optimizer = jax.tree.unflatten(structure, moments)
+    step, seconds = tree["progress.step"].item(), tree["progress.seconds"].item()
+    params, ema = (
+        jax.tree.map(lambda new, old: old.reshape(new.shape), fresh.params, loaded[name]) for name in ("params", "ema")
+    )
+    return State(params, ema, optimizer, step, seconds)

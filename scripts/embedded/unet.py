@@ -8,9 +8,10 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from embedded.training import Tree
+from sdipc_jax.bundle import apply
 from sdipc_jax.models import UNet2DConditionModel, UNetConfig
 
-SCHEDULER = {
+SCHEDULER: Tree = {
     "_class_name": "DDIMScheduler",
     "beta_start": 0.00085,
     "beta_end": 0.012,
@@ -26,8 +27,8 @@ SCHEDULER = {
 
 def alphas_cumprod() -> Float[np.ndarray, " T"]:
     """The share of signal at each training timestep, in float64."""
-    ends = np.sqrt([SCHEDULER["beta_start"], SCHEDULER["beta_end"]])
-    return np.cumprod(1 - np.linspace(*ends, SCHEDULER["num_train_timesteps"]) ** 2)
+    first, last = SCHEDULER["beta_start"] ** 0.5, SCHEDULER["beta_end"] ** 0.5
+    return np.cumprod(1 - np.linspace(first, last, SCHEDULER["num_train_timesteps"]) ** 2)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,9 +66,7 @@ class Denoiser:
         noisy = jnp.sqrt(alpha) * latents + jnp.sqrt(1 - alpha) * noise
         wanted = jnp.sqrt(alpha) * noise - jnp.sqrt(1 - alpha) * latents
         context = batch["context"].astype(jnp.float32)
-        found = UNet2DConditionModel(self.config).apply(
-            {"params": params}, noisy, timesteps.astype(jnp.float32), context
-        )
+        found = apply(UNet2DConditionModel(self.config), params, noisy, timesteps.astype(jnp.float32), context)
         error = jnp.mean(jnp.square(found - wanted), axis=(1, 2, 3))
         ratio = alpha[:, 0, 0, 0] / (1 - alpha[:, 0, 0, 0])
         weighted = jnp.mean(jnp.minimum(ratio, self.snr_limit) / (ratio + 1) * error)

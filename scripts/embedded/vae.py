@@ -8,6 +8,7 @@ from jaxtyping import Array, Float
 
 from embedded.augment import random_views
 from embedded.training import Tree
+from sdipc_jax.bundle import apply
 from sdipc_jax.models import AutoencoderKL, VAEConfig
 
 
@@ -24,13 +25,15 @@ class Autoencoder:
 
     def encode(self, params: Tree, pictures: Float[Array, "N H W 3"]) -> tuple[Array, Array]:
         """Mean and log variance of the latents of pictures in [0, 1]."""
-        return AutoencoderKL(self.config).apply({"params": params}, 2 * pictures - 1, method="encode")
+        return apply(AutoencoderKL(self.config), params, 2 * pictures - 1, method="encode")
 
     def decode(self, params: Tree, latents: Float[Array, "N h w C"]) -> Float[Array, "N H W 3"]:
         """Pictures, about in [0, 1]."""
-        return 0.5 + 0.5 * AutoencoderKL(self.config).apply({"params": params}, latents, method="decode")
+        return 0.5 + 0.5 * apply(AutoencoderKL(self.config), params, latents, method="decode")
 
-    def loss(self, params: Tree, batch: Tree, key: Array, *, augmentation: Tree, frozen_encoder: bool = False) -> tuple[Float[Array, ""], Tree]:
+    def loss(
+        self, params: Tree, batch: Tree, key: Array, *, augmentation: Tree, frozen_encoder: bool = False
+    ) -> tuple[Float[Array, ""], Tree]:
         """L1 and L2 at full size, L1 at a half and a quarter, L1 of differences, and KL to the unit normal."""
         keys = jax.random.split(key)
         pictures = random_views(batch["pixels"] / 255.0, batch["may_flip"], keys[0], **augmentation)
@@ -45,7 +48,14 @@ class Autoencoder:
         kl = 0.5 * jnp.mean(jnp.square(mean) + jnp.exp(log_variance) - 1 - log_variance)
         total = absolute + 2 * square + self.coarse_weight * (coarse + edges) + self.kl_weight * kl
         psnr = -10 * jnp.log10(square)
-        return total, {"loss": total, "l1": absolute, "mse": square, "psnr": psnr, "kl": kl, "latent_std": jnp.std(mean)}
+        return total, {
+            "loss": total,
+            "l1": absolute,
+            "mse": square,
+            "psnr": psnr,
+            "kl": kl,
+            "latent_std": jnp.std(mean),
+        }
 
 
 def _shrink(x: Float[Array, "N H W C"], factor: int) -> Float[Array, "N h w C"]:
