@@ -40,6 +40,7 @@ class Clip:
         for name, deviation in (("token_embedding", 0.02), ("position_embedding", 0.01)):
             table = embeddings[name]["embedding"]
             embeddings[name]["embedding"] = deviation * jax.random.normal(keys[0], table.shape)
+        _start_like_trained(vision["params"]["vision_model"], self.vision, keys[1])
         projections = {
             name: {"kernel": jax.random.normal(key, (features, width)) * features**-0.5}
             for name, features, key in (
@@ -86,18 +87,22 @@ class Clip:
         x = apply(CLIPEncoder(config), params["encoder"], norm("pre_layrnorm", x))
         return norm("post_layernorm", x[:, 0])
 
-    def loss(self, params: Tree, batch: Tree, key: Array, *, augmentation: Tree) -> tuple[Float[Array, ""], Tree]:
+    def loss(
+        self, params: Tree, batch: Tree, key: Array, *, augmentation: Tree, seen: float
+    ) -> tuple[Float[Array, ""], Tree]:
         """The contrastive loss with several right answers (targets uniform over them), both directions.
 
         Args:
             batch: `pixels` uint8, `may_flip`, `tokens` (N, L), `end` the place of the end token, `label` and `style`
-                of each picture, `styled` whether its caption names the style. Where the tokens are cut short (causality
-                keeps the states exact), the vision tower sees half of the patches, otherwise all.
+                of each picture, `styled` whether its caption names the style, `all_captions` the joint embeddings of
+                all labels' captions, rows of length 1. Where the tokens are cut short (causality
+                keeps the states exact), the vision tower sees a share of the patches, otherwise all.
+            seen: that share.
         """
         keys = jax.random.split(key, 4)
         length = batch["tokens"].shape[1]
         patches = (self.vision.image_size // self.vision.patch_size) ** 2
-        kept = patches if length == self.text.max_position_embeddings else patches * 3 // 4
+        kept = patches if length == self.text.max_position_embeddings else round(seen * patches)
         pictures = random_views(batch["pixels"] / 255.0, batch["may_flip"], keys[0], **augmentation)
         images = unit(self.masked_features(params, pictures, kept, keys[1]) @ params["visual_projection"]["kernel"])
         states = self.text_states(params, batch["tokens"])
@@ -112,8 +117,46 @@ class Clip:
             targets = targets / targets.sum(axis=1, keepdims=True)
             targets = 0.95 * targets + 0.05 / len(targets)
             total += -jnp.mean(jnp.sum(targets * jax.nn.log_softmax(scores, axis=1), axis=1)) / 2
+        # Against all captions at once, as they stood a few steps ago: a batch holds few that are hard to tell apart.
+        scores = jnp.exp(params["logit_scale"]) * images @ batch["all_captions"].T
+        targets = 0.95 * jax.nn.one_hot(batch["label"], scores.shape[1]) + 0.05 / scores.shape[1]
+        total += -jnp.mean(jnp.sum(targets * jax.nn.log_softmax(scores, axis=1), axis=1)) / 2
         hit = jnp.mean(jnp.take_along_axis(right, jnp.argmax(logits, axis=1)[:, None], axis=1))
-        return total, {"loss": total, "batch_hit": hit, "logit_scale": jnp.exp(params["logit_scale"])}
+        found = jnp.mean(jnp.argmax(scores, axis=1) == batch["label"])
+        return total, {"loss": total, "batch_hit": hit, "hit": found, "logit_scale": jnp.exp(params["logit_scale"])}
+
+
+def _start_like_trained(tower: Tree, config: CLIPVisionConfig, key: Array) -> None:
+    """Gives a vision tower the structure that trained ones have, in place: few pictures teach it far more slowly.
+
+    Positions begin as sinusoids of row and column, queries and keys as near multiples of each other, so that tokens
+    look at their neighbours, and values with their output map as near minus the identity (Trockman and Kolter 2023,
+    eqs. 4 and 5, with the paper's weights of 0.7 and 0.4).
+    """
+    width, heads, side = config.hidden_size, config.num_attention_heads, config.image_size // config.patch_size
+    depth, identity = width // heads, np.eye(width)
+    rng = np.random.default_rng(np.asarray(jax.random.key_data(key)))
+    for index in range(config.num_hidden_layers):
+        attention = tower["encoder"]["layers"][str(index)]["self_attn"]
+        queries, keys = [], []
+        for _ in range(heads):
+            u, s, vt = np.linalg.svd(0.7 * rng.normal(size=(width, width)) * depth**-0.5 + 0.7 * identity)
+            queries.append(u[:, :depth] * np.sqrt(s[:depth]))
+            keys.append(vt[:depth].T * np.sqrt(s[:depth]))
+        u, s, vt = np.linalg.svd(0.4 * rng.normal(size=(width, width)) * width**-0.5 - 0.4 * identity)
+        kernels = {
+            "q_proj": np.concatenate(queries, axis=1),
+            "k_proj": np.concatenate(keys, axis=1),
+            "v_proj": u * np.sqrt(s),
+            "out_proj": np.sqrt(s)[:, None] * vt,
+        }
+        for name, kernel in kernels.items():
+            attention[name]["kernel"] = jnp.asarray(kernel, jnp.float32)
+    angles = np.arange(side)[:, None] * 10000.0 ** -(np.arange(width // 4) / (width // 4))
+    waves = np.concatenate([np.sin(angles), np.cos(angles)], axis=1)
+    rows, columns = np.repeat(waves, side, axis=0), np.tile(waves, (side, 1))
+    places = np.concatenate([np.zeros((1, width)), np.concatenate([rows, columns], axis=1)])
+    tower["embeddings"]["position_embedding"]["embedding"] = jnp.asarray(places, jnp.float32)
 
 
 def unit(x: Any) -> Any:

@@ -65,8 +65,26 @@ def train_clip(settings: Settings, corpus: Corpus, folder: Path, start: Tree) ->
     def evaluate(params: Tree) -> Tree:
         return judge_clip(clip, params, corpus, folder / "tokenizer", count=512)
 
-    loss = partial(clip.loss, augmentation=options["augmentation"])
-    train("clip", start, loss, batches, Budget(**options["budget"]), folder, seed=settings["seed"], evaluate=evaluate)
+    _, first = np.unique(data.label, return_index=True)
+
+    def refresh(params: Tree) -> Tree:
+        joint = (
+            end_states(clip, params, data.plain[first], length=options["prefix"]) @ params["text_projection"]["kernel"]
+        )
+        return {"all_captions": unit(joint)}
+
+    loss = partial(clip.loss, augmentation=options["augmentation"], seen=options["seen"])
+    train(
+        "clip",
+        start,
+        loss,
+        batches,
+        Budget(**options["budget"]),
+        folder,
+        seed=settings["seed"],
+        evaluate=evaluate,
+        refresh=refresh,
+    )
 
 
 def in_parts(function: Callable[..., Any], *arrays: np.ndarray, size: int = 128) -> np.ndarray:
@@ -79,9 +97,14 @@ def in_parts(function: Callable[..., Any], *arrays: np.ndarray, size: int = 128)
     return np.concatenate(parts)[:count]
 
 
-def end_states(clip: Clip, params: Tree, tokens: Int[np.ndarray, "N L"]) -> Float[np.ndarray, "N D"]:
-    """The end token's state of each caption."""
-    return in_parts(partial(_states_at, clip, params), tokens, end_places(tokens))
+def end_states(
+    clip: Clip, params: Tree, tokens: Int[np.ndarray, "N L"], length: int | None = None
+) -> Float[np.ndarray, "N D"]:
+    """The end token's state of each caption, or the state at `length` of those that are longer."""
+    at = end_places(tokens)
+    if length is not None:
+        tokens, at = tokens[:, :length], np.minimum(at, length - 1)
+    return in_parts(partial(_states_at, clip, params), tokens, at)
 
 
 @partial(jax.jit, static_argnums=0)

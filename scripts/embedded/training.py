@@ -21,6 +21,7 @@ Tree = dict[str, Any]
 LossFunction = Callable[[Tree, Tree, Array], tuple[Float[Array, ""], Tree]]
 
 _FIRST_MOMENT, _SECOND_MOMENT = 0.9, 0.99
+_REFRESH = 100
 
 
 @dataclasses.dataclass
@@ -75,6 +76,7 @@ def train(
     *,
     seed: int,
     evaluate: Callable[[Tree], Tree] | None = None,
+    refresh: Callable[[Tree], Tree] | None = None,
 ) -> Tree:
     """Trains until the budget is spent and returns the averaged parameters; continues from `folder` if it can.
 
@@ -84,6 +86,7 @@ def train(
         loss: (parameters, batch, key) to the loss and what to log.
         batches: the batch of a step, a function of the step's number alone.
         evaluate: measures the averaged parameters every few minutes.
+        refresh: makes more entries of a batch from the parameters; they stand for a hundred steps.
     """
     optimizer = _optimizer(budget)
     state = _restore(folder / f"{name}.safetensors", State(params, params, optimizer.init(params)))
@@ -101,10 +104,13 @@ def train(
     compiled = jax.jit(update, donate_argnums=(0, 1, 2))
     logged = saved = judged = time.monotonic()
     sums: dict[str, float] = {}
+    refreshed: Tree = {}
     logged_step, pictures = state.step, 0
     while state.seconds < 60 * budget.minutes:
         started = time.monotonic()
-        batch = batches(state.step)
+        if refresh is not None and (state.step % _REFRESH == 0 or not refreshed):
+            refreshed = refresh(state.params)
+        batch = batches(state.step) | refreshed
         rate = jnp.float32(budget.rate(state, 0, 0.0))
         state.params, state.ema, state.optimizer, metrics = compiled(
             state.params, state.ema, state.optimizer, batch, jnp.int32(state.step), rate
