@@ -1,0 +1,174 @@
+"""The command `evaluate`: how good a checkpoint is, as tables and sheets."""
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import tyro
+from pydantic import Field
+
+from sdipc_jax.errors import InputError
+from sdipc_jax.settings import Count, NotNegative, ProjectionSettings, SamplerName, Seed
+
+_SHEET_PICTURES, _SHEET_VARIATIONS = 10, 6
+_FULL_COUNT, _FULL_SEEDS = 256, 3
+# One edited picture of each kind for so many pictures under test, but enough for an interval.
+_PICTURES_PER_EDITED, _FEWEST_EDITED = 16, 4
+
+
+class EvaluateSettings(ProjectionSettings):
+    """Measures a checkpoint the way the paper does: retrieval, recognition, likeness, editing."""
+
+    model: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="CHECKPOINT")] = "embedded"
+    """The checkpoint: `embedded`, or a diffusers pipeline folder."""
+    corpus: Path = Path("build/corpus.npz")
+    """The drawings, as scripts/build_corpus.py writes them."""
+    split: Literal["cells", "unseen", "style", "train"] = "cells"
+    """`cells`: held-out drawings of known things; `unseen`: things never seen; `style`: a style never seen."""
+    count: Annotated[int, Field(ge=4)] = 128
+    """Pictures given as prompts."""
+    seeds: Count = 1
+    """How often each is sampled."""
+    seed: Seed = 0
+    """The first seed."""
+    full: bool = False
+    """At least 256 pictures and three seeds, and text prompts that name the style besides: for the model card."""
+    steps: Count | None = None
+    """Sampling steps; the checkpoint's default (else 50) if left out, as for the next two."""
+    guidance_scale: NotNegative | None = None
+    """How strongly the prompt is followed; 1 or less is no guidance."""
+    sampler: SamplerName | None = None
+    """The sampling method."""
+    batch_size: Count = 8
+    """Pictures sampled at once."""
+    output_dir: Path = Path("out")
+    """Where evaluation.json, evaluation.md and the sheets go."""
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """The tables.
+
+    Attributes:
+        tables: what was measured.
+        record: the settings and files that the numbers belong to.
+        files: what was written.
+    """
+
+    tables: list[Any]
+    record: dict[str, Any]
+    files: list[Path]
+
+    def to_json(self) -> dict[str, Any]:
+        """What `--json` prints."""
+        tables = {table.name: table.to_json() for table in self.tables}
+        return self.record | {"tables": tables, "files": [str(path) for path in self.files]}
+
+    def to_markdown(self) -> str:
+        """The tables as the model card quotes them."""
+        return "\n\n".join(table.to_markdown() for table in self.tables) + "\n"
+
+    def __str__(self) -> str:
+        return self.to_markdown() + "\nSee " + ", ".join(map(str, self.files))
+
+
+def evaluate(settings: EvaluateSettings, report: Callable[[float], None]) -> Evaluation:
+    """Measures a checkpoint, and writes tables, sheets and a plot."""
+    # Importing JAX takes seconds, which help and misspelt options need not wait for.
+    import numpy as np
+
+    from sdipc_jax.checkpoints.load import load_weights, read_config
+    from sdipc_jax.commands import digests
+    from sdipc_jax.evaluate import editing, pictures, retrieval
+    from sdipc_jax.evaluate.backbone import load_backbone
+    from sdipc_jax.evaluate.corpus import load_corpus
+    from sdipc_jax.evaluate.sampling import Sampler
+    from sdipc_jax.outputs import check_writable
+    from sdipc_jax.projection import closed_form, convert
+    from sdipc_jax.prompts import image_prompt
+    from sdipc_jax.samplers import SAMPLERS
+    from sdipc_jax.sheets import contact_sheet, save_png, write_atomically
+
+    config = read_config(settings.model, settings.clip, dtype=settings.dtype)
+    _ = config.vision_side
+    defaults = config.defaults
+    SAMPLERS[settings.sampler or defaults.sampler].schedule(config.scheduler, settings.steps or defaults.steps)
+    result = settings.output_dir / "evaluation.json"
+    check_writable(settings.output_dir)
+    if result.exists() and not settings.overwrite:
+        raise InputError(f"{result} is there already: choose another --output-dir or --overwrite")
+    corpus = load_corpus(settings.corpus)
+
+    known = corpus.where(corpus.split != "style")
+    held = corpus.where((corpus.split == settings.split) & np.isin(corpus.caption, known.caption))
+    if len(held) < 4:
+        raise InputError(
+            f"{settings.corpus} has {len(held)} pictures of the split {settings.split!r}, expected at least 4: "
+            "build the corpus again with scripts/build_corpus.py"
+        )
+    count = min(max(settings.count, _FULL_COUNT) if settings.full else settings.count, len(held))
+    repeats = max(settings.seeds, _FULL_SEEDS) if settings.full else settings.seeds
+    seeds = [(settings.seed + n) % 2**32 for n in range(repeats)]
+    chosen = pictures.choose(held, count)
+    edited = max(_FEWEST_EDITED, count // _PICTURES_PER_EDITED)
+    edits = [(edit, editing.choose_for(edit, held, edited)) for edit in editing.EDITS]
+    edits = [(edit, rows) for edit, rows in edits if len(rows) > 1]
+    _, first = np.unique(held.base[chosen], return_index=True)
+    on_sheet = chosen[np.sort(first)][:_SHEET_PICTURES]
+
+    expected = count * len(pictures.kinds_of_prompt(settings.full)) * repeats
+    expected += sum(len(rows) for _, rows in edits) * len(editing.ALPHAS) * repeats + len(on_sheet) * _SHEET_VARIATIONS
+    bundle = load_weights(config)
+    projection = closed_form(
+        bundle, settings.cutoff, settings.scale, settings.mode, keep_fraction=settings.keep_fraction
+    )
+    options = {name: getattr(settings, name) for name in ("steps", "guidance_scale", "sampler")}
+    sampler = Sampler(bundle, options, settings.batch_size, expected, report)
+    backbones = pictures.Backbones(bundle, load_backbone())
+
+    captions = retrieval.encode_captions(bundle, known)
+    measured = pictures.measure_pictures(
+        bundle, projection, backbones, sampler, held, chosen, seeds, styled=settings.full
+    )
+    sweeps = [editing.sweep(bundle, projection, sampler, held, rows, edit, seeds) for edit, rows in edits]
+    tables = [
+        retrieval.retrieval_table(bundle, projection, captions, held, measured.held[pictures.OWN]),
+        pictures.recognition_table(projection, captions, held, measured),
+        pictures.similarity_table(backbones, measured),
+        *([editing.editing_table(sweeps, repeats)] if sweeps else []),
+    ]
+
+    context = image_prompt(bundle, convert(projection, measured.held[pictures.OWN][on_sheet]))
+    variations = sampler(
+        context.repeat(_SHEET_VARIATIONS, axis=0), settings.seed, np.tile(np.arange(_SHEET_VARIATIONS), len(on_sheet))
+    )
+    rows = [
+        [held.pictures[place], *variations[n * _SHEET_VARIATIONS : (n + 1) * _SHEET_VARIATIONS]]
+        for n, place in enumerate(on_sheet)
+    ]
+    folder = settings.output_dir
+    folder.mkdir(parents=True, exist_ok=True)
+    files = [folder / "evaluation.md", folder / "variations.png"]
+    save_png(files[1], np.asarray(contact_sheet(rows, held.caption[on_sheet].tolist(), cell=128)), {})
+    if sweeps:
+        files += [folder / "editing-sheet.png", folder / "editing.png"]
+        shown = [row for each in sweeps for row in each.rows], [label for each in sweeps for label in each.labels]
+        save_png(files[2], np.asarray(contact_sheet(*shown, cell=128)), {})
+        editing.plot_editing(sweeps, files[3])
+    left_out = {"json_", "quiet", "overwrite", "output_dir"}
+    record = {
+        "settings": settings.model_dump(mode="json", by_alias=False, exclude=left_out)
+        | {"count": count, "seeds": repeats}
+        | {name: getattr(defaults, name) for name, value in options.items() if value is None},
+        "checkpoint": digests(config),
+        "corpus": corpus.manifest.get("sha256"),
+        "backbones": list(backbones.names),
+    }
+    evaluation = Evaluation(tables, record, [result, *files])
+    write_atomically(files[0], evaluation.to_markdown().encode())
+    # Last: a run that was stopped leaves nothing that looks whole.
+    write_atomically(result, (json.dumps(evaluation.to_json(), indent=2) + "\n").encode())
+    report(1.0)
+    return evaluation

@@ -1,0 +1,65 @@
+"""Pictures to be judged: many prompts through one compiled sampler."""
+
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Int, UInt8
+from PIL import Image
+
+from sdipc_jax.bundle import Bundle, apply
+from sdipc_jax.commands import Report
+from sdipc_jax.evaluate.retrieval import in_batches
+from sdipc_jax.generate import generate, to_uint8
+
+Pictures = UInt8[np.ndarray, "N H W 3"]
+
+
+@dataclass
+class Sampler:
+    """Samples prompts in batches of one size, and tells how far it is.
+
+    Attributes:
+        settings: of `generate`, the same for every picture.
+        expected: how many pictures will be asked for in all.
+    """
+
+    bundle: Bundle
+    settings: dict[str, Any]
+    batch_size: int
+    expected: int
+    report: Report
+    done: int = 0
+
+    def __call__(self, context: Float[Array, "N L D"], seed: int, indices: Int[np.ndarray, " N"]) -> Pictures:
+        """One picture a prompt: row n is variation `indices[n]` of the seed, as the command `vary` makes it."""
+        parts = []
+        for first in range(0, len(context), self.batch_size):
+            rows = np.arange(first, first + self.batch_size) % len(context)
+            pictures = generate(self.bundle, context[rows], seeds=seed, indices=indices[rows], **self.settings)
+            parts.append(to_uint8(pictures))
+            self.done += min(self.batch_size, len(context) - first)
+            self.report(min(1.0, self.done / self.expected))
+        return np.concatenate(parts)[: len(context)]
+
+
+def reconstruct(bundle: Bundle, pictures: Pictures) -> Pictures:
+    """Pictures through the VAE and back: the best that any prompt could reach."""
+    return to_uint8(jnp.asarray(in_batches(partial(_there_and_back, bundle), pictures, size=8)))
+
+
+@jax.jit
+def _there_and_back(bundle: Bundle, pictures: Pictures) -> Float[Array, "N H W 3"]:
+    again = apply(bundle.config.vae_model, bundle.params["vae"], jnp.asarray(pictures) / 127.5 - 1)
+    return jnp.clip(again.astype(jnp.float32) / 2 + 0.5, 0, 1)
+
+
+def resized(pictures: Pictures, height: int, width: int) -> Pictures:
+    """Pictures as large as those that the checkpoint makes."""
+    if pictures.shape[1:3] == (height, width):
+        return pictures
+    size = (width, height)
+    return np.stack([np.asarray(Image.fromarray(each).resize(size, Image.Resampling.BICUBIC)) for each in pictures])
