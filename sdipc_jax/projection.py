@@ -27,8 +27,11 @@ from sdipc_jax.prompts import end_positions, text_prompt
 from sdipc_jax.tokens import tokenize
 
 Mode = Literal["tspace", "cspace"]
+Matrix = Float[Array | np.ndarray, "_ _"]
 
 _OPENAI_L14_SCALE = 27.5
+# Singular values below this share of the largest are what float32 makes of 0: their inverse would be noise, enlarged.
+_ROUNDING = 1e-6
 
 
 @partial(
@@ -57,13 +60,21 @@ class Projection:
     mode: Mode = "tspace"
 
 
-def truncated_pinv(matrix: Float[Array, "M N"], cutoff: float) -> Float[Array, "N M"]:
+def truncated_pinv(matrix: Matrix, cutoff: Any) -> Matrix:
     """The pseudo-inverse with singular values below an absolute cut-off left out (a value equal to it is kept).
 
     In float64 on the host, or in jnp where the matrix or the cut-off is traced.
 
+    Args:
+        matrix: (M, N).
+        cutoff: 0 or more. Singular values within float32's rounding of 0 are left out in any case.
+
+    Returns:
+        (N, M).
+
     Raises:
-        InputError: the cut-off is negative, not finite, or above the largest singular value (on the host only).
+        InputError: the cut-off is negative, not finite, or above the largest singular value, or the matrix is 0 (on
+            the host only).
 
     >>> truncated_pinv(np.diag([4.0, 0.5]), 1.0).tolist()
     [[0.25, 0.0], [0.0, 0.0]]
@@ -99,7 +110,7 @@ def closed_form(
         scale = default_scale(config)
     if scale is None:
         scale = mean_end_norm(bundle)
-    elif not isinstance(scale, jax.core.Tracer) and not 0 < scale < np.inf:
+    elif not isinstance(scale, jax.Array) and not 0 < scale < np.inf:
         raise InputError(f"scale is {scale}, expected a positive number: leave it out to take the checkpoint's own")
     cutoff = config.defaults.cutoff if cutoff is None else cutoff
     clip = bundle.params["clip"]
@@ -142,12 +153,13 @@ def mean_end_norm(bundle: Bundle) -> Float[Array, ""]:
 
 
 def _truncated_pinv(
-    matrix: Float[Array, "M N"], cutoff: float, keep_fraction: float | None = None
-) -> tuple[Float[Array, "N M"], Float[Array, " K"], Array | int]:
+    matrix: Matrix, cutoff: Any, keep_fraction: float | None = None
+) -> tuple[Matrix, Float[Array | np.ndarray, " K"], Any]:
     """The inverse, all singular values, and how many are kept."""
     on_host = not any(isinstance(value, jax.core.Tracer) for value in (matrix, cutoff))
-    xp = np if on_host else jnp
-    u, values, vt = xp.linalg.svd(np.asarray(matrix, np.float64) if on_host else matrix, full_matrices=False)
+    xp: Any = np if on_host else jnp
+    exact = np.asarray(matrix, np.float64) if on_host else jnp.asarray(matrix, jnp.float32)
+    u, values, vt = xp.linalg.svd(exact, full_matrices=False)
     if keep_fraction is not None:
         if not 0 < keep_fraction <= 1:
             raise InputError(f"keep-fraction is {keep_fraction}, expected more than 0 and at most 1")
@@ -156,7 +168,12 @@ def _truncated_pinv(
         raise InputError(
             f"cutoff is {cutoff}, expected 0 to {values[0]:.6g}, the largest singular value of the text projection"
         )
-    # A value of exactly 0 has no inverse, whatever the cut-off.
-    kept = (values >= cutoff) & (values > 0)
+    if on_host and not values[0] > 0:
+        raise InputError(
+            "the text projection is 0 everywhere, expected at least one singular value above 0: "
+            "use the CLIP that this checkpoint was trained with"
+        )
+    kept = (values >= cutoff) & (values > _ROUNDING * values[0])
     reciprocal = xp.where(kept, 1 / xp.where(kept, values, 1), 0)
-    return (vt.T * reciprocal) @ u.T, values, kept.sum()
+    options = {} if on_host else {"precision": precision(jnp.float32)}
+    return xp.matmul(vt.T * reciprocal, u.T, **options), values, kept.sum()

@@ -9,6 +9,7 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from sdipc_jax.bundle import Bundle, apply
+from sdipc_jax.errors import InputError
 
 Tokens = Int[Array | np.ndarray, "N L"]
 
@@ -55,7 +56,7 @@ def edit_prompt(
     bundle: Bundle,
     vectors: Float[Array, "N D_text"],
     tokens: Tokens,
-    alpha: Float[Array, "*N"] | float,
+    alpha: Float[Array | np.ndarray, "*N"] | float,
 ) -> Float[Array, "N L D_text"]:
     """Eq. 8: the text's words, and from its end token on f_picture + alpha f_end, a sum that is not renormalised.
 
@@ -65,7 +66,18 @@ def edit_prompt(
         vectors: converted pictures.
         tokens: ids of the texts, one a picture or one for all.
         alpha: weight of the text, one a picture or one for all.
+
+    Raises:
+        InputError: numbers of pictures, texts and weights that differ, or a weight on the host that is not finite.
     """
+    counts = {len(vectors), len(tokens), np.size(alpha)} - {1}
+    if np.ndim(alpha) > 1 or len(counts) > 1:
+        raise InputError(
+            f"there are {len(vectors)} pictures, {len(tokens)} texts and alpha of shape {np.shape(alpha)}, "
+            "expected as many of each, or one for all"
+        )
+    if not isinstance(alpha, jax.Array) and not (np.abs(alpha) <= np.finfo(np.float32).max).all():
+        raise InputError(f"alpha is {alpha}, expected a finite number: 0.9 is the paper's")
     states = text_prompt(bundle, tokens)
     end = end_positions(tokens, bundle.config.tokens.end)
     at_end = jnp.take_along_axis(states, end[:, None, None], axis=1)

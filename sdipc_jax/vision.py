@@ -9,6 +9,7 @@ import numpy as np
 from jaxtyping import Array, Float, Float32
 
 from sdipc_jax.bundle import Bundle, apply
+from sdipc_jax.errors import InputError
 from sdipc_jax.images import preprocess, read_picture
 
 
@@ -19,8 +20,10 @@ def read_pictures(bundle: Bundle, paths: Sequence[str | Path]) -> Float32[np.nda
         paths: JPEG, PNG or WebP files.
 
     Raises:
-        InputError: a picture cannot be read; `sdipc vary` shows how to go on with the others.
+        InputError: a picture cannot be read, or none is named; `sdipc vary` shows how to go on with the others.
     """
+    if isinstance(paths, str | Path) or not paths:
+        raise InputError(f"paths is {paths!r}, expected a list of at least one file")
     settings = bundle.config.vision_side.preprocessing
     return np.stack([preprocess(read_picture(Path(path)).pixels, settings) for path in paths])
 

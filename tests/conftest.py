@@ -1,11 +1,16 @@
 """What several test modules share: one checkpoint in miniature, written and loaded once."""
 
+import dataclasses
 from pathlib import Path
 
+import jax
 import pytest
 
 from sdipc_jax import Bundle, load
-from tests.tiny import write_checkpoint
+from tests.tiny import write_checkpoint, write_tokenizer
+
+# What runs on several chips is tested on two devices of the CPU. No backend is there yet.
+jax.config.update("jax_num_cpu_devices", 2)
 
 
 @pytest.fixture(scope="session")
@@ -18,3 +23,11 @@ def tiny_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def tiny(tiny_folder: Path) -> Bundle:
     """The bundle that is in `tiny_folder`."""
     return load(str(tiny_folder))
+
+
+@pytest.fixture(scope="session")
+def other_pad(tiny: Bundle, tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+    """`tiny` with a tokenizer that pads with "!", as Stable Diffusion 2 does, and not with the end token."""
+    folder = tmp_path_factory.mktemp("other-pad")
+    tokens = write_tokenizer(folder / "tokenizer", pad="!")
+    return dataclasses.replace(tiny, config=dataclasses.replace(tiny.config, folder=str(folder), tokens=tokens))
