@@ -16,6 +16,7 @@ import tyro
 from tqdm import tqdm
 
 from sdipc_jax.errors import InputError
+from sdipc_jax.evaluate.command import EvaluateSettings
 from sdipc_jax.settings import (
     CheckpointSettings,
     EditSettings,
@@ -31,6 +32,7 @@ _COMMANDS: dict[str, Callable[..., CheckpointSettings]] = {
     "text": TextSettings,
     "prompt": PromptSettings,
     "spectrum": SpectrumSettings,
+    "evaluate": EvaluateSettings,
 }
 
 
@@ -75,10 +77,11 @@ def _run(settings: CheckpointSettings) -> int:
         os.environ["HF_HUB_OFFLINE"] = "1"
     # Importing JAX takes seconds, which help and misspelt options need not wait for.
     from sdipc_jax import commands
+    from sdipc_jax.evaluate import command as evaluation
 
     name = next(name for name, kind in _COMMANDS.items() if type(settings) is kind)
     with _progress(shown=not settings.quiet and not settings.json_) as report:
-        result = getattr(commands, name)(settings, report)
+        result = getattr(evaluation if name == "evaluate" else commands, name)(settings, report)
     summary = result.to_json()
     if settings.json_:
         print(json.dumps(summary))
