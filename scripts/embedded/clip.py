@@ -162,12 +162,3 @@ def _start_like_trained(tower: Tree, config: CLIPVisionConfig, key: Array) -> No
 def unit(x: Any) -> Any:
     """Rows of length 1, of an array of NumPy or JAX, (N, D)."""
     return x / (x**2).sum(axis=-1, keepdims=True) ** 0.5
-
-
-def recall(
-    queries: Float[np.ndarray, "N D"], captions: Float[np.ndarray, "M D"], truth: Int[np.ndarray, " N"], at: int
-) -> float:
-    """Share of the queries whose caption is among the `at` nearest by cosine."""
-    scores = np.asarray(unit(queries) @ unit(captions).T)
-    own = scores[np.arange(len(truth)), truth]
-    return float(np.mean((scores > own[:, None]).sum(axis=1) < at))

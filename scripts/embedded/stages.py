@@ -11,14 +11,16 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float, Int
 
-from embedded.clip import Clip, recall, unit
+from embedded.clip import Clip, unit
 from embedded.data import Examples, clip_batch, end_places, examples
 from embedded.training import Budget, Tree, train
 from embedded.unet import Denoiser
 from embedded.vae import Autoencoder
 from sdipc_jax.checkpoints.keys import flatten
 from sdipc_jax.evaluate.corpus import Corpus
+from sdipc_jax.evaluate.metrics import cosines, recall
 from sdipc_jax.models import CLIPTextConfig, CLIPVisionConfig, UNetConfig, VAEConfig
+from sdipc_jax.projection import truncated_pinv
 
 Settings = dict[str, Any]
 
@@ -117,12 +119,6 @@ def _joint_features(clip: Clip, params: Tree, pixels: Any) -> Any:
     return clip.image_features(params, pixels / 255.0) @ params["visual_projection"]["kernel"]
 
 
-def truncated(matrix: Float[np.ndarray, "M N"], cutoff: float) -> Float[np.ndarray, "N M"]:
-    """The pseudo-inverse without singular values below the cut-off."""
-    u, values, vt = np.linalg.svd(np.asarray(matrix, np.float64), full_matrices=False)
-    return ((vt.T[:, values >= cutoff] / values[values >= cutoff]) @ u.T[values >= cutoff]).astype(np.float32)
-
-
 def judge_clip(clip: Clip, params: Tree, corpus: Corpus, tokenizer: Path, count: int) -> Tree:
     """Caption retrieval in both spaces, on held-out cells, at the cut-off that serves training pictures best."""
     _, first, label = np.unique(corpus.caption, return_index=True, return_inverse=True)
@@ -138,9 +134,9 @@ def judge_clip(clip: Clip, params: Tree, corpus: Corpus, tokenizer: Path, count:
     values = np.linalg.svd(np.asarray(params["text_projection"]["kernel"]), compute_uv=False)
     best = {}
     for share in (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7):
-        inverse = truncated(params["text_projection"]["kernel"], share * values[0])
+        inverse = np.asarray(truncated_pinv(params["text_projection"]["kernel"], share * values[0]))
         hidden, truth = seen["train"][0] @ inverse, seen["train"][1]
-        cosine = float(np.mean(np.sum(unit(hidden) * unit(states[truth]), axis=1)))
+        cosine = float(np.mean(cosines(hidden, states[truth])))
         best[cosine] = share * float(values[0])
     cutoff = best[max(best)]
     found, truth = seen["cells"]
@@ -154,9 +150,9 @@ def judge_clip(clip: Clip, params: Tree, corpus: Corpus, tokenizer: Path, count:
     for name, at in (("recall_1", 1), ("recall_5", 5)):
         result[name] = round(recall(found, joint, truth, at), 4)
         for space, limit in (("tspace", cutoff), ("raw", 0.0)):
-            hidden = found @ truncated(params["text_projection"]["kernel"], limit)
+            hidden = found @ np.asarray(truncated_pinv(params["text_projection"]["kernel"], limit))
             result[f"{space}_{name}"] = round(recall(hidden, states, truth, at), 4)
-            result[f"{space}_cosine"] = round(float(np.mean(np.sum(unit(hidden) * unit(states[truth]), axis=1))), 4)
+            result[f"{space}_cosine"] = round(float(np.mean(cosines(hidden, states[truth]))), 4)
     result["scale"] = round(float(np.mean(np.linalg.norm(states, axis=1))), 4)
     return result
 
