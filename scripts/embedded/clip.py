@@ -88,7 +88,7 @@ class Clip:
         return norm("post_layernorm", x[:, 0])
 
     def loss(
-        self, params: Tree, batch: Tree, key: Array, *, augmentation: Tree, seen: float
+        self, params: Tree, batch: Tree, key: Array, *, augmentation: Tree, seen: float, sharpest: float
     ) -> tuple[Float[Array, ""], Tree]:
         """The contrastive loss with several right answers (targets uniform over them), both directions.
 
@@ -98,6 +98,7 @@ class Clip:
                 all labels' captions, rows of length 1. Where the tokens are cut short (causality
                 keeps the states exact), the vision tower sees a share of the patches, otherwise all.
             seen: that share.
+            sharpest: the largest factor of the cosines.
         """
         keys = jax.random.split(key, 4)
         length = batch["tokens"].shape[1]
@@ -109,7 +110,10 @@ class Clip:
         anywhere = jax.random.randint(keys[2], batch["end"].shape, batch["end"], length)
         at = jnp.where(jax.random.bernoulli(keys[3], 0.5, anywhere.shape), anywhere, batch["end"])
         texts = unit(states[jnp.arange(len(at)), at] @ params["text_projection"]["kernel"])
-        logits = jnp.exp(params["logit_scale"]) * images @ texts.T
+        # Without a limit the scale grows until pictures and captions need agree but little: the method rests on eq. 5,
+        # that they point the same way.
+        sharpness = jnp.exp(jnp.minimum(params["logit_scale"], jnp.log(sharpest)))
+        logits = sharpness * images @ texts.T
         same = batch["label"][:, None] == batch["label"][None, :]
         right = same & (~batch["styled"][None, :] | (batch["style"][:, None] == batch["style"][None, :]))
         total = jnp.zeros(())
@@ -118,12 +122,12 @@ class Clip:
             targets = 0.95 * targets + 0.05 / len(targets)
             total += -jnp.mean(jnp.sum(targets * jax.nn.log_softmax(scores, axis=1), axis=1)) / 2
         # Against all captions at once, as they stood a few steps ago: a batch holds few that are hard to tell apart.
-        scores = jnp.exp(params["logit_scale"]) * images @ batch["all_captions"].T
+        scores = sharpness * images @ batch["all_captions"].T
         targets = 0.95 * jax.nn.one_hot(batch["label"], scores.shape[1]) + 0.05 / scores.shape[1]
         total += -jnp.mean(jnp.sum(targets * jax.nn.log_softmax(scores, axis=1), axis=1)) / 2
         hit = jnp.mean(jnp.take_along_axis(right, jnp.argmax(logits, axis=1)[:, None], axis=1))
         found = jnp.mean(jnp.argmax(scores, axis=1) == batch["label"])
-        return total, {"loss": total, "batch_hit": hit, "hit": found, "logit_scale": jnp.exp(params["logit_scale"])}
+        return total, {"loss": total, "batch_hit": hit, "hit": found, "logit_scale": sharpness}
 
 
 def _start_like_trained(tower: Tree, config: CLIPVisionConfig, key: Array) -> None:

@@ -60,7 +60,7 @@ def train_clip(settings: Settings, corpus: Corpus, folder: Path, start: Tree) ->
 
     def batches(step: int) -> Tree:
         rng = np.random.default_rng((settings["seed"], 1, step))
-        if step % 4 == 3:
+        if step % 8 == 7:
             return clip_batch(data, rng, options["batch"] // 2, clip.text.max_position_embeddings)
         return clip_batch(data, rng, options["batch"], options["prefix"])
 
@@ -75,7 +75,7 @@ def train_clip(settings: Settings, corpus: Corpus, folder: Path, start: Tree) ->
         )
         return {"all_captions": unit(joint)}
 
-    loss = partial(clip.loss, augmentation=options["augmentation"], seen=options["seen"])
+    loss = partial(clip.loss, augmentation=options["augmentation"], seen=options["seen"], sharpest=options["sharpest"])
     train(
         "clip",
         start,
@@ -136,8 +136,8 @@ def judge_clip(clip: Clip, params: Tree, corpus: Corpus, tokenizer: Path, count:
     for share in (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7):
         inverse = np.asarray(truncated_pinv(params["text_projection"]["kernel"], share * values[0]))
         hidden, truth = seen["train"][0] @ inverse, seen["train"][1]
-        cosine = float(np.mean(cosines(hidden, states[truth])))
-        best[cosine] = share * float(values[0])
+        # By retrieval: cosines are best where nothing is kept but what all captions have in common.
+        best[recall(hidden, states, truth, 1)] = share * float(values[0])
     cutoff = best[max(best)]
     found, truth = seen["cells"]
     result: Tree = {
