@@ -1,6 +1,6 @@
 # Everything here needs Python 3.11 or later and make, nothing else. All targets can be run again at no cost.
 PYTHON ?= python3
-PIP_INSTALL := -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
+PIP_INSTALL := -m pip install --quiet --disable-pip-version-check --constraint
 BIN := .venv/bin
 PARITY := .venv-parity/bin
 
@@ -13,22 +13,23 @@ demo: .venv/.demo
 test: .venv/.test
 	$(BIN)/python -m pytest
 
-# Live comparison with PyTorch.
+# Live comparison with PyTorch. Its own warnings, of which old releases have many, are no concern of ours.
 parity: .venv-parity/.done
-	$(PARITY)/python -m pytest tests/parity --override-ini addopts= --override-ini filterwarnings=default
+	$(PARITY)/python -m pytest tests/parity --override-ini addopts=--strict-markers --override-ini filterwarnings=ignore
 
 lint: .venv/.lint
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-# Builds the wheel, installs it into an empty environment and asks it for help.
-wheel: .venv/.lint
+# Builds the wheel, installs it into an empty environment, asks it for help and opens the checkpoint that is in it.
+wheel:
 	rm -rf build/wheel && mkdir -p build/wheel
-	$(BIN)/python -m pip wheel --quiet --no-deps --wheel-dir build/wheel .
 	$(PYTHON) -m venv build/wheel/venv
-	build/wheel/venv/bin/python $(PIP_INSTALL) build/wheel/*.whl
+	build/wheel/venv/bin/python -m pip wheel --quiet --disable-pip-version-check --no-deps --wheel-dir build/wheel .
+	build/wheel/venv/bin/python $(PIP_INSTALL) constraints.txt build/wheel/*.whl
 	cd build/wheel && venv/bin/sdipc --help
+	cd build/wheel && venv/bin/python -c "import sdipc_jax; print(sdipc_jax.load().config.folder)"
 
 # The golden files that carry the comparison with PyTorch into `make test`.
 golden: .venv-parity/.done
@@ -38,21 +39,20 @@ golden: .venv-parity/.done
 	$(PYTHON) -m venv .venv
 
 .venv/.demo: .venv/bin/python pyproject.toml constraints.txt
-	$(BIN)/python $(PIP_INSTALL) --editable .
+	$(BIN)/python $(PIP_INSTALL) constraints.txt --editable .
 	touch $@
 
 .venv/.test: .venv/.demo
-	$(BIN)/python $(PIP_INSTALL) --editable '.[test]'
+	$(BIN)/python $(PIP_INSTALL) constraints.txt --editable '.[test]'
 	touch $@
 
 .venv/.lint: .venv/.demo
-	$(BIN)/python $(PIP_INSTALL) --editable '.[lint]'
+	$(BIN)/python $(PIP_INSTALL) constraints.txt --editable '.[lint]'
 	touch $@
 
-.venv-parity/.done: pyproject.toml constraints.txt
+.venv-parity/.done: pyproject.toml constraints-parity.txt
 	$(PYTHON) -m venv .venv-parity
-	$(PARITY)/python -m pip install --quiet --disable-pip-version-check torch==2.13.0
-	$(PARITY)/python -m pip install --quiet --disable-pip-version-check --constraint constraints-parity.txt --editable '.[parity]'
+	$(PARITY)/python $(PIP_INSTALL) constraints-parity.txt --editable '.[parity]'
 	touch $@
 
 clean:
