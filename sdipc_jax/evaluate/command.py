@@ -4,7 +4,7 @@ import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 import tyro
 from pydantic import Field
@@ -16,6 +16,11 @@ _SHEET_PICTURES, _SHEET_VARIATIONS = 10, 6
 _FULL_COUNT, _FULL_SEEDS = 256, 3
 # One edited picture of each kind for so many pictures under test, but enough for an interval.
 _PICTURES_PER_EDITED, _FEWEST_EDITED = 16, 4
+
+
+def _own(metavar: str) -> Any:
+    """Help for an option that the checkpoint decides if it is left out; the schema judges what is typed."""
+    return tyro.conf.arg(constructor=str, metavar=metavar, help_behavior_hint="(default: the checkpoint's own)")
 
 
 class EvaluateSettings(ProjectionSettings):
@@ -35,11 +40,11 @@ class EvaluateSettings(ProjectionSettings):
     """The first seed."""
     full: bool = False
     """At least 256 pictures and three seeds, and text prompts that name the style besides: for the model card."""
-    steps: Count | None = None
-    """Sampling steps; the checkpoint's default (else 50) if left out, as for the next two."""
-    guidance_scale: NotNegative | None = None
+    steps: Annotated[Count | None, _own("INT")] = None
+    """Sampling steps."""
+    guidance_scale: Annotated[NotNegative | None, _own("FLOAT")] = None
     """How strongly the prompt is followed; 1 or less is no guidance."""
-    sampler: SamplerName | None = None
+    sampler: Annotated[SamplerName | None, _own("|".join(get_args(SamplerName)))] = None
     """The sampling method."""
     batch_size: Count = 8
     """Pictures sampled at once."""
