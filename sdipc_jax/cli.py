@@ -38,17 +38,24 @@ _COMMANDS: dict[str, Callable[..., CheckpointSettings]] = {
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs one command and gives its exit code."""
+    arguments = sys.argv[1:] if arguments is None else arguments
     try:
-        return _run(_parse(sys.argv[1:] if arguments is None else arguments))
+        return _run(_parse(arguments))
     except InputError as error:
-        print(f"sdipc: {error}", file=sys.stderr)
-        return 2
+        message, code = str(error), 2
     except KeyboardInterrupt:
-        print("sdipc: interrupted; the pictures named in manifest.jsonl are whole", file=sys.stderr)
-        return 130
+        message, code = "interrupted; the pictures named in manifest.jsonl are whole", 130
+    print(f"sdipc: {message}", file=sys.stderr)
+    if "--json" in arguments:
+        print(json.dumps({"error": message}))
+    return code
 
 
 def _parse(arguments: Sequence[str]) -> CheckpointSettings:
+    if arguments and not arguments[0].startswith("-") and arguments[0] not in _COMMANDS:
+        raise InputError(
+            f"found the command {arguments[0]!r}, expected one of {', '.join(_COMMANDS)}; see sdipc --help"
+        )
     errors = io.StringIO()
     try:
         with contextlib.redirect_stderr(errors):
@@ -69,7 +76,8 @@ def _one_line(box: str) -> str:
     """The message of tyro's error box: its text down to the first rule."""
     lines = [line.strip("│ ") for line in box.splitlines() if not line.startswith(("╭", "╰"))]
     rule = next((place for place, line in enumerate(lines) if line.startswith("──")), len(lines))
-    return re.sub(r"^Error parsing \w+: ", "", " ".join(lines[:rule])) + "; see sdipc --help"
+    message = re.sub(r"^Error parsing ([A-Z]\w+: )?", "", " ".join(lines[:rule]))
+    return message.rstrip(".") + "; see sdipc --help"
 
 
 def _run(settings: CheckpointSettings) -> int:

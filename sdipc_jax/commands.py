@@ -3,9 +3,10 @@
 import hashlib
 import json
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Float32
@@ -15,12 +16,12 @@ from safetensors.numpy import save as to_safetensors
 
 from sdipc_jax.bundle import Bundle, Config
 from sdipc_jax.checkpoints.load import load_weights, read_config
-from sdipc_jax.checkpoints.tensors import weight_files
+from sdipc_jax.checkpoints.tensors import load_tree, weight_files
 from sdipc_jax.errors import InputError
 from sdipc_jax.generate import generate_with_progress, to_uint8
-from sdipc_jax.images import preprocess, read_picture
+from sdipc_jax.images import preprocess, printable, read_picture
 from sdipc_jax.outputs import OutputFolder, Record, Subject, check_output, check_writable
-from sdipc_jax.projection import Projection, closed_form, convert
+from sdipc_jax.projection import closed_form, convert, default_scale, truncated_pinv
 from sdipc_jax.prompts import edit_prompt, image_prompt, text_prompt
 from sdipc_jax.samplers import SAMPLERS
 from sdipc_jax.settings import (
@@ -51,29 +52,38 @@ class Outcome:
         records: one for each picture made.
         failures: one for each input that could not be used, with `input` and `error`.
         files: what was written, the one to look at last.
+        notes: what a person should know besides.
     """
 
     records: list[Record]
     files: list[Path]
     failures: list[Record] = field(default_factory=list)
+    notes: tuple[str, ...] = ()
 
     def to_json(self) -> Record:
         """What `--json` prints."""
-        return {"records": self.records, "files": [str(path) for path in self.files], "failures": self.failures}
+        return {
+            "records": self.records,
+            "files": [str(path) for path in self.files],
+            "failures": self.failures,
+            "notes": self.notes,
+        }
 
     def __str__(self) -> str:
         flagged = sum(record.get("flagged", False) for record in self.records)
         withheld = f", {flagged} of them withheld by the safety checker" if flagged else ""
-        return f"{len(self.records)} done{withheld}, {len(self.failures)} failed; see {self.files[-1]}"
+        summary = f"{len(self.records)} done{withheld}, {len(self.failures)} failed; see {printable(self.files[-1])}"
+        return "\n".join([*self.notes, summary])
 
 
 def vary(settings: VarySettings, report: Report) -> Outcome:
     """Variations of each picture (eqs. 6 and 7)."""
     job = _SamplingJob(settings)
     inputs, failures = _read_all(job.config, settings.pictures)
-    bundle, projection = _load(job.config, settings)
-    context = image_prompt(bundle, _vectors(bundle, projection, inputs))
-    return job.run(bundle, context, [each.subject for each in inputs], failures, report)
+    job.check_output([each.subject for each in inputs])
+    converter = _Converter(job.config, settings)
+    context = image_prompt(converter.bundle, converter.vectors(inputs))
+    return job.run(converter.bundle, context, [each.subject for each in inputs], report, failures, converter)
 
 
 def edit(settings: EditSettings, report: Report) -> Outcome:
@@ -81,18 +91,20 @@ def edit(settings: EditSettings, report: Report) -> Outcome:
     job = _SamplingJob(settings)
     tokens = token_ids(job.config, [settings.text], truncate=settings.truncate)
     inputs, failures = _read_all(job.config, [settings.picture])
-    bundle, projection = _load(job.config, settings)
-    context = edit_prompt(bundle, _vectors(bundle, projection, inputs), tokens, settings.alpha)
-    return job.run(bundle, context, [each.subject for each in inputs], failures, report)
+    job.check_output([each.subject for each in inputs])
+    converter = _Converter(job.config, settings)
+    context = edit_prompt(converter.bundle, converter.vectors(inputs), tokens, settings.alpha)
+    return job.run(converter.bundle, context, [each.subject for each in inputs], report, failures, converter)
 
 
 def text(settings: TextSettings, report: Report) -> Outcome:
     """Plain text to image."""
     job = _SamplingJob(settings)
     tokens = token_ids(job.config, settings.texts, truncate=settings.truncate)
-    bundle = load_weights(job.config)
     subjects = [Subject(prompt, {"text": prompt}) for prompt in settings.texts]
-    return job.run(bundle, text_prompt(bundle, tokens), subjects, [], report)
+    job.check_output(subjects)
+    bundle = load_weights(job.config)
+    return job.run(bundle, text_prompt(bundle, tokens), subjects, report)
 
 
 def prompt(settings: PromptSettings, report: Report) -> Outcome:
@@ -100,25 +112,29 @@ def prompt(settings: PromptSettings, report: Report) -> Outcome:
     config = read_config(settings.model, settings.clip, dtype=settings.dtype)
     _ = config.vision_side
     check_writable(settings.output.parent)
+    if settings.output.is_dir():
+        raise InputError(f"{printable(settings.output)}: found a folder, expected a file: choose another --output")
     if settings.output.exists() and not settings.overwrite:
-        raise InputError(f"{settings.output} is there already: choose another --output or --overwrite")
+        raise InputError(f"{printable(settings.output)} is there already: choose another --output or --overwrite")
     tokens = None if settings.text is None else token_ids(config, [settings.text], truncate=settings.truncate)
     inputs, failures = _read_all(config, settings.pictures)
-    bundle, projection = _load(config, settings)
-    vectors = _vectors(bundle, projection, inputs)
-    context = image_prompt(bundle, vectors)
-    if tokens is not None:
-        context = edit_prompt(bundle, vectors, tokens, settings.alpha)
+    converter = _Converter(config, settings)
+    vectors = converter.vectors(inputs)
+    if tokens is None:
+        context = image_prompt(converter.bundle, vectors)
+    else:
+        context = edit_prompt(converter.bundle, vectors, tokens, settings.alpha)
     arrays = {"prompt_embeds": np.asarray(context), "image_vectors": np.asarray(vectors)}
     metadata = {
         "files": json.dumps([each.subject.record["input"] for each in inputs]),
-        "settings": json.dumps(_plain(settings)),
+        "settings": json.dumps(_plain(settings, {"pictures", "output"}) | converter.values),
+        "checkpoint": json.dumps(digests(config)),
         "format": "pt",
     }
     settings.output.parent.mkdir(parents=True, exist_ok=True)
     write_atomically(settings.output, to_safetensors(arrays, metadata))
     report(1.0)
-    return Outcome([each.subject.record for each in inputs], [settings.output], failures)
+    return Outcome([each.subject.record for each in inputs], [settings.output], failures, converter.notes)
 
 
 def spectrum(settings: SpectrumSettings, report: Report) -> Spectrum:
@@ -128,15 +144,53 @@ def spectrum(settings: SpectrumSettings, report: Report) -> Spectrum:
     path = settings.output_dir / "spectrum.png"
     check_writable(settings.output_dir)
     if path.exists() and not settings.overwrite:
-        raise InputError(f"{path} is there already: choose another --output-dir or --overwrite")
+        raise InputError(f"{printable(path)} is there already: choose another --output-dir or --overwrite")
     inputs, _ = _read_all(config, [settings.picture] if settings.picture else [])
-    bundle, projection = _load(config, settings)
-    features = encode_images(bundle, inputs[0].pixels[None]) if inputs else None
-    measured = measure(bundle, projection, features)
+    converter = _Converter(config, settings)
+    features = encode_images(converter.bundle, inputs[0].pixels[None]) if inputs else None
+    measured = replace(measure(converter.bundle, converter.projection, features), plot=str(path))
     settings.output_dir.mkdir(parents=True, exist_ok=True)
     plot(measured, path)
     report(1.0)
     return measured
+
+
+class _Converter:
+    """The checkpoint and its closed form, with what the checkpoint decided.
+
+    Attributes:
+        values: the cut-off and the scale that are used.
+        notes: says so where the scale had to be measured.
+    """
+
+    def __init__(self, config: Config, settings: ProjectionSettings) -> None:
+        cutoff = config.defaults.cutoff if settings.cutoff is None else settings.cutoff
+        _check_projection(config, 0.0 if settings.keep_fraction else cutoff)
+        self.config = config
+        self.bundle = load_weights(config)
+        self.projection = closed_form(
+            self.bundle, cutoff, settings.scale, settings.mode, keep_fraction=settings.keep_fraction
+        )
+        scale = float(self.projection.scale)
+        self.values = {"cutoff": None if settings.keep_fraction else cutoff, "scale": scale}
+        self.notes: tuple[str, ...] = ()
+        if settings.scale is None and default_scale(config) is None:
+            self.notes = (f"scale {scale:.4g}, measured over built-in captions",)
+
+    def vectors(self, inputs: Sequence["_Input"]) -> Float[Array, "N D_text"]:
+        # One at a time: the same picture gives the same vector to the bit, whatever stands beside it.
+        features = [encode_images(self.bundle, each.pixels[None]) for each in inputs]
+        return convert(self.projection, jnp.concatenate(features))
+
+
+def _check_projection(config: Config, cutoff: float) -> None:
+    """Refuses a cut-off that leaves nothing, before gigabytes are loaded and anything is compiled."""
+    shape = jax.ShapeDtypeStruct((config.text.hidden_size, config.vision_side.projection_dim), jnp.float32)
+    others = ("text_model.", "vision_model.", "visual_projection.", "logit_scale")
+    folder = Path(config.vision_side.folder)
+    tree = load_tree(folder, "clip", {"text_projection": {"kernel": shape}}, unused_prefixes=others)
+    if not truncated_pinv(np.asarray(tree["text_projection"]["kernel"]), cutoff).any():
+        raise InputError(f"{folder}: text_projection is all zeros, expected a trained CLIP: fetch its weights again")
 
 
 class _SamplingJob:
@@ -155,19 +209,28 @@ class _SamplingJob:
         if settings.latents is not None:
             self.latents = _read_latents(settings.latents, (settings.num_images, *shape))
         self.negative = token_ids(config, [settings.negative_prompt], truncate=settings.truncate)
-        check_output(settings.output_dir, settings.overwrite)
+
+    def check_output(self, subjects: Sequence[Subject]) -> None:
+        """Refuses an output folder that will not do; the last check, and the last moment to refuse."""
+        settings = self.settings
+        check_output(settings.output_dir, subjects, settings.num_images, settings.overwrite)
 
     def run(
         self,
         bundle: Bundle,
         context: Float[Array, "P L D"],
         subjects: list[Subject],
-        failures: list[Record],
         report: Report,
+        failures: Sequence[Record] = (),
+        converter: _Converter | None = None,
     ) -> Outcome:
         """Samples `num_images` pictures of each subject; each is saved as soon as its batch is done."""
         settings = self.settings
-        record = {"seed": settings.seed, "settings": self._record(), "checkpoint": digests(self.config)}
+        record = {
+            "seed": settings.seed,
+            "settings": self._record() | (converter.values if converter else {}),
+            "checkpoint": digests(self.config),
+        }
         folder = OutputFolder(settings.output_dir, subjects)
         for failure in failures:
             folder.add_record(failure)
@@ -183,8 +246,9 @@ class _SamplingJob:
             pictures, flagged = self._sample(bundle, context, batch + batch[-1:] * (size - len(batch)), batch_report)
             for (subject, index), picture, is_flagged in zip(batch, pictures, flagged, strict=False):
                 folder.add(subject, index, picture, record | ({"flagged": True} if is_flagged else {}))
-        made = [settings.output_dir / line["file"] for line in folder.records if "file" in line]
-        return Outcome([line for line in folder.records if "file" in line], [*made, folder.finish()], failures)
+        records = [line for line in folder.records if "file" in line]
+        files = [*(settings.output_dir / line["file"] for line in records), folder.finish()]
+        return Outcome(records, files, list(failures), converter.notes if converter else ())
 
     def _sample(
         self,
@@ -216,32 +280,26 @@ class _SamplingJob:
 
     def _record(self) -> Record:
         """Every setting, those left out as the checkpoint has them."""
-        left_out = {"pictures", "picture", "texts", "seed", "json_", "quiet", "overwrite", "output_dir"}
-        settings = {name: value for name, value in _plain(self.settings).items() if name not in left_out}
-        return settings | self.values.model_dump(include=settings.keys() & self.values.model_fields_set)
+        settings = _plain(self.settings, {"pictures", "picture", "texts", "seed", "output_dir"})
+        return settings | self.values.model_dump(include=set(settings))
 
 
 def digests(config: Config) -> dict[str, str]:
-    """The sha256 of each weight file that the configuration names."""
+    """The sha256 of each file of the checkpoint that decides what is made: weights, configurations, tokenizer."""
     folders = {name: Path(config.folder, name) for name in ("unet", "vae", "text_encoder")}
     if config.safety is not None:
         folders["safety_checker"] = Path(config.folder, "safety_checker")
     if config.clip is not None:
         folders["clip"] = Path(config.clip.folder)
-    found = {}
-    for name, folder in folders.items():
-        for file in weight_files(folder):
-            with file.open("rb") as stream:
-                found[f"{name}/{file.name}"] = hashlib.file_digest(stream, "sha256").hexdigest()
-    return found
-
-
-def _load(config: Config, settings: ProjectionSettings) -> tuple[Bundle, Projection]:
-    bundle = load_weights(config)
-    projection = closed_form(
-        bundle, settings.cutoff, settings.scale, settings.mode, keep_fraction=settings.keep_fraction
-    )
-    return bundle, projection
+    files = {f"{name}/{file.name}": file for name, folder in folders.items() for file in weight_files(folder)}
+    for name in (*folders, "tokenizer", "scheduler", "feature_extractor"):
+        folder = folders.get(name, Path(config.folder, name))
+        files |= {f"{name}/{file.name}": file for file in sorted([*folder.glob("*.json"), *folder.glob("*.txt")])}
+    digest = {}
+    for name, file in files.items():
+        with file.open("rb") as stream:
+            digest[name] = hashlib.file_digest(stream, "sha256").hexdigest()
+    return digest
 
 
 @dataclass(frozen=True)
@@ -270,28 +328,25 @@ def _read_all(config: Config, paths: Sequence[Path]) -> tuple[list[_Input], list
         subject = Subject(path.stem, record, thumbnail(picture.pixels))
         inputs.append(_Input(subject, preprocess(picture.pixels, config.vision_side.preprocessing)))
     if failures and not inputs:
-        raise InputError(failures[0]["error"])
+        others = f" (and none of the other {len(failures) - 1} can be used)" if len(failures) > 1 else ""
+        raise InputError(failures[0]["error"] + others)
     return inputs, failures
 
 
-def _vectors(bundle: Bundle, projection: Projection, inputs: Sequence[_Input]) -> Float[Array, "N D_text"]:
-    # One at a time: the same picture gives the same vector to the bit, whatever stands beside it.
-    features = [encode_images(bundle, each.pixels[None]) for each in inputs]
-    return convert(projection, jnp.concatenate(features))
-
-
 def _read_latents(path: Path, shape: tuple[int, ...]) -> np.ndarray:
+    name = printable(path)
+    expected = f"expected 'latents' of float32 {shape}, one row a picture"
     try:
         found = load_file(path).get("latents")
     except (OSError, SafetensorError) as error:
-        raise InputError(f"{path}: not a safetensors file ({error})") from None
+        raise InputError(f"{name}: no readable safetensors file ({error}), {expected}: check the path") from None
     if found is None or found.dtype != np.float32 or found.shape != shape:
         what = "no tensor 'latents'" if found is None else f"latents of {found.dtype} {found.shape}"
-        raise InputError(f"{path}: found {what}, expected 'latents' of float32 {shape}, one row a picture")
+        raise InputError(f"{name}: found {what}, {expected}: save them anew, or change --num-images or the size")
     if not np.isfinite(found).all():
-        raise InputError(f"{path}: latents hold NaN or infinity, expected noise of unit variance")
+        raise InputError(f"{name}: latents hold NaN or infinity, expected noise of unit variance: draw them anew")
     return found
 
 
-def _plain(settings: Settings) -> Record:
-    return settings.model_dump(mode="json", by_alias=False)
+def _plain(settings: Settings, left_out: set[str]) -> Record:
+    return settings.model_dump(mode="json", exclude={"json_", "quiet", "overwrite"} | left_out)

@@ -1,9 +1,12 @@
 """A run's output folder: pictures, manifest.jsonl with a line for each, and sheet.png."""
 
+import contextlib
 import json
+import os
 import re
 import tempfile
-from collections.abc import Iterable
+import unicodedata
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -11,11 +14,12 @@ from typing import Any
 import numpy as np
 
 from sdipc_jax.errors import InputError
-from sdipc_jax.sheets import contact_sheet, save_png
+from sdipc_jax.images import printable
+from sdipc_jax.sheets import contact_sheet, save_png, thumbnail
 
 Record = dict[str, Any]
 
-_MANIFEST = "manifest.jsonl"
+_MANIFEST, _SHEET = "manifest.jsonl", "sheet.png"
 _LONGEST_STEM = 200
 
 
@@ -49,21 +53,27 @@ class OutputFolder:
     def __post_init__(self) -> None:
         self.folder.mkdir(parents=True, exist_ok=True)
         _remove_last_run(self.folder)
-        self._stems = unique_stems(subject.name for subject in self.subjects)
+        self._stems = _stems(self.subjects)
         self._pictures: list[list[np.ndarray]] = [[] for _ in self.subjects]
 
     def add(self, subject: int, index: int, picture: np.ndarray, record: Record) -> None:
         """Saves picture `index` of a subject, with its record inside and in the manifest."""
-        path = self.folder / f"{self._stems[subject]}-{index:03d}.png"
+        path = self.folder / _file_name(self._stems[subject], index)
         record = {"file": path.name} | self.subjects[subject].record | {"index": index} | record
         save_png(path, picture, record)
         self.add_record(record)
-        self._pictures[subject].append(picture)
+        self._pictures[subject].append(thumbnail(picture))
 
     def add_record(self, record: Record) -> None:
         """Appends a line to the manifest; one with `error` stands for an input that could not be used."""
-        with (self.folder / _MANIFEST).open("a", encoding="utf-8") as stream:
-            stream.write(json.dumps(record) + "\n")
+        try:
+            with (self.folder / _MANIFEST).open("a", encoding="utf-8") as stream:
+                stream.write(json.dumps(record) + "\n")
+        except OSError as error:
+            raise InputError(
+                f"{printable(self.folder / _MANIFEST)}: {error.strerror}, expected a file to write to: free some space "
+                "or choose another --output-dir"
+            ) from error
         self.records.append(record)
 
     def finish(self) -> Path:
@@ -72,20 +82,32 @@ class OutputFolder:
             ([] if subject.picture is None else [subject.picture]) + pictures
             for subject, pictures in zip(self.subjects, self._pictures, strict=True)
         ]
-        path = self.folder / "sheet.png"
+        path = self.folder / _SHEET
         save_png(path, np.asarray(contact_sheet(rows, labels=[subject.name for subject in self.subjects])), {})
         return path
 
 
-def check_output(folder: Path, overwrite: bool) -> None:
-    """Refuses a folder that cannot be written, or that holds another run.
+def check_output(folder: Path, subjects: Sequence[Subject], num_images: int, overwrite: bool) -> None:
+    """Refuses a folder that cannot be written, that holds another run, or where a file would be lost.
 
     Raises:
         InputError: with the reason.
     """
     check_writable(folder)
-    if (folder / _MANIFEST).exists() and not overwrite:
-        raise InputError(f"{folder} holds the {_MANIFEST} of another run: choose another --output-dir or --overwrite")
+    present = set(os.listdir(folder)) if folder.is_dir() else set()
+    wanted = {_file_name(stem, index) for stem in _stems(subjects) for index in range(num_images)} | {_SHEET}
+    advice = "choose another --output-dir or --overwrite"
+    if overwrite:
+        lost = present & (wanted | _last_run(folder))
+        for path in (Path(subject.record.get("input", "")) for subject in subjects):
+            if path.name in lost and path.samefile(folder / path.name):
+                raise InputError(
+                    f"{printable(path)}: found an input among the files to be replaced: choose another --output-dir"
+                )
+    elif _MANIFEST in present:
+        raise InputError(f"{printable(folder)} holds the {_MANIFEST} of another run: {advice}")
+    elif wanted & present:
+        raise InputError(f"{printable(folder / min(wanted & present))} is there already: {advice}")
 
 
 def check_writable(folder: Path) -> None:
@@ -94,16 +116,19 @@ def check_writable(folder: Path) -> None:
     Raises:
         InputError: with the reason.
     """
-    existing = folder.absolute()
-    while not existing.exists():
-        existing = existing.parent
+    made = [each for each in (folder, *folder.parents) if not os.path.lexists(each)]
     try:
         # Trying is the only sure test: rights alone do not tell, least of all to an administrator.
-        tempfile.TemporaryDirectory(dir=existing, prefix=".sdipc-").cleanup()
+        folder.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryDirectory(dir=folder, prefix=".sdipc-").cleanup()
     except OSError as error:
         raise InputError(
-            f"{folder}: cannot write to {existing} ({error.strerror}), expected a folder to write to: choose another"
+            f"{printable(folder)}: cannot write there ({error.strerror}), expected a folder to write to: choose another"
         ) from None
+    finally:
+        for each in made:
+            with contextlib.suppress(OSError):
+                each.rmdir()
 
 
 def unique_stems(names: Iterable[str]) -> list[str]:
@@ -113,27 +138,46 @@ def unique_stems(names: Iterable[str]) -> list[str]:
     ['cat', 'dog', 'cat-2', 'cat-2-2', 'a_b']
     """
     stems: list[str] = []
+    taken: set[str] = set()
+    counts: dict[str, int] = {}
     for name in names:
-        safe = re.sub(r"[\x00-\x1f\x7f/\\]", "_", name).strip(". ") or "picture"
-        safe = safe.encode()[:_LONGEST_STEM].decode(errors="ignore")
-        stem, count = safe, 1
-        while stem in stems:
-            count += 1
-            stem = f"{safe}-{count}"
+        safe = re.sub(r'[\x00-\x1f\x7f/\\:*?"<>|]', "_", name).strip(". ")
+        # Names from a disk need not be valid Unicode.
+        safe = os.fsencode(safe)[:_LONGEST_STEM].decode(errors="ignore") or "picture"
+        stem = safe
+        # Some file systems take upper and lower case, or two ways to write an accent, for the same.
+        while (same := unicodedata.normalize("NFC", stem).casefold()) in taken:
+            counts[safe] = counts.get(safe, 1) + 1
+            stem = f"{safe}-{counts[safe]}"
+        taken.add(same)
         stems.append(stem)
     return stems
 
 
-def _remove_last_run(folder: Path) -> None:
-    """Takes away what an earlier run's manifest names, so that the folder tells of one run alone."""
+def _stems(subjects: Iterable[Subject]) -> list[str]:
+    return unique_stems(subject.name for subject in subjects)
+
+
+def _file_name(stem: str, index: int) -> str:
+    return f"{stem}-{index:03d}.png"
+
+
+def _last_run(folder: Path) -> set[str]:
+    """The names of the files in a folder that an earlier run made there."""
     manifest = folder / _MANIFEST
-    if not manifest.exists():
-        return
-    for line in manifest.read_text(encoding="utf-8").splitlines():
-        try:
+    if not manifest.is_file():
+        return set()
+    names = {_MANIFEST, _SHEET}
+    for line in manifest.read_text(encoding="utf-8", errors="replace").splitlines():
+        with contextlib.suppress(ValueError, KeyError, TypeError):
             name = json.loads(line)["file"]
-        except (ValueError, KeyError, TypeError):
-            continue
-        if isinstance(name, str) and Path(name).name == name:
-            (folder / name).unlink(missing_ok=True)
-    manifest.unlink()
+            # A manifest may come from anywhere, and must not name files elsewhere.
+            if Path(name).name == name and name.endswith(".png"):
+                names.add(name)
+    return names
+
+
+def _remove_last_run(folder: Path) -> None:
+    """Takes an earlier run away, so that the folder tells of one run alone; its manifest last."""
+    for name in sorted(_last_run(folder), key=_MANIFEST.__eq__):
+        (folder / name).unlink(missing_ok=True)

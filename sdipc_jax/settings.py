@@ -1,11 +1,11 @@
 """The settings that people type: one schema each for Python, the command line and files."""
 
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self, get_args
 
 import pydantic
 import tyro
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from sdipc_jax.errors import InputError
 
@@ -15,7 +15,20 @@ Finite = Annotated[float, Field(allow_inf_nan=False)]
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 NotNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Count = Annotated[int, Field(ge=1)]
+# More than fits any machine, and so a slip of the finger.
+Side = Annotated[int, Field(ge=1, le=8192)]
+# As many as three digits number.
+NumImages = Annotated[int, Field(ge=1, le=1000)]
 Seed = Annotated[int, Field(ge=0, le=2**32 - 1)]
+
+
+def _choice(metavar: str, default: str = "the checkpoint's own") -> Any:
+    """Help for an option that may be left out. What is typed is passed on as it is: the schema below judges it."""
+    return tyro.conf.arg(constructor=str, metavar=metavar, help_behavior_hint=f"(default: {default})")
+
+
+_PICTURES = tyro.conf.arg(metavar="PICTURE...", help_behavior_hint="")
+_TEXTS = tyro.conf.arg(metavar="TEXT...", help_behavior_hint="")
 
 
 class Settings(BaseModel):
@@ -32,14 +45,16 @@ class Settings(BaseModel):
 
 def _describe(error: pydantic.ValidationError) -> str:
     first = error.errors()[0]
-    name = ".".join(str(part) for part in first["loc"])
+    name = ".".join(str(part) for part in first["loc"]).removesuffix("_")
     if first["type"] == "extra_forbidden":
         return f"{name} is not a setting: check its spelling"
     if first["type"] == "missing":
         return f"{name} is missing: give it"
     if first["type"] == "too_short":
         return f"found no {name}, expected at least one: name it"
-    return f"{name} is {first['input']!r}, expected {first['msg'].removeprefix('Input should be ')}: correct it"
+    expected = first["msg"].removeprefix("Input should be ").removeprefix("Value error, ")
+    # A rule about several settings has no name, and says it all.
+    return f"{name} is {first['input']!r}, expected {expected}: correct it" if name else expected
 
 
 class Defaults(Settings):
@@ -50,8 +65,8 @@ class Defaults(Settings):
     sampler: SamplerName = "ddim"
     cutoff: NotNegative = 0.3
     scale: Positive | None = None
-    height: Count
-    width: Count
+    height: Side
+    width: Side
 
 
 class CheckpointSettings(Settings):
@@ -59,8 +74,8 @@ class CheckpointSettings(Settings):
 
     model: str = "embedded"
     """The checkpoint: `embedded`, or a diffusers pipeline folder."""
-    clip: Path | None = None
-    """Folder of the CLIP that the checkpoint was trained with; by default clip/ in the checkpoint's folder."""
+    clip: Annotated[Path | None, _choice("FOLDER", "clip/ in the checkpoint's folder")] = None
+    """Folder of the CLIP that the checkpoint was trained with."""
     dtype: Literal["float32", "bfloat16"] = "float32"
     """Of the weights and arithmetic of UNet, CLIP and VAE."""
     overwrite: bool = False
@@ -76,32 +91,40 @@ class CheckpointSettings(Settings):
 class ProjectionSettings(CheckpointSettings):
     """How a picture's features become a text state (eq. 6)."""
 
-    cutoff: NotNegative | None = None
-    """Singular values of the text projection below this count as 0; the checkpoint's own if left out."""
-    keep_fraction: Annotated[float, Field(gt=0, le=1)] | None = None
+    cutoff: Annotated[NotNegative | None, _choice("FLOAT", "the checkpoint's own, else 0.3")] = None
+    """Singular values of the text projection below this count as 0."""
+    keep_fraction: Annotated[Annotated[float, Field(gt=0, le=1)] | None, _choice("FLOAT", "the cut-off decides")] = None
     """Keep this share of the singular values instead of a cut-off."""
-    scale: Positive | None = None
-    """Length of a text state; the checkpoint's own if left out."""
+    scale: Annotated[Positive | None, _choice("FLOAT", "the checkpoint's own, 27.5 for OpenAI's ViT-L/14")] = None
+    """Length of a text state; measured over built-in captions where the checkpoint says nothing."""
     mode: Literal["tspace", "cspace"] = "tspace"
     """Where that length is measured: tspace as the authors' code, cspace as eq. 6 is written."""
+
+    @model_validator(mode="after")
+    def _one_rule(self) -> Self:
+        if self.cutoff is not None and self.keep_fraction is not None:
+            raise ValueError("found both cutoff and keep_fraction, expected one of them: leave the other out")
+        return self
 
 
 class SamplingSettings(CheckpointSettings):
     """How pictures are sampled from a prompt."""
 
-    num_images: Count = 4
-    """Pictures for each prompt."""
+    num_images: NumImages = 4
+    """Pictures for each prompt, up to 1000."""
     seed: Seed = 0
     """0 to 4294967295; picture i of a prompt depends on the seed and on i alone."""
-    steps: Count | None = None
-    """Sampling steps; the checkpoint's default (else 50) if left out, as for the next five."""
-    guidance_scale: NotNegative | None = None
+    steps: Annotated[Count | None, _choice("INT", "the checkpoint's own, else 50")] = None
+    """Sampling steps."""
+    guidance_scale: Annotated[NotNegative | None, _choice("FLOAT", "the checkpoint's own, else 7.5")] = None
     """How strongly the prompt is followed; 1 or less is no guidance."""
-    sampler: SamplerName | None = None
+    sampler: Annotated[
+        SamplerName | None, _choice("|".join(get_args(SamplerName)), "the checkpoint's own, else ddim")
+    ] = None
     """The sampling method."""
-    height: Count | None = None
+    height: Annotated[Side | None, _choice("INT")] = None
     """In pixels."""
-    width: Count | None = None
+    width: Annotated[Side | None, _choice("INT")] = None
     """In pixels."""
     negative_prompt: str = ""
     """What guidance leads away from."""
@@ -109,7 +132,7 @@ class SamplingSettings(CheckpointSettings):
     """DDIM's share of fresh noise."""
     karras: bool = False
     """Karras et al.'s noise levels, for dpm++2m."""
-    latents: Path | None = None
+    latents: Annotated[Path | None, _choice("FILE", "drawn from the seed")] = None
     """Safetensors file with the noise to start from: `latents`, float32, (num_images, C, height/f, width/f)."""
     truncate: bool = False
     """Cut texts that are too long instead of refusing them."""
@@ -122,16 +145,16 @@ class SamplingSettings(CheckpointSettings):
 class VarySettings(SamplingSettings, ProjectionSettings):
     """Variations of each picture."""
 
-    pictures: Annotated[tuple[Path, ...], tyro.conf.Positional, Field(min_length=1)]
+    pictures: Annotated[tuple[Path, ...], tyro.conf.Positional, _PICTURES, Field(min_length=1)]
     """JPEG, PNG or WebP files."""
 
 
 class EditSettings(SamplingSettings, ProjectionSettings):
     """The picture with the text's change."""
 
-    picture: Annotated[Path, tyro.conf.Positional]
+    picture: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="PICTURE")]
     """A JPEG, PNG or WebP file."""
-    text: Annotated[str, tyro.conf.Positional]
+    text: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="TEXT")]
     """What to change, such as "at night"."""
     alpha: Finite = 0.9
     """Weight of the text's end state; the paper's 0.9, its authors' code has 0.6."""
@@ -140,18 +163,18 @@ class EditSettings(SamplingSettings, ProjectionSettings):
 class TextSettings(SamplingSettings):
     """Plain text to image, with the same samplers."""
 
-    texts: Annotated[tuple[str, ...], tyro.conf.Positional, Field(min_length=1)]
+    texts: Annotated[tuple[str, ...], tyro.conf.Positional, _TEXTS, Field(min_length=1)]
     """Prompts."""
 
 
 class PromptSettings(ProjectionSettings):
     """Pictures as prompts, in a file: `prompt_embeds` for diffusers' argument of that name, and `image_vectors`."""
 
-    pictures: Annotated[tuple[Path, ...], tyro.conf.Positional, Field(min_length=1)]
+    pictures: Annotated[tuple[Path, ...], tyro.conf.Positional, _PICTURES, Field(min_length=1)]
     """JPEG, PNG or WebP files."""
-    output: Path
+    output: Annotated[Path, tyro.conf.arg(metavar="FILE")]
     """The safetensors file to write."""
-    text: str | None = None
+    text: Annotated[str | None, _choice("TEXT", "none")] = None
     """What to change in the pictures (eq. 8)."""
     alpha: Finite = 0.9
     """Weight of the text's end state."""
@@ -162,7 +185,7 @@ class PromptSettings(ProjectionSettings):
 class SpectrumSettings(ProjectionSettings):
     """The singular values of the text projection, what the cut-off keeps of them, and the length of text states."""
 
-    picture: Path | None = None
+    picture: Annotated[Path | None, _choice("PICTURE", "none")] = None
     """Also tell how much of this picture's energy is kept."""
     output_dir: Path = Path("out")
     """Where spectrum.png goes."""

@@ -1,5 +1,6 @@
 """What the closed form keeps: the spectrum of the text projection, a picture's energy, the length of text states."""
 
+import io
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -10,8 +11,10 @@ from jaxtyping import Array, Float
 
 from sdipc_jax.bundle import Bundle
 from sdipc_jax.captions import CAPTIONS
+from sdipc_jax.images import printable
 from sdipc_jax.projection import Projection
 from sdipc_jax.prompts import end_positions, text_prompt
+from sdipc_jax.sheets import write_atomically
 from sdipc_jax.tokens import tokenize
 
 
@@ -27,6 +30,7 @@ class Spectrum:
         caption_cosine: mean cosine of an end state h and h W_t W_t^+, which is what the inverse gives back of it.
         energy_kept: the share of a picture's squared length in the joint space that the inverse reads, if one is given.
         round_trip_error: |v - v W_t^+ W_t| / |v| of that picture's joint vector v.
+        plot: the file that it was drawn to.
     """
 
     singular_values: list[float]
@@ -36,6 +40,7 @@ class Spectrum:
     caption_cosine: float
     energy_kept: float | None = None
     round_trip_error: float | None = None
+    plot: str | None = None
 
     def to_json(self) -> dict[str, Any]:
         """What `--json` prints."""
@@ -54,6 +59,8 @@ class Spectrum:
                 f"picture          {100 * self.energy_kept:.1f}% of its energy kept, "
                 f"round-trip error {self.round_trip_error:.4f}"
             )
+        if self.plot is not None:
+            lines.append(f"plot             {printable(self.plot)}")
         return "\n".join(lines)
 
 
@@ -100,4 +107,6 @@ def plot(spectrum: Spectrum, path: Path) -> None:
     axes.set(xlabel="index", ylabel="singular value", title="Singular values of the text projection")
     axes.legend()
     axes.grid(alpha=0.3)
-    figure.savefig(path, dpi=120)
+    stream = io.BytesIO()
+    figure.savefig(stream, dpi=120)
+    write_atomically(path, stream.getvalue())
