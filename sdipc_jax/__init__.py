@@ -4,6 +4,7 @@ SD-IPC (Ding et al., NeurIPS 2023, arXiv 2305.12716): the pseudo-inverse of CLIP
 embedding into the text state that Stable Diffusion reads. Importing this package touches no device.
 """
 
+from sdipc_jax import tuning
 from sdipc_jax.bundle import Bundle, Config
 from sdipc_jax.checkpoints import load, save
 from sdipc_jax.errors import InputError
@@ -32,4 +33,5 @@ __all__ = [
     "text_prompt",
     "tokenize",
     "truncated_pinv",
+    "tuning",
 ]

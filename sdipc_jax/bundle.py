@@ -21,6 +21,7 @@ from sdipc_jax.models import (
     UNetConfig,
     VAEConfig,
 )
+from sdipc_jax.models.deep_prompts import DeepPrompts, PromptedCLIPVisionModel
 from sdipc_jax.models.layers import DType
 from sdipc_jax.samplers import SchedulerConfig
 from sdipc_jax.settings import Defaults
@@ -40,13 +41,25 @@ class SpecialTokens:
 
 @dataclass(frozen=True)
 class VisionSide:
-    """What is read from the CLIP: its vision tower with its preprocessing, and the width of the joint space."""
+    """What is read from the CLIP: its vision tower with its preprocessing, and the width of the joint space.
+
+    `prompts` and `trained_inverse` tell what tuning has added to its parameters: deep prompts, and a trained layer in
+    the place of the pseudo-inverse.
+    """
 
     folder: str
     vision: CLIPVisionConfig
     preprocessing: Preprocessing
     projection_dim: int
     text_layers: int
+    prompts: DeepPrompts | None = None
+    trained_inverse: bool = False
+
+    def model(self, dtype: DType) -> CLIPVisionModel | PromptedCLIPVisionModel:
+        """The vision tower, with deep prompts if there are any."""
+        if self.prompts is None:
+            return CLIPVisionModel(self.vision, dtype)
+        return PromptedCLIPVisionModel(self.vision, self.prompts, dtype)
 
 
 @dataclass(frozen=True)
@@ -90,8 +103,8 @@ class Config:
         return CLIPTextModel(self.text, self.compute_dtype)
 
     @property
-    def vision_model(self) -> CLIPVisionModel:
-        return CLIPVisionModel(self.vision_side.vision, self.compute_dtype)
+    def vision_model(self) -> CLIPVisionModel | PromptedCLIPVisionModel:
+        return self.vision_side.model(self.compute_dtype)
 
     @property
     def vision_side(self) -> VisionSide:
@@ -143,7 +156,7 @@ class Config:
         }
         if self.clip is not None:
             vision, joint = self.clip.vision, self.clip.projection_dim
-            model = CLIPVisionModel(vision, self.compute_dtype)
+            model = self.clip.model(self.compute_dtype)
             tower = shapes(model, ((1, vision.image_size, vision.image_size, 3), jnp.float32))
             # Small, and the source of everything else: float32 whatever the dtype.
             tree["clip"] = tower | {
@@ -151,6 +164,9 @@ class Config:
                 "text_projection": {"kernel": jax.ShapeDtypeStruct((self.text.hidden_size, joint), jnp.float32)},
                 "logit_scale": jax.ShapeDtypeStruct((), jnp.float32),
             }
+            if self.clip.trained_inverse:
+                kernel = jax.ShapeDtypeStruct((joint, self.text.hidden_size), jnp.float32)
+                tree["clip"]["inverse"] = {"kernel": kernel}
         if self.safety is not None:
             size = self.safety.vision.image_size
             checker = StableDiffusionSafetyChecker(self.safety.vision)

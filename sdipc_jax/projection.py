@@ -115,6 +115,8 @@ def closed_form(
     cutoff = config.defaults.cutoff if cutoff is None else cutoff
     clip = bundle.params["clip"]
     inverse, values, rank = _truncated_pinv(clip["text_projection"]["kernel"], cutoff, keep_fraction)
+    if config.vision_side.trained_inverse:
+        inverse = clip["inverse"]["kernel"]
     return Projection(
         visual=clip["visual_projection"]["kernel"],
         inverse=jnp.asarray(inverse, jnp.float32),

@@ -35,5 +35,6 @@ def encode_images(bundle: Bundle, pixels: Float[Array, "N S S 3"]) -> Float[Arra
     Args:
         pixels: preprocessed pictures, as `read_pictures` gives them.
     """
-    params = {"vision_model": bundle.params["clip"]["vision_model"]}
+    clip = bundle.params["clip"]
+    params = {name: clip[name] for name in ("vision_model", "deep_prompts") if name in clip}
     return apply(bundle.config.vision_model, params, pixels).astype(jnp.float32)

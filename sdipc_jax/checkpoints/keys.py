@@ -11,6 +11,11 @@ from typing import Any
 
 import numpy as np
 
+# What tuning adds to clip/: deep prompts, whose metadata say whether they overwrite the first layer's patches, and the
+# trained layer in the place of the pseudo-inverse.
+DEEP_PROMPTS_FILE, INVERSE_FILE = "deep_prompts.safetensors", "inverse.safetensors"
+OVERWRITE = "overwrite_first_layer"
+
 _LISTS = "attentions down_blocks downsamplers net resnets to_out transformer_blocks up_blocks upsamplers".split()
 _INDEXED = re.compile(rf"\b({'|'.join(_LISTS)})_(\d+)\b")
 

@@ -8,11 +8,14 @@ from typing import Any
 
 import pydantic
 
-from sdipc_jax.bundle import Bundle, Config, SafetySide, VisionSide
-from sdipc_jax.checkpoints.tensors import load_tree
+from sdipc_jax.bundle import Bundle, Config, Params, SafetySide, VisionSide
+from sdipc_jax.checkpoints.delta import apply_delta, load_delta
+from sdipc_jax.checkpoints.keys import DEEP_PROMPTS_FILE, INVERSE_FILE, OVERWRITE
+from sdipc_jax.checkpoints.tensors import load_tree, read_header, read_metadata
 from sdipc_jax.errors import InputError
 from sdipc_jax.images import Preprocessing
 from sdipc_jax.models import CLIPTextConfig, CLIPVisionConfig, UNetConfig, VAEConfig
+from sdipc_jax.models.deep_prompts import DeepPrompts
 from sdipc_jax.samplers import SchedulerConfig
 from sdipc_jax.settings import Defaults
 from sdipc_jax.tokens import special_tokens
@@ -31,18 +34,27 @@ _CLASSES: dict[str, set[str]] = {
 _DTYPES = ("float32", "bfloat16")
 
 
-def load(model: str | Path = "embedded", clip: str | Path | None = None, *, dtype: str = "float32") -> Bundle:
+def load(
+    model: str | Path = "embedded",
+    clip: str | Path | None = None,
+    tuned: str | Path | None = None,
+    *,
+    dtype: str = "float32",
+) -> Bundle:
     """Loads a checkpoint.
 
     Args:
         model: `embedded` or a diffusers pipeline folder.
         clip: a transformers CLIP folder; by default `clip/` in the model's folder.
+        tuned: a tuning's delta file, made for this checkpoint.
         dtype: of the weights and arithmetic of UNet, CLIP and VAE, `float32` or `bfloat16`.
 
     Raises:
-        InputError: no such folder, an unknown class or option, weights that do not fit.
+        InputError: no such folder, an unknown class or option, weights that do not fit, a delta for another checkpoint.
     """
-    return load_weights(read_config(model, clip, dtype=dtype))
+    delta = None if tuned is None else load_delta(tuned)
+    bundle = load_weights(read_config(model, clip, dtype=dtype))
+    return bundle if delta is None else apply_delta(bundle, delta)
 
 
 def read_config(model: str | Path = "embedded", clip: str | Path | None = None, *, dtype: str = "float32") -> Config:
@@ -84,11 +96,16 @@ def load_weights(config: Config) -> Bundle:
     params = {}
     for component, expected in config.abstract_params().items():
         unused: tuple[str, ...] = ()
+        tuned: Params = {}
         folder = Path(config.folder, component)
         if component == "clip" and config.clip is not None:
             # The text states come from text_encoder/: the CLIP's own text tower is not read.
             folder, unused = Path(config.clip.folder), ("text_model.",)
-        params[component] = load_tree(folder, component, expected, unused_prefixes=unused)
+            for part, file in (("deep_prompts", DEEP_PROMPTS_FILE), ("inverse", INVERSE_FILE)):
+                if part in expected:
+                    added = {part: expected.pop(part)}
+                    tuned |= load_tree(folder, component, added, files=[folder / file])
+        params[component] = load_tree(folder, component, expected, unused_prefixes=unused) | tuned
     return Bundle(params, config)
 
 
@@ -162,7 +179,25 @@ def _read_clip(folder: Path, clip: str | Path | None, text: CLIPTextConfig) -> V
         _read_json(clip_folder, "preprocessor_config.json"), f"{clip_folder.name}/preprocessor_config.json"
     )
     _check_size(preprocessing, vision, clip_folder.name)
-    return VisionSide(str(clip_folder), vision, preprocessing, joint, clip_text.num_hidden_layers)
+    return VisionSide(
+        str(clip_folder),
+        vision,
+        preprocessing,
+        joint,
+        clip_text.num_hidden_layers,
+        prompts=_read_prompts(clip_folder / DEEP_PROMPTS_FILE),
+        trained_inverse=(clip_folder / INVERSE_FILE).is_file(),
+    )
+
+
+def _read_prompts(file: Path) -> DeepPrompts | None:
+    if not file.is_file():
+        return None
+    shapes = {tensor.name: tensor.shape for tensor in read_header(file)}
+    shape = shapes.get("deep_prompts.embeddings", ())
+    if len(shape) != 3:
+        raise InputError(f"{file}: no deep_prompts.embeddings of three axes, expected the file of a tuned checkpoint")
+    return DeepPrompts(shape[1], read_metadata(file).get(OVERWRITE) == "true")
 
 
 def _read_safety(folder: Path) -> SafetySide | None:

@@ -5,6 +5,7 @@ import shutil
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import jax.numpy as jnp
@@ -12,7 +13,7 @@ import numpy as np
 from safetensors.numpy import save_file
 
 from sdipc_jax.bundle import Bundle, Config, Params
-from sdipc_jax.checkpoints.keys import flatten, to_torch, torch_name
+from sdipc_jax.checkpoints.keys import DEEP_PROMPTS_FILE, INVERSE_FILE, OVERWRITE, flatten, to_torch, torch_name
 from sdipc_jax.errors import InputError
 from sdipc_jax.models.config import Architecture, CLIPTextConfig, CLIPVisionConfig
 
@@ -63,7 +64,15 @@ def _write(bundle: Bundle, folder: Path, dtype: str | None) -> None:
         }
         _write_json(folder / "clip/config.json", clip)
         _write_json(folder / "clip/preprocessor_config.json", config.clip.preprocessing.to_json())
-        _write_weights(folder / "clip/model.safetensors", params["text_encoder"] | params["clip"], dtype)
+        clip_params = dict(params["clip"])
+        prompts = config.clip.prompts
+        if prompts is not None:
+            overwrite = {OVERWRITE: str(prompts.overwrite_first_layer).lower()}
+            tree = {"deep_prompts": clip_params.pop("deep_prompts")}
+            _write_weights(folder / "clip" / DEEP_PROMPTS_FILE, tree, dtype, overwrite)
+        if config.clip.trained_inverse:
+            _write_weights(folder / "clip" / INVERSE_FILE, {"inverse": clip_params.pop("inverse")}, dtype)
+        _write_weights(folder / "clip/model.safetensors", params["text_encoder"] | clip_params, dtype)
     if config.safety is not None:
         vision = config.safety.vision
         safety = {
@@ -118,10 +127,12 @@ def _write_json(path: Path, values: Mapping[str, Any]) -> None:
     path.write_text(json.dumps(values, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
 
-def _write_weights(path: Path, params: Params, dtype: str | None) -> None:
+def _write_weights(
+    path: Path, params: Params, dtype: str | None, metadata: Mapping[str, str] = MappingProxyType({})
+) -> None:
     def stored(leaf_path: tuple[str, ...], leaf: Any) -> np.ndarray:
         array = np.asarray(leaf if dtype is None else jnp.asarray(leaf, dtype))
         return np.asarray(to_torch(leaf_path, array), order="C")
 
     tensors = {torch_name(leaf_path): stored(leaf_path, leaf) for leaf_path, leaf in flatten(params).items()}
-    save_file(tensors, path, metadata={"format": "pt"})
+    save_file(tensors, path, metadata={"format": "pt", **metadata})

@@ -1,7 +1,7 @@
 """Reading safetensors files tensor by tensor, so that no second copy of the weights is ever in memory."""
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -104,8 +104,19 @@ def read_header(file: Path) -> Iterator[Tensor]:
             yield Tensor(file, name, entry["dtype"], tuple(entry["shape"]), offset)
 
 
+def read_metadata(file: Path) -> dict[str, str]:
+    """The texts that a whole safetensors file carries beside its tensors."""
+    with safetensors.safe_open(file, framework="numpy") as opened:
+        return opened.metadata() or {}
+
+
 def load_tree(
-    folder: Path, component: str, expected: Mapping[str, Any], *, unused_prefixes: tuple[str, ...] = ()
+    folder: Path,
+    component: str,
+    expected: Mapping[str, Any],
+    *,
+    unused_prefixes: tuple[str, ...] = (),
+    files: Sequence[Path] | None = None,
 ) -> dict[str, Any]:
     """Loads a component's parameter tree.
 
@@ -116,12 +127,13 @@ def load_tree(
         component: its name in the pipeline, such as `unet`.
         expected: nested dict of `jax.ShapeDtypeStruct`; the dtypes are those that the leaves get.
         unused_prefixes: tensors that may be there and are not wanted.
+        files: to read instead of those that `weight_files` finds.
 
     Raises:
         InputError: with the missing, extra and misshapen tensors by name.
     """
     found: dict[str, Tensor] = {}
-    for file in weight_files(folder):
+    for file in weight_files(folder) if files is None else files:
         for tensor in read_header(file):
             name = canonical_name(component, tensor.name)
             if name is not None and not name.startswith(unused_prefixes):

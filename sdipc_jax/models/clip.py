@@ -1,5 +1,7 @@
 """The two towers of CLIP (Radford et al. 2021), as transformers has them."""
 
+from collections.abc import Callable
+
 import jax.numpy as jnp
 from flax import linen as nn
 from jaxtyping import Array, Bool, Float, Int
@@ -66,13 +68,15 @@ class CLIPLayers(nn.Module):
         self,
         x: Float[Array, "N K D"],
         mask: Bool[Array, "K K"] | None = None,
-        deep_prompts: Float[Array, "layers P D"] | None = None,
+        deep_prompts: Float[Array, "*N layers P D"] | None = None,
+        overwrite: bool = False,
     ) -> Float[Array, "N K2 D"]:
         for index in range(self.config.num_hidden_layers):
             if deep_prompts is not None:
-                prompts = jnp.broadcast_to(deep_prompts[index], (x.shape[0], *deep_prompts.shape[1:])).astype(x.dtype)
+                prompts = deep_prompts[..., index, :, :]
+                prompts = jnp.broadcast_to(prompts, (x.shape[0], *prompts.shape[-2:])).astype(x.dtype)
                 # The first layer's prompts are put in; each later layer's replace those of the layer before.
-                rest = x[:, 1:] if index == 0 else x[:, 1 + prompts.shape[1] :]
+                rest = x[:, 1:] if index == 0 and not overwrite else x[:, 1 + prompts.shape[1] :]
                 x = jnp.concatenate([x[:, :1], prompts, rest], axis=1)
             x = CLIPEncoderLayer(self.config, self.dtype, name=str(index))(x, mask)
         return x
@@ -89,9 +93,10 @@ class CLIPEncoder(nn.Module):
         self,
         x: Float[Array, "N K D"],
         mask: Bool[Array, "K K"] | None = None,
-        deep_prompts: Float[Array, "layers P D"] | None = None,
+        deep_prompts: Float[Array, "*N layers P D"] | None = None,
+        overwrite: bool = False,
     ) -> Float[Array, "N K2 D"]:
-        return CLIPLayers(self.config, self.dtype, name="layers")(x, mask, deep_prompts)
+        return CLIPLayers(self.config, self.dtype, name="layers")(x, mask, deep_prompts, overwrite)
 
 
 def _embed(count: int, features: int, dtype: DType, name: str) -> nn.Embed:
@@ -157,21 +162,31 @@ class CLIPVisionEmbeddings(nn.Module):
 
 
 class CLIPVisionTransformer(nn.Module):
-    """Embeddings, norm, layers, and the norm of the class token."""
+    """Embeddings, norm, layers, and the norm of the class token.
+
+    `deep_prompts`, one set for all pictures or one for each, stand between the class token and the patches in every
+    layer. With `overwrite` the first layer's take the place of patches. `extra_norm` comes before the last norm.
+    """
 
     config: CLIPVisionConfig
     dtype: DType = jnp.float32
 
     @nn.compact
     def __call__(
-        self, pixels: Float[Array, "N S S 3"], deep_prompts: Float[Array, "layers P D"] | None = None
+        self,
+        pixels: Float[Array, "N S S 3"],
+        deep_prompts: Float[Array, "*N layers P D"] | None = None,
+        overwrite: bool = False,
+        extra_norm: Callable[[Array], Array] | None = None,
     ) -> Float[Array, "N D"]:
         epsilon = self.config.layer_norm_eps
         x = CLIPVisionEmbeddings(self.config, self.dtype, name="embeddings")(pixels.astype(self.dtype))
         # The checkpoints' own spelling.
         x = layer_norm(epsilon, self.dtype, name="pre_layrnorm")(x)
-        x = CLIPEncoder(self.config, self.dtype, name="encoder")(x, None, deep_prompts)
-        return layer_norm(epsilon, self.dtype, name="post_layernorm")(x[:, 0])
+        x = CLIPEncoder(self.config, self.dtype, name="encoder")(x, None, deep_prompts, overwrite)[:, 0]
+        if extra_norm is not None:
+            x = extra_norm(x)
+        return layer_norm(epsilon, self.dtype, name="post_layernorm")(x)
 
 
 class CLIPVisionModel(nn.Module):

@@ -1,0 +1,143 @@
+"""Eq. 9 of arXiv 2305.12716: the diffusion loss under pictures as prompts, plus the ordinary one under captions."""
+
+import dataclasses
+from typing import NamedTuple, NotRequired, TypedDict
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Int, Key
+
+from sdipc_jax.bundle import Params, apply
+from sdipc_jax.errors import InputError
+from sdipc_jax.projection import convert
+from sdipc_jax.tuning.settings import TuningSettings
+from sdipc_jax.tuning.trainable import Frozen, merge
+
+
+class Batch(TypedDict):
+    """Reference pictures, and the target pictures that they are to bring forth: the same ones, or others (A/B).
+
+    `latents` are the targets' in the UNet's scale, channels last, or their mean where `deviation` is there too.
+    References come as `pixels` where deep prompts train, else as `features`, which is what `encode_images` gives.
+    `text` are the states of the targets' captions, needed where `text_weight` is not 0. `rows` number the pictures of
+    an update: noise, timestep and dropout of a picture depend on the key and on its number alone, so that it does not
+    matter how an update's pictures are divided into batches and devices. By default they count from 0.
+    """
+
+    latents: Float[Array | np.ndarray, "N h w C"]
+    deviation: NotRequired[Float[Array | np.ndarray, "N h w C"]]
+    pixels: NotRequired[Float[Array | np.ndarray, "N S S 3"]]
+    features: NotRequired[Float[Array | np.ndarray, "N D_image"]]
+    text: NotRequired[Float[Array | np.ndarray, "N L D"]]
+    rows: NotRequired[Int[Array | np.ndarray, " N"]]
+
+
+class Draws(NamedTuple):
+    """What is random in a step.
+
+    Attributes:
+        timesteps: uniform over all, (N,).
+        noise: that the UNet is to find, (N, h, w, C).
+        latent_noise: that the latents are drawn with, (N, h, w, C).
+        keep: the dropout of the deep prompts, 0 or 1 / (1 - rate), (N, layers, P, D); None without.
+    """
+
+    timesteps: Int[Array, " N"]
+    noise: Float[Array, "N h w C"]
+    latent_noise: Float[Array, "N h w C"]
+    keep: Float[Array, "N layers P D"] | None
+
+
+def draw(key: Key[Array, ""], rows: Int[Array, " N"], frozen: Frozen, settings: TuningSettings, batch: Batch) -> Draws:
+    """The random numbers of the pictures with these numbers."""
+    steps, shape = len(frozen.alpha_bars), batch["latents"].shape[1:]
+    vision, prompts = frozen.config.vision_side.vision, frozen.config.vision_side.prompts
+    drops = settings.trains_prompts and prompts is not None and settings.dropout > 0
+
+    def one(row: Int[Array, ""]) -> Draws:
+        keys = jax.random.split(jax.random.fold_in(key, row), 4)
+        keep = None
+        if drops and prompts is not None:
+            kept = 1 - settings.dropout
+            shape_of_prompts = (vision.num_hidden_layers, prompts.length, vision.hidden_size)
+            keep = jax.random.bernoulli(keys[3], kept, shape_of_prompts) / kept
+        return Draws(
+            timesteps=jax.random.randint(keys[0], (), 0, steps),
+            noise=jax.random.normal(keys[1], shape, jnp.float32),
+            latent_noise=jax.random.normal(keys[2], shape, jnp.float32),
+            keep=keep,
+        )
+
+    return jax.vmap(one)(rows)
+
+
+def loss(
+    trained: Params, frozen: Frozen, settings: TuningSettings, batch: Batch, draws: Draws
+) -> tuple[Float[Array, ""], dict[str, Float[Array, ""]]]:
+    """Eq. 9: L_cnvrt + text_weight L_text, each a mean over all numbers, and both by name.
+
+    The two share target, timestep and noise, and with a weight of 0 the second is not computed.
+    """
+    params = merge(trained, frozen.params)
+    contexts = [image_context(params, frozen, settings, batch, draws)]
+    if settings.text_weight > 0:
+        contexts.append(jnp.asarray(batch["text"], jnp.float32))
+    latents = jnp.asarray(batch["latents"], jnp.float32)
+    if "deviation" in batch:
+        latents = latents + jnp.asarray(batch["deviation"], jnp.float32) * draws.latent_noise
+    alpha_bar = frozen.alpha_bars[draws.timesteps][:, None, None, None]
+    signal, share = jnp.sqrt(alpha_bar), jnp.sqrt(1 - alpha_bar)
+    noisy = signal * latents + share * draws.noise
+    # Salimans and Ho 2022, section 4: v = alpha epsilon - sigma x.
+    wanted = draws.noise if frozen.prediction_type == "epsilon" else signal * draws.noise - share * latents
+
+    def tiled(array: Array) -> Array:
+        return jnp.concatenate([array] * len(contexts))
+
+    timesteps = tiled(draws.timesteps.astype(jnp.float32))
+    found = apply(frozen.config.unet_model, params["unet"], tiled(noisy), timesteps, jnp.concatenate(contexts))
+    errors = jnp.square(found.astype(jnp.float32) - tiled(wanted)).reshape(len(contexts), -1).mean(axis=1)
+    total = errors[0]
+    parts = {"loss_image": errors[0]}
+    if settings.text_weight > 0:
+        total = total + settings.text_weight * errors[1]
+        parts["loss_text"] = errors[1]
+    return total, parts
+
+
+def image_context(
+    params: Params, frozen: Frozen, settings: TuningSettings, batch: Batch, draws: Draws
+) -> Float[Array, "N L D"]:
+    """c_img of eq. 9: vision tower with deep prompts, W_i, W_t^+ and the scale (eq. 6), then eq. 7's prompt."""
+    if settings.trains_prompts:
+        clip = {name: params["clip"][name] for name in ("vision_model", "deep_prompts")}
+        features = apply(frozen.config.vision_model, clip, jnp.asarray(batch["pixels"]), draws.keep)
+    else:
+        features = jnp.asarray(batch["features"])
+    projection = frozen.projection
+    if settings.variant in ("fc", "fc_init"):
+        projection = dataclasses.replace(projection, inverse=params["clip"]["inverse"]["kernel"])
+    vectors = convert(projection, features)
+    count, width = vectors.shape
+    copies = jnp.broadcast_to(vectors[:, None], (count, frozen.config.tokens.length - 1, width))
+    return jnp.concatenate([jnp.broadcast_to(frozen.start, (count, 1, width)), copies], axis=1)
+
+
+def check_batch(batch: Batch, settings: TuningSettings) -> None:
+    """Refuses a batch that lacks what the settings need.
+
+    Raises:
+        InputError: with the name of what is missing.
+    """
+    references = "pixels" if settings.trains_prompts else "features"
+    needed = ["latents", references] + (["text"] if settings.text_weight > 0 else [])
+    for name in needed:
+        if name not in batch:
+            raise InputError(
+                f"the batch has {', '.join(batch)} but no {name}, which variant {settings.variant} and text_weight "
+                f"{settings.text_weight:g} need: make it with tuning.make_cache"
+            )
+    counts = {name: len(value) for name, value in batch.items()}  # type: ignore[arg-type]
+    if len(set(counts.values())) > 1:
+        raise InputError(f"the batch has different numbers of pictures, {counts}: expected one row a picture in each")

@@ -1,0 +1,182 @@
+"""Training as a pure function of its state: `init`, `step`, and what comes of it.
+
+state = tuning.init(bundle, settings)
+for batch, key in ...:
+    state, metrics = tuning.step(state, batch, key)
+tuned = tuning.apply(bundle, tuning.delta(state))
+"""
+
+import dataclasses
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from jaxtyping import Array, Float, Int, Key
+
+from sdipc_jax.bundle import Bundle, Params
+from sdipc_jax.checkpoints.delta import Delta, digest, make_delta
+from sdipc_jax.errors import InputError
+from sdipc_jax.projection import Projection
+from sdipc_jax.tuning.losses import Batch, check_batch, draw, loss
+from sdipc_jax.tuning.settings import TuningSettings
+from sdipc_jax.tuning.trainable import Frozen, split
+
+Metrics = dict[str, Float[Array, ""]]
+
+
+@partial(
+    jax.tree_util.register_dataclass,
+    data_fields=["step", "params", "ema", "optimizer", "frozen"],
+    meta_fields=["settings", "base"],
+)
+@dataclasses.dataclass(frozen=True)
+class State:
+    """All that the next step depends on, but for its batch and key. A pytree.
+
+    A checkpoint of a run needs `step`, `params`, `ema` and `optimizer`; the rest comes from `init`.
+
+    Attributes:
+        step: batches seen, ().
+        params: the leaves that train, float32, in the places that they have in a bundle's tree.
+        ema: their average, None without.
+        optimizer: optax's state.
+        frozen: everything else that the loss reads; `step` passes it on as it is.
+        settings: static.
+        base: digest of the checkpoint that is tuned.
+    """
+
+    step: Int[Array, ""]
+    params: Params
+    ema: Params | None
+    optimizer: Any
+    frozen: Frozen
+    settings: TuningSettings
+    base: str
+
+
+def init(bundle: Bundle, settings: TuningSettings, projection: Projection | None = None) -> State:
+    """The state before the first step.
+
+    Args:
+        bundle: the checkpoint to tune, loaded in float32.
+        settings: with `steps` given or worked out by `for_pictures` if the rate follows a cosine.
+        projection: eq. 6 with another cut-off, scale or mode than the checkpoint's; it stays fixed.
+
+    Raises:
+        InputError: the checkpoint cannot take pictures as prompts, or the settings do not fit it.
+    """
+    if settings.schedule == "cosine" and settings.steps is None:
+        raise InputError("steps is not given, expected how long the cosine is: give it, or use for_pictures(count)")
+    params, frozen = split(bundle, settings, projection)
+    return State(
+        step=jnp.zeros((), jnp.int32),
+        params=params,
+        ema=jax.tree.map(jnp.copy, params) if settings.ema else None,
+        optimizer=jax.jit(make_optimizer(settings).init)(params),
+        frozen=frozen,
+        settings=settings,
+        base=digest(bundle),
+    )
+
+
+@partial(jax.jit, static_argnames="axis_name")
+def step(state: State, batch: Batch, key: Key[Array, ""], *, axis_name: str | None = None) -> tuple[State, Metrics]:
+    """One batch of training. Pure and compiled; works under `jit`, `vmap` and `shard_map`.
+
+    Args:
+        key: of this update; batches that are accumulated for one update share it, and tell their `rows` apart.
+        axis_name: of the mesh's axis that the batch is divided over, inside `shard_map` or `pmap`. The gradients of
+            what trains and the metrics are averaged over it, and nothing else is exchanged.
+
+    Returns:
+        The next state, and `loss`, `loss_image`, `loss_text` (if it counts), `gradient_norm` and `learning_rate`.
+
+    Raises:
+        InputError: the batch lacks what the settings need.
+    """
+    settings = state.settings
+    check_batch(batch, settings)
+    count = len(batch["latents"])
+    first = 0 if axis_name is None else jax.lax.axis_index(axis_name) * count
+    rows = jnp.asarray(batch["rows"]) if "rows" in batch else first + jnp.arange(count)
+    draws = draw(key, rows, state.frozen, settings, batch)
+    objective = jax.checkpoint(loss, static_argnums=2, policy=_kept) if settings.rematerialise else loss
+    params = state.params
+    if axis_name is not None and axis_name in jax.typeof(draws.noise).vma:
+        # Each device's own gradients, averaged by name below: left to itself, shard_map would sum them.
+        params = jax.tree.map(lambda leaf: jax.lax.pcast(leaf, axis_name, to="varying"), params)
+    (total, parts), gradients = jax.value_and_grad(objective, has_aux=True)(
+        params, state.frozen, settings, batch, draws
+    )
+    metrics = {"loss": total, **parts}
+    if axis_name is not None:
+        gradients, metrics = jax.lax.pmean((gradients, metrics), axis_name)
+    metrics["gradient_norm"] = optax.tree.norm(gradients)
+    metrics["learning_rate"] = jnp.asarray(_schedule(settings)(state.step // settings.accumulate), jnp.float32)
+    updates, optimizer = make_optimizer(settings).update(gradients, state.optimizer, state.params)
+    params = optax.apply_updates(state.params, updates)
+    next_state = dataclasses.replace(
+        state, step=state.step + 1, params=params, ema=_average(state, params), optimizer=optimizer
+    )
+    return next_state, metrics
+
+
+def delta(state: State) -> Delta:
+    """The result so far: the averaged weights if there are any, else the last."""
+    prompts = state.frozen.config.vision_side.prompts
+    return make_delta(
+        state.params if state.ema is None else state.ema,
+        state.step,
+        state.settings.mode,
+        state.base,
+        prompts is not None and prompts.overwrite_first_layer,
+    )
+
+
+def make_optimizer(settings: TuningSettings) -> optax.GradientTransformationExtraArgs:
+    """Clipping, AdamW (Loshchilov and Hutter 2019, Algorithm 2), and the mean of `accumulate` batches before both."""
+    parts = [] if settings.clip_norm is None else [optax.clip_by_global_norm(settings.clip_norm)]
+    if settings.optimizer == "adamw":
+        parts.append(optax.scale_by_adam(*settings.betas))
+    parts.append(optax.add_decayed_weights(settings.weight_decay))
+    parts.append(optax.scale_by_learning_rate(_schedule(settings)))
+    if settings.prompt_learning_rate is not None:
+        ratio = settings.prompt_learning_rate / settings.learning_rate
+        parts.append(optax.masked(optax.scale(ratio), _is_prompt))
+    whole = optax.chain(*parts)
+    if settings.accumulate == 1:
+        return optax.with_extra_args_support(whole)
+    return optax.MultiSteps(whole, settings.accumulate).gradient_transformation()
+
+
+def _schedule(settings: TuningSettings) -> optax.Schedule:
+    if settings.schedule == "constant":
+        return optax.constant_schedule(settings.learning_rate)
+    return optax.cosine_decay_schedule(settings.learning_rate, settings.steps or 1)
+
+
+def _is_prompt(params: Params) -> Params:
+    return jax.tree.map_with_path(
+        lambda path, _: any(getattr(part, "key", None) == "deep_prompts" for part in path), params
+    )
+
+
+def _average(state: State, params: Params) -> Params | None:
+    """The next exponential average, where this batch completed an update."""
+    if state.ema is None:
+        return None
+    every = state.settings.accumulate
+    updates = (state.step + 1) // every
+    # Its horizon grows with the updates: the first weights are soon forgotten.
+    decay = jnp.minimum(state.settings.ema, (1 + updates) / (10 + updates))
+    decay = jnp.where((state.step + 1) % every == 0, decay, 1.0)
+    return jax.tree.map(lambda mean, leaf: decay * mean + (1 - decay) * leaf, state.ema, params)
+
+
+def _kept(primitive: Any, *inputs: Any, **parameters: Any) -> bool:
+    """What rematerialisation keeps: results of convolutions and linear layers, but not attention's, which are large."""
+    if primitive is jax.lax.conv_general_dilated_p:
+        return True
+    return jax.checkpoint_policies.dots_with_no_batch_dims_saveable(primitive, *inputs, **parameters)
