@@ -64,10 +64,26 @@ class VisionSide:
 
 @dataclass(frozen=True)
 class SafetySide:
-    """The safety checker's vision tower and preprocessing."""
+    """The safety checker's vision tower and preprocessing, which happens on the device and so in one way only."""
 
     vision: CLIPVisionConfig
     preprocessing: Preprocessing
+
+    def __post_init__(self) -> None:
+        settings = self.preprocessing
+        for option in ("do_resize", "do_rescale", "do_normalize", "resample"):
+            found, expected = getattr(settings, option), getattr(Preprocessing, option)
+            if found != expected:
+                raise InputError(
+                    f"feature_extractor/preprocessor_config.json: {option} is {found}, sdipc supports {expected} for "
+                    "the safety checker: use the file of Stable Diffusion 1.x"
+                )
+        edges = (settings.size, settings.size) if isinstance(settings.size, int) else settings.size
+        if settings.do_center_crop and any(crop > edge for crop, edge in zip(settings.crop_size, edges, strict=True)):
+            raise InputError(
+                f"feature_extractor/preprocessor_config.json: crop_size is {settings.crop_size}, expected at most "
+                f"the size, {edges}: use the file of Stable Diffusion 1.x"
+            )
 
 
 @dataclass(frozen=True)
