@@ -191,6 +191,30 @@ def test_every_kind_of_prompt_is_measured_against_its_own_picture(tiny: Bundle) 
     assert made[pictures.SD_IPC][pictures.OWN][0] == pytest.approx(made[pictures.REAL][pictures.OWN][0], abs=1e-5)
 
 
+def test_the_independent_backbone_has_columns_of_its_own(tiny: Bundle) -> None:
+    held = {pictures.OWN: normal(0, 30, 4), pictures.INDEPENDENT: normal(1, 30, 6)}
+    chosen = np.arange(10)
+    # Text prompts are further away than SD-IPC in both ways that are measured: each picture's, and the whole set's.
+    made = {
+        kind: {name: values[chosen][None] + error for name, values in held.items()}
+        for kind, error in ((pictures.SD_IPC, 0.5), (pictures.TEXT, 1.5), (pictures.REAL, 0.0))
+    }
+    backbones = pictures.Backbones(tiny, lambda batch: np.zeros((len(batch), 6)))
+    table = pictures.similarity_table(backbones, pictures.Measured(chosen, held, made))
+    frechet = "EffNet-Lite0 Frechet distance"
+    assert table.columns[-1] == frechet
+    assert backbone.EXTRA not in table.note
+    assert 0 < table[pictures.SD_IPC, frechet].value < table[pictures.TEXT, frechet].value
+    for name in backbones.names:
+        gain = table["SD-IPC - text prompt", f"similarity, {name}"]
+        assert gain.interval is not None
+        assert gain.interval[0] > 0
+        ratio = table["SD-IPC / text prompt", f"kernel distance, {name}"]
+        parts = [table[kind, f"kernel distance, {name}"].value for kind in (pictures.SD_IPC, pictures.TEXT)]
+        assert ratio.value == pytest.approx(parts[0] / parts[1])
+        assert parts[0] < parts[1]
+
+
 @pytest.fixture(scope="module")
 def evaluated(tiny_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Evaluation, list[float]]:
     """One run of the command, and how it said it was coming along."""
