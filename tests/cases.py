@@ -6,6 +6,7 @@ odd multiples, non-square and odd latents, one-block levels, linear projections.
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache, partial
 from typing import Any
 
 import jax
@@ -22,10 +23,10 @@ from sdipc_jax.models import (
     UNetConfig,
     VAEConfig,
 )
-from sdipc_jax.models.attention import Attention, BasicTransformerBlock, FeedForward, Transformer2DModel
+from sdipc_jax.models.attention import GEGLU, Attention, BasicTransformerBlock, FeedForward, Transformer2DModel
 from sdipc_jax.models.clip import CLIPEncoderLayer
 from sdipc_jax.models.layers import GroupNorm, layer_norm
-from sdipc_jax.models.unet import ResnetBlock2D
+from sdipc_jax.models.unet import ResnetBlock2D, TimestepEmbedding, TimestepEmbedding
 from sdipc_jax.models.vae import DownEncoderBlock2D, MidBlock, UpDecoderBlock2D
 from tests.random_weights import random_params
 
@@ -42,11 +43,33 @@ class Case:
     params: dict[str, Any]
 
     def run(self, function: Callable[..., Any] | None = None) -> Any:
-        """The network's outputs as NumPy arrays."""
-        outputs = jax.jit(function or self.module.apply)({"params": self.params}, *self.inputs)
-        return jax.tree.map(np.asarray, outputs)
+        """The network's outputs as NumPy arrays.
+
+        Args:
+            function: to call with variables and inputs instead of the module. What was traced is used again for an
+                equal one: a test that changes what the module's code calls passes the `apply` of a clone.
+        """
+        return jax.tree.map(np.asarray, _run(function or self.module.apply, self.params, self.inputs))
 
 
+# LLVM's optimisations are half of the compilation, and these networks are too small to gain by them.
+@partial(jax.jit, static_argnums=0, compiler_options={"xla_backend_optimization_level": 0})
+def _run(function: Callable[..., Any], params: dict[str, Any], inputs: tuple[np.ndarray, ...]) -> Any:
+    return function({"params": params}, *inputs)
+
+
+@cache
+def decode_after_encode(module: AutoencoderKL) -> Callable[..., Any]:
+    """For `Case.run`: mean and log-variance of the latents, and the pictures of the mean."""
+
+    def both(variables: Any, pictures: Any) -> tuple[Any, Any, Any]:
+        mean, log_variance = module.apply(variables, pictures, method="encode")
+        return mean, log_variance, module.apply(variables, mean, method="decode")
+
+    return both
+
+
+@cache
 def unet_cases() -> list[Case]:
     """UNets with latents (h, w) and prompts of length L."""
 
@@ -81,6 +104,8 @@ def unet_cases() -> list[Case]:
     ]  # fmt: skip
 
 
+@cache
+@cache
 def vae_cases() -> list[Case]:
     """Autoencoders with pictures."""
 
@@ -104,6 +129,8 @@ def vae_cases() -> list[Case]:
     ]  # fmt: skip
 
 
+@cache
+@cache
 def text_cases() -> list[Case]:
     """Text towers with tokens."""
 
@@ -147,6 +174,8 @@ def _with_pixels(name: str, module: Any, size: int, seed: int) -> Case:
     return Case(name, module, (pixels,), random_params(module, pixels, seed=seed))
 
 
+@cache
+@cache
 def vision_cases() -> list[Case]:
     """Vision towers with preprocessed pictures."""
     return [
@@ -155,14 +184,23 @@ def vision_cases() -> list[Case]:
     ]
 
 
+@cache
+@cache
 def safety_cases() -> list[Case]:
-    """Safety checkers with preprocessed pictures."""
-    return [
-        _with_pixels(name, StableDiffusionSafetyChecker(config), config.image_size, seed)
-        for seed, (name, config) in enumerate(_vision_configs().items())
-    ]
+    """Safety checkers with preprocessed pictures, and thresholds that some of them exceed."""
+    made = []
+    for seed, (name, config) in enumerate(_vision_configs().items()):
+        case = _with_pixels(name, StableDiffusionSafetyChecker(config), config.image_size, seed)
+        typical = np.float32(config.projection_dim**-0.5)
+        for kind, count in (("special_care", 3), ("concept", 17)):
+            thresholds = np.random.default_rng(seed).uniform(1.2, 2.2, count).astype(np.float32)
+            case.params[f"{kind}_embeds_weights"] = thresholds * typical
+        made.append(case)
+    return made
 
 
+@cache
+@cache
 def block_cases() -> list[Case]:
     """Every block alone, with inputs of standard deviation 1 and 0.01: only small inputs show a wrong epsilon."""
     vae = VAEConfig(
@@ -178,7 +216,13 @@ def block_cases() -> list[Case]:
         "layer-norm": (layer_norm(1e-5, np.float32), (tokens,)),
         "self-attention": (Attention(4), (tokens,)),
         "cross-attention": (Attention(3), (tokens, context)),
+        "vae-attention": (Attention(1, qkv_bias=True, norm_groups=6), (tokens,)),
+        "geglu": (GEGLU(40), (tokens,)),
+        "vae-attention": (Attention(1, qkv_bias=True, norm_groups=6), (tokens,)),
+        "geglu": (GEGLU(40), (tokens,)),
         "feed-forward": (FeedForward(), (tokens,)),
+        "time-embedding": (TimestepEmbedding(48), (time,)),
+        "time-embedding": (TimestepEmbedding(48), (time,)),
         "transformer-block": (BasicTransformerBlock(4), (tokens, context)),
         "transformer": (Transformer2DModel(4, 6), (picture, context)),
         "transformer-linear": (Transformer2DModel(2, 6, use_linear_projection=True), (picture, context)),

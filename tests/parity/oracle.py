@@ -5,8 +5,12 @@ from typing import Any
 import numpy as np
 import torch
 from diffusers import AutoencoderKL, UNet2DConditionModel
+from diffusers.models.activations import GEGLU
+from diffusers.models.activations import GEGLU
 from diffusers.models.attention import BasicTransformerBlock, FeedForward
 from diffusers.models.attention_processor import Attention
+from diffusers.models.embeddings import TimestepEmbedding
+from diffusers.models.embeddings import TimestepEmbedding
 from diffusers.models.resnet import ResnetBlock2D
 from diffusers.models.transformers.transformer_2d import Transformer2DModel
 from diffusers.models.unets.unet_2d_blocks import DownEncoderBlock2D, UNetMidBlock2D, UpDecoderBlock2D
@@ -18,6 +22,8 @@ from sdipc_jax.checkpoints.keys import flatten, to_torch, torch_name
 from tests.cases import Case
 
 torch.set_grad_enabled(False)
+# Threads have to wait for each other at every layer, and these layers are too small for that.
+torch.set_num_threads(1)
 
 
 def state_dict(params: dict[str, Any]) -> dict[str, torch.Tensor]:
@@ -46,9 +52,14 @@ def nchw(x: np.ndarray) -> torch.Tensor:
     return torch.tensor(np.ascontiguousarray(x.transpose(0, 3, 1, 2)))
 
 
+def array(x: torch.Tensor) -> np.ndarray:
+    """A tensor of any dtype; NumPy has no bfloat16, and float64 holds them all."""
+    return x.numpy() if x.dtype == torch.float32 else x.double().numpy()
+
+
 def nhwc(x: torch.Tensor) -> np.ndarray:
     """A PyTorch picture, channels last."""
-    return x.float().numpy().transpose(0, 2, 3, 1)
+    return array(x).transpose(0, 2, 3, 1)
 
 
 def unet(case: Case) -> Any:
@@ -56,29 +67,43 @@ def unet(case: Case) -> Any:
     return with_weights(UNet2DConditionModel(**options(case.module.config)), case.params)
 
 
-def run_unet(case: Case) -> np.ndarray:
+def vae(case: Case) -> Any:
+    """The autoencoder of a case."""
+    return with_weights(AutoencoderKL(**options(case.module.config)), case.params)
+
+
+def text(case: Case) -> Any:
+    """The text tower of a case."""
+    return with_weights(CLIPTextModel(CLIPTextConfig(**options(case.module.config))), case.params)
+
+
+def vision(case: Case) -> Any:
+    """The vision tower of a case."""
+    return with_weights(CLIPVisionModel(CLIPVisionConfig(**options(case.module.config))), case.params)
+
+
+def run_unet(case: Case, dtype: torch.dtype = torch.float32) -> np.ndarray:
     """What PyTorch's UNet gives."""
     sample, timesteps, context = case.inputs
-    return nhwc(unet(case)(nchw(sample), torch.tensor(timesteps), torch.tensor(context)).sample)
+    inputs = nchw(sample).to(dtype), torch.tensor(timesteps), torch.tensor(context).to(dtype)
+    return nhwc(unet(case).to(dtype)(*inputs).sample)
 
 
-def run_vae(case: Case) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def run_vae(case: Case, dtype: torch.dtype = torch.float32) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Mean and log-variance of the latents, and the pictures of the mean."""
-    vae = with_weights(AutoencoderKL(**options(case.module.config)), case.params)
-    latents = vae.encode(nchw(case.inputs[0])).latent_dist
-    return nhwc(latents.mean), nhwc(latents.logvar), nhwc(vae.decode(latents.mean).sample)
+    model = vae(case).to(dtype)
+    latents = model.encode(nchw(case.inputs[0]).to(dtype)).latent_dist
+    return nhwc(latents.mean), nhwc(latents.logvar), nhwc(model.decode(latents.mean).sample)
 
 
-def run_text(case: Case) -> np.ndarray:
+def run_text(case: Case, dtype: torch.dtype = torch.float32) -> np.ndarray:
     """The last hidden states."""
-    model = with_weights(CLIPTextModel(CLIPTextConfig(**options(case.module.config))), case.params)
-    return model(torch.tensor(case.inputs[0], dtype=torch.long)).last_hidden_state.numpy()
+    return array(text(case).to(dtype)(torch.tensor(case.inputs[0], dtype=torch.long)).last_hidden_state)
 
 
-def run_vision(case: Case) -> np.ndarray:
+def run_vision(case: Case, dtype: torch.dtype = torch.float32) -> np.ndarray:
     """The pooled output."""
-    model = with_weights(CLIPVisionModel(CLIPVisionConfig(**options(case.module.config))), case.params)
-    return model(nchw(case.inputs[0])).pooler_output.numpy()
+    return array(vision(case).to(dtype)(nchw(case.inputs[0]).to(dtype)).pooler_output)
 
 
 def _block(name: str) -> torch.nn.Module:
@@ -91,7 +116,13 @@ def _block(name: str) -> torch.nn.Module:
         "layer-norm": lambda: torch.nn.LayerNorm(width, eps=1e-5),
         "self-attention": lambda: Attention(width, heads=4, dim_head=6),
         "cross-attention": lambda: Attention(width, cross_attention_dim=width, heads=3, dim_head=8),
+        "vae-attention": lambda: Attention(width, heads=1, dim_head=width, bias=True, norm_num_groups=groups, eps=1e-6),
+        "geglu": lambda: GEGLU(width, 40),
+        "vae-attention": lambda: Attention(width, heads=1, dim_head=width, bias=True, norm_num_groups=groups, eps=1e-6),
+        "geglu": lambda: GEGLU(width, 40),
         "feed-forward": lambda: FeedForward(width, activation_fn="geglu"),
+        "time-embedding": lambda: TimestepEmbedding(12, 48),
+        "time-embedding": lambda: TimestepEmbedding(12, 48),
         "transformer-block": lambda: BasicTransformerBlock(width, 4, 6, cross_attention_dim=width),
         "transformer": lambda: Transformer2DModel(4, 6, width, cross_attention_dim=width, norm_num_groups=groups),
         "transformer-linear": lambda: Transformer2DModel(

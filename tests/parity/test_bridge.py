@@ -1,0 +1,89 @@
+"""Parameter trees of diffusers' FlaxStableDiffusionPipeline, taken from and given to the real one."""
+
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from diffusers import FlaxStableDiffusionPipeline, StableDiffusionPipeline
+from flax.core import unfreeze
+
+import sdipc_jax as sdipc
+from sdipc_jax.bundle import apply
+from sdipc_jax.checkpoints.bridge import from_flax_pipeline, to_flax_pipeline
+from sdipc_jax.checkpoints.keys import flatten
+from tests.compare import relative_error
+from tests.parity.sampler_oracle import quiet
+from tests.tiny import write_checkpoint
+
+COMPONENTS = ("unet", "vae", "text_encoder", "safety_checker")
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_checkpoint(tmp_path_factory.mktemp("flax") / "tiny", safety=True)
+
+
+@pytest.fixture(scope="module")
+def bundle(folder: Path) -> sdipc.Bundle:
+    return sdipc.load(folder)
+
+
+@pytest.fixture(scope="module")
+@quiet()
+def flax_pipeline(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, dict[str, Any]]:
+    """The pipeline and its params, through PyTorch's own converter; it reads nothing but .bin files."""
+    pickled = tmp_path_factory.mktemp("flax") / "pickled"
+    StableDiffusionPipeline.from_pretrained(folder).save_pretrained(pickled, safe_serialization=False)
+    pipeline, params = FlaxStableDiffusionPipeline.from_pretrained(pickled, from_pt=True)
+    return pipeline, {name: unfreeze(tree) for name, tree in params.items() if name in COMPONENTS}
+
+
+def test_gives_the_tree_of_the_pipeline(bundle: sdipc.Bundle, flax_pipeline: tuple[Any, dict[str, Any]]) -> None:
+    found, (_, expected) = to_flax_pipeline(bundle), flax_pipeline
+    assert set(found) == set(COMPONENTS) == set(expected)
+    for name in COMPONENTS:
+        ours, theirs = flatten(found[name]), flatten(expected[name])
+        assert ours.keys() == theirs.keys(), name
+        for path, leaf in theirs.items():
+            np.testing.assert_array_equal(ours[path], leaf, err_msg="/".join(path))
+
+
+def test_takes_the_tree_of_the_pipeline(bundle: sdipc.Bundle, flax_pipeline: tuple[Any, dict[str, Any]]) -> None:
+    empty = sdipc.Bundle(jax.tree.map(jnp.zeros_like, bundle.params), bundle.config)
+    taken = from_flax_pipeline(empty, flax_pipeline[1])
+    for name in COMPONENTS:
+        jax.tree.map(np.testing.assert_array_equal, taken.params[name], bundle.params[name])
+    # Theirs has no vision side.
+    assert not any(leaf.any() for leaf in jax.tree.leaves(taken.params["clip"]))
+
+
+def test_the_pipeline_runs_on_our_tree(bundle: sdipc.Bundle, flax_pipeline: tuple[Any, dict[str, Any]]) -> None:
+    """Not to 1e-5: diffusers' Flax has a wrong epsilon and the tanh GELU, which is why this package has its own."""
+    pipeline, _ = flax_pipeline
+    generator = np.random.default_rng(0)
+    sample = generator.standard_normal((1, 8, 8, 4), np.float32)
+    context = generator.standard_normal((1, 20, 24), np.float32)
+    timesteps = np.array([300], np.int32)
+    channels_first = sample.transpose(0, 3, 1, 2)
+    params = to_flax_pipeline(bundle)
+    theirs = pipeline.unet.apply({"params": params["unet"]}, channels_first, timesteps, context).sample
+    ours = apply(bundle.config.unet_model, bundle.params["unet"], sample, timesteps.astype(np.float32), context)
+    assert relative_error(np.asarray(theirs).transpose(0, 2, 3, 1), np.asarray(ours)) < 0.01
+    decoded = pipeline.vae.apply({"params": params["vae"]}, channels_first, method=pipeline.vae.decode).sample
+    expected = apply(bundle.config.vae_model, bundle.params["vae"], sample, method="decode")
+    assert relative_error(np.asarray(decoded).transpose(0, 2, 3, 1), np.asarray(expected)) < 1e-4
+
+
+def test_refuses_another_checkpoint(bundle: sdipc.Bundle, flax_pipeline: tuple[Any, dict[str, Any]]) -> None:
+    _, params = flax_pipeline
+    with pytest.raises(sdipc.InputError, match="params has no vae"):
+        from_flax_pipeline(bundle, {name: tree for name, tree in params.items() if name != "vae"})
+    unet = params["unet"] | {"conv_in": {"kernel": np.zeros((3, 3, 9, 16)), "bias": np.zeros(16)}}
+    with pytest.raises(sdipc.InputError, match=r"unet: conv_in/kernel has shape \(3, 3, 9, 16\)"):
+        from_flax_pipeline(bundle, params | {"unet": unet})
+    unet = {name: tree for name, tree in params["unet"].items() if name != "conv_in"}
+    with pytest.raises(sdipc.InputError, match="unet: conv_in/bias is missing"):
+        from_flax_pipeline(bundle, params | {"unet": unet})
