@@ -13,7 +13,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Float, Key
+from jaxtyping import Array, Bool, Float, Int32, Key
 
 from sdipc_jax.bundle import Bundle, Params, SafetySide, apply
 from sdipc_jax.errors import InputError
@@ -25,6 +25,8 @@ from sdipc_jax.samplers import SAMPLERS
 # The largest batch that the VAE decodes at once, in pixels: its activations are what takes most memory.
 _DECODED_PIXELS = 512 * 512
 _SECONDS_BETWEEN_REPORTS = 1.0
+# Pillow's weights are whole numbers of this many bits.
+_WEIGHT_BITS = 22
 
 
 @partial(
@@ -98,7 +100,9 @@ def generate(
         Pictures in [0, 1], float32. One that the checkpoint's safety checker flags is black.
 
     Raises:
-        InputError: an unknown sampler, steps out of range, sides that are no multiple of f, latents of another shape.
+        InputError: an unknown sampler, steps out of range, sides that are no multiple of f, latents or prompts of
+            another shape, no prompts, and on the host: seeds, indices, guidance or eta out of range. (Values on a
+            device are taken as they are: to look at them would be to wait for them.)
     """
     request, state = begin(
         bundle,
@@ -169,6 +173,8 @@ def begin(
         defaults.height if height is None else height, defaults.width if width is None else width
     )
     count = context.shape[0]
+    if count == 0:
+        raise InputError("there are no prompts, expected at least one: ask for a picture")
     prompt_shape = (config.tokens.length, config.unet.cross_attention_dim)
     negative = empty_prompt(bundle) if negative is None else negative
     for what, prompts in (("context", context), ("negative", negative)):
@@ -179,15 +185,15 @@ def begin(
     schedule = SAMPLERS[name].schedule(config.scheduler, defaults.steps if steps is None else steps, karras=karras)
 
     guidance_scale = defaults.guidance_scale if guidance_scale is None else guidance_scale
-    keys = _keys(_rows(seeds, count, jnp.uint32), _rows(indices, count, jnp.uint32))
+    keys = _keys(_rows("seeds", seeds, count, _WHOLE), _rows("indices", indices, count, _WHOLE))
     noise = _noise(keys, shape) if latents is None else latents.astype(jnp.float32)
     x = noise.transpose(0, 2, 3, 1) * schedule.init_noise_sigma
     request = Request(
         schedule=jax.tree.map(jnp.asarray, schedule),
         context=jnp.concatenate([jnp.broadcast_to(negative, context.shape), context]).astype(config.compute_dtype),
         keys=keys,
-        guidance_scale=_rows(guidance_scale, count, jnp.float32)[:, None, None, None],
-        eta=jnp.asarray(eta, jnp.float32),
+        guidance_scale=_rows("guidance_scale", guidance_scale, count, _FINITE)[:, None, None, None],
+        eta=_rows("eta", eta, 1, _SHARE)[0],
         sampler=name,
     )
     return request, (x, SAMPLERS[name].init(x))
@@ -197,6 +203,7 @@ def begin(
 def advance(bundle: Bundle, request: Request, state: State, first: Any, last: Any) -> State:
     """Evaluations `first` to `last` (excluded) of the loop. The bounds are traced: one program for any piece."""
     config, sampler = bundle.config, SAMPLERS[request.sampler]
+    state = _varying(state, like=(bundle, request))
     schedule, guidance = request.schedule, request.guidance_scale
 
     def evaluate(i: Array, state: State) -> State:
@@ -241,8 +248,32 @@ def to_uint8(pictures: Float[Array, "N H W 3"]) -> np.ndarray:
     return np.round(np.asarray(pictures) * 255).astype(np.uint8)
 
 
-def _rows(values: Any, count: int, dtype: Any) -> Array:
-    return jnp.broadcast_to(jnp.asarray(values, dtype), (count,))
+@dataclass(frozen=True)
+class _Rule:
+    """What a number may be, and the dtype that it has on the device."""
+
+    dtype: Any
+    expected: str
+    holds: Callable[[Any], bool]
+
+
+_WHOLE = _Rule(
+    jnp.uint32, "a whole number from 0 to 4294967295", lambda value: isinstance(value, int) and 0 <= value < 2**32
+)
+_FINITE = _Rule(jnp.float32, "a finite number", lambda value: abs(value) <= float(np.finfo(np.float32).max))
+_SHARE = _Rule(jnp.float32, "0 to 1", lambda value: 0 <= value <= 1)
+
+
+def _rows(name: str, values: Any, count: int, rule: _Rule) -> Array:
+    """One value a picture."""
+    if not any(isinstance(leaf, jax.Array) for leaf in jax.tree.leaves(values)):
+        for value in np.ravel(values).tolist():
+            if not rule.holds(value):
+                raise InputError(f"{name} is {value!r}, expected {rule.expected}: choose another")
+    array = jnp.asarray(values, rule.dtype)
+    if array.shape not in ((), (1,), (count,)):
+        raise InputError(f"{name} has shape {array.shape}, expected {(count,)}, one value a picture, or one for all")
+    return jnp.broadcast_to(array, (count,))
 
 
 @jax.jit
@@ -256,22 +287,51 @@ def _noise(keys: Key[Array, " N"], shape: tuple[int, ...]) -> Float[Array, "N C 
     return jax.vmap(lambda key: jax.random.normal(key, shape, jnp.float32))(keys)
 
 
+def _varying(state: State, like: Any) -> State:
+    """Inside shard_map a type tells over which axes of the mesh values differ, and a loop has to end with the type
+    that it began with: that of its results, which differ wherever anything that they depend on does."""
+
+    def axes_of(leaf: Array) -> frozenset[str]:
+        kind: Any = jax.typeof(leaf)
+        # JAX 0.10 has renamed what its documentation calls vma.
+        return kind.vma if hasattr(kind, "vma") else kind.manual_axis_type.varying
+
+    axes = frozenset[str]().union(*map(axes_of, jax.tree.leaves((state, like))))
+
+    def vary(leaf: Array) -> Array:
+        missing = tuple(axes - axes_of(leaf))
+        return jax.lax.pcast(leaf, missing, to="varying") if missing else leaf
+
+    return jax.tree.map(vary, state)
+
+
 def _flagged(side: SafetySide, params: Params, pictures: Float[Array, "N H W 3"]) -> Bool[Array, " N"]:
     pixels = _preprocess(jnp.round(pictures * 255), side.preprocessing)
     return apply(StableDiffusionSafetyChecker(side.vision), params, pixels)
 
 
 def _preprocess(levels: Float[Array, "N H W 3"], settings: Preprocessing) -> Float[Array, "N S S 3"]:
-    """`images.preprocess` on the device, bicubic: Pillow rounds to 8 bits after each of its two passes, and so does
-    this, so that a picture is flagged here when it is flagged there."""
+    """`images.preprocess` on the device, so that a picture is flagged here when it is flagged there."""
     height, width = settings.resized(levels.shape[1], levels.shape[2])
-    for shape in ((levels.shape[1], width), (height, width)):
-        if shape != levels.shape[1:3]:
-            levels = jax.image.resize(levels, (len(levels), *shape, 3), "cubic", precision=jax.lax.Precision.HIGHEST)
-            levels = jnp.clip(jnp.round(levels), 0, 255)
+    levels = levels.astype(jnp.int32)
+    for axis, side in ((2, width), (1, height)):
+        if side != levels.shape[axis]:
+            sums = jnp.tensordot(levels, _bicubic_weights(levels.shape[axis], side), axes=(axis, 1))
+            # Rounded to 8 bits after each of the two passes.
+            levels = jnp.clip((jnp.moveaxis(sums, -1, axis) + (1 << _WEIGHT_BITS - 1)) >> _WEIGHT_BITS, 0, 255)
     if settings.do_center_crop:
         (height, width), (crop_height, crop_width) = levels.shape[1:3], settings.crop_size
         top, left = (height - crop_height) // 2, (width - crop_width) // 2
         levels = levels[:, top : top + crop_height, left : left + crop_width]
     mean, std = jnp.array(settings.image_mean), jnp.array(settings.image_std)
     return (levels * settings.rescale_factor - mean) / std
+
+
+def _bicubic_weights(before: int, after: int) -> Int32[np.ndarray, "after before"]:
+    """Pillow's weights for resizing one axis, in its fixed-point form (Keys 1981, with a = -1/2)."""
+    scale = before / after
+    centres = (np.arange(after)[:, None] + 0.5) * scale
+    x = np.abs((np.arange(before) + 0.5 - centres) / max(scale, 1))
+    weights = np.where(x < 1, (1.5 * x - 2.5) * x * x + 1, np.where(x < 2, ((2.5 - 0.5 * x) * x - 4) * x + 2, 0))
+    weights /= weights.sum(axis=1, keepdims=True)
+    return np.trunc(weights * (1 << _WEIGHT_BITS) + np.copysign(0.5, weights)).astype(np.int32)
