@@ -26,7 +26,7 @@ from sdipc_jax.models import (
 from sdipc_jax.models.attention import GEGLU, Attention, BasicTransformerBlock, FeedForward, Transformer2DModel
 from sdipc_jax.models.clip import CLIPEncoderLayer
 from sdipc_jax.models.layers import GroupNorm, layer_norm
-from sdipc_jax.models.unet import ResnetBlock2D, TimestepEmbedding, TimestepEmbedding
+from sdipc_jax.models.unet import ResnetBlock2D, TimestepEmbedding
 from sdipc_jax.models.vae import DownEncoderBlock2D, MidBlock, UpDecoderBlock2D
 from tests.random_weights import random_params
 
@@ -105,7 +105,6 @@ def unet_cases() -> list[Case]:
 
 
 @cache
-@cache
 def vae_cases() -> list[Case]:
     """Autoencoders with pictures."""
 
@@ -129,7 +128,6 @@ def vae_cases() -> list[Case]:
     ]  # fmt: skip
 
 
-@cache
 @cache
 def text_cases() -> list[Case]:
     """Text towers with tokens."""
@@ -175,7 +173,6 @@ def _with_pixels(name: str, module: Any, size: int, seed: int) -> Case:
 
 
 @cache
-@cache
 def vision_cases() -> list[Case]:
     """Vision towers with preprocessed pictures."""
     return [
@@ -184,7 +181,6 @@ def vision_cases() -> list[Case]:
     ]
 
 
-@cache
 @cache
 def safety_cases() -> list[Case]:
     """Safety checkers with preprocessed pictures, and thresholds that some of them exceed."""
@@ -199,7 +195,6 @@ def safety_cases() -> list[Case]:
     return made
 
 
-@cache
 @cache
 def block_cases() -> list[Case]:
     """Every block alone, with inputs of standard deviation 1 and 0.01: only small inputs show a wrong epsilon."""
@@ -218,10 +213,7 @@ def block_cases() -> list[Case]:
         "cross-attention": (Attention(3), (tokens, context)),
         "vae-attention": (Attention(1, qkv_bias=True, norm_groups=6), (tokens,)),
         "geglu": (GEGLU(40), (tokens,)),
-        "vae-attention": (Attention(1, qkv_bias=True, norm_groups=6), (tokens,)),
-        "geglu": (GEGLU(40), (tokens,)),
         "feed-forward": (FeedForward(), (tokens,)),
-        "time-embedding": (TimestepEmbedding(48), (time,)),
         "time-embedding": (TimestepEmbedding(48), (time,)),
         "transformer-block": (BasicTransformerBlock(4), (tokens, context)),
         "transformer": (Transformer2DModel(4, 6), (picture, context)),

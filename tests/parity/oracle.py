@@ -6,10 +6,8 @@ import numpy as np
 import torch
 from diffusers import AutoencoderKL, UNet2DConditionModel
 from diffusers.models.activations import GEGLU
-from diffusers.models.activations import GEGLU
 from diffusers.models.attention import BasicTransformerBlock, FeedForward
 from diffusers.models.attention_processor import Attention
-from diffusers.models.embeddings import TimestepEmbedding
 from diffusers.models.embeddings import TimestepEmbedding
 from diffusers.models.resnet import ResnetBlock2D
 from diffusers.models.transformers.transformer_2d import Transformer2DModel
@@ -118,10 +116,7 @@ def _block(name: str) -> torch.nn.Module:
         "cross-attention": lambda: Attention(width, cross_attention_dim=width, heads=3, dim_head=8),
         "vae-attention": lambda: Attention(width, heads=1, dim_head=width, bias=True, norm_num_groups=groups, eps=1e-6),
         "geglu": lambda: GEGLU(width, 40),
-        "vae-attention": lambda: Attention(width, heads=1, dim_head=width, bias=True, norm_num_groups=groups, eps=1e-6),
-        "geglu": lambda: GEGLU(width, 40),
         "feed-forward": lambda: FeedForward(width, activation_fn="geglu"),
-        "time-embedding": lambda: TimestepEmbedding(12, 48),
         "time-embedding": lambda: TimestepEmbedding(12, 48),
         "transformer-block": lambda: BasicTransformerBlock(width, 4, 6, cross_attention_dim=width),
         "transformer": lambda: Transformer2DModel(4, 6, width, cross_attention_dim=width, norm_num_groups=groups),

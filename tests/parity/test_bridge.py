@@ -14,16 +14,27 @@ import sdipc_jax as sdipc
 from sdipc_jax.bundle import apply
 from sdipc_jax.checkpoints.bridge import from_flax_pipeline, to_flax_pipeline
 from sdipc_jax.checkpoints.keys import flatten
+from sdipc_jax.models import UNetConfig
 from tests.compare import relative_error
 from tests.parity.sampler_oracle import quiet
 from tests.tiny import write_checkpoint
 
 COMPONENTS = ("unet", "vae", "text_encoder", "safety_checker")
+# diffusers' Flax knows no other number of groups in the UNet than 32.
+UNET = UNetConfig(
+    sample_size=8,
+    block_out_channels=(32, 64),
+    down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"),
+    up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"),
+    cross_attention_dim=24,
+    attention_head_dim=(2, 4),
+    layers_per_block=1,
+)
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_checkpoint(tmp_path_factory.mktemp("flax") / "tiny", safety=True)
+    return write_checkpoint(tmp_path_factory.mktemp("flax") / "tiny", safety=True, unet=UNET)
 
 
 @pytest.fixture(scope="module")
@@ -81,8 +92,8 @@ def test_refuses_another_checkpoint(bundle: sdipc.Bundle, flax_pipeline: tuple[A
     _, params = flax_pipeline
     with pytest.raises(sdipc.InputError, match="params has no vae"):
         from_flax_pipeline(bundle, {name: tree for name, tree in params.items() if name != "vae"})
-    unet = params["unet"] | {"conv_in": {"kernel": np.zeros((3, 3, 9, 16)), "bias": np.zeros(16)}}
-    with pytest.raises(sdipc.InputError, match=r"unet: conv_in/kernel has shape \(3, 3, 9, 16\)"):
+    unet = params["unet"] | {"conv_in": {"kernel": np.zeros((3, 3, 9, 32)), "bias": np.zeros(32)}}
+    with pytest.raises(sdipc.InputError, match=r"unet: conv_in/kernel has shape \(3, 3, 9, 32\)"):
         from_flax_pipeline(bundle, params | {"unet": unet})
     unet = {name: tree for name, tree in params["unet"].items() if name != "conv_in"}
     with pytest.raises(sdipc.InputError, match="unet: conv_in/bias is missing"):
