@@ -189,8 +189,7 @@ def _check_projection(config: Config, cutoff: float) -> None:
     others = ("text_model.", "vision_model.", "visual_projection.", "logit_scale")
     folder = Path(config.vision_side.folder)
     tree = load_tree(folder, "clip", {"text_projection": {"kernel": shape}}, unused_prefixes=others)
-    if not truncated_pinv(np.asarray(tree["text_projection"]["kernel"]), cutoff).any():
-        raise InputError(f"{folder}: text_projection is all zeros, expected a trained CLIP: fetch its weights again")
+    truncated_pinv(np.asarray(tree["text_projection"]["kernel"]), cutoff)
 
 
 class _SamplingJob:

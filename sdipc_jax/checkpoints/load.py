@@ -6,14 +6,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import pydantic
-
-from sdipc_jax.bundle import Bundle, Config, Params, SafetySide, VisionSide
+from sdipc_jax.bundle import Bundle, Config, Params, SafetySide, SpecialTokens, VisionSide
 from sdipc_jax.checkpoints.delta import apply_delta, load_delta
 from sdipc_jax.checkpoints.keys import DEEP_PROMPTS_FILE, INVERSE_FILE, OVERWRITE
 from sdipc_jax.checkpoints.tensors import load_tree, read_header, read_metadata
 from sdipc_jax.errors import InputError
-from sdipc_jax.images import Preprocessing
+from sdipc_jax.images import Preprocessing, printable
 from sdipc_jax.models import CLIPTextConfig, CLIPVisionConfig, UNetConfig, VAEConfig
 from sdipc_jax.models.deep_prompts import DeepPrompts
 from sdipc_jax.samplers import SchedulerConfig
@@ -22,6 +20,8 @@ from sdipc_jax.tokens import special_tokens
 
 EMBEDDED = Path(__file__).parent.parent / "embedded"
 
+# What model_index.json may name, and the configurations of the parts besides.
+_PIPELINES = {"StableDiffusionPipeline", "StableDiffusionImg2ImgPipeline", "FlaxStableDiffusionPipeline"}
 _CLASSES: dict[str, set[str]] = {
     "unet": {"UNet2DConditionModel"},
     "vae": {"AutoencoderKL"},
@@ -30,7 +30,10 @@ _CLASSES: dict[str, set[str]] = {
     "safety_checker": {"StableDiffusionSafetyChecker"},
     "feature_extractor": {"CLIPImageProcessor", "CLIPImageProcessorFast", "CLIPFeatureExtractor"},
     "image_encoder": set(),
+    "clip": {"CLIPModel"},
 }
+_MODEL_TYPES = {"text_encoder": "clip_text_model", "clip": "clip", "safety_checker": "clip"}
+_DEEPEST = 200
 _DTYPES = ("float32", "bfloat16")
 
 
@@ -62,9 +65,12 @@ def read_config(model: str | Path = "embedded", clip: str | Path | None = None, 
     if dtype not in _DTYPES:
         raise InputError(f"dtype is {dtype!r}, expected one of {', '.join(_DTYPES)}")
     folder = _model_folder(model)
-    unet = UNetConfig.from_json(_read_json(folder, "unet/config.json"), "unet/config.json")
-    vae = VAEConfig.from_json(_read_json(folder, "vae/config.json"), "vae/config.json")
-    text = CLIPTextConfig.from_json(_read_json(folder, "text_encoder/config.json"), "text_encoder/config.json")
+    unet = UNetConfig.from_json(_read_part(folder / "unet", "unet"), "unet/config.json")
+    vae = VAEConfig.from_json(_read_part(folder / "vae", "vae"), "vae/config.json")
+    text = CLIPTextConfig.from_json(_read_part(folder / "text_encoder", "text_encoder"), "text_encoder/config.json")
+    _check_depth("unet/config.json", "layers_per_block", unet.layers_per_block)
+    _check_depth("vae/config.json", "layers_per_block", vae.layers_per_block)
+    _check_depth("text_encoder/config.json", "num_hidden_layers", text.num_hidden_layers)
     if text.hidden_size != unet.cross_attention_dim:
         raise InputError(
             f"{folder}: the text encoder's states are {text.hidden_size} wide but the UNet reads "
@@ -81,7 +87,7 @@ def read_config(model: str | Path = "embedded", clip: str | Path | None = None, 
         vae=vae,
         text=text,
         scheduler=SchedulerConfig.from_json(_read_json(folder, "scheduler/scheduler_config.json")),
-        tokens=special_tokens(folder, text),
+        tokens=_read_tokens(folder, text),
         defaults=_read_defaults(folder, unet.sample_size * vae.downscale),
         clip=_read_clip(folder, clip, text),
         safety=_read_safety(folder),
@@ -111,65 +117,127 @@ def load_weights(config: Config) -> Bundle:
 
 def _model_folder(model: str | Path) -> Path:
     folder = EMBEDDED if model == "embedded" else Path(model)
+    name = printable(model)
     if folder.is_file():
-        raise InputError(f"{model}: single files are not supported yet: convert to a folder")
+        raise InputError(f"{name}: single files are not supported yet: convert to a folder")
+    if model == "embedded" and not folder.is_dir():
+        raise InputError("the embedded checkpoint is not part of this installation: pass --model FOLDER")
     if not folder.is_dir():
-        raise InputError(f"{model}: no such folder, expected 'embedded' or a diffusers pipeline folder")
+        raise InputError(
+            f"{name}: no such folder, expected 'embedded' or a diffusers pipeline folder: names and hub ids are not "
+            "supported yet, download the checkpoint and give its folder"
+        )
     if not (folder / "unet").is_dir():
         raise InputError(
-            f"{model}: not a checkpoint, expected a diffusers pipeline folder with unet/, vae/, text_encoder/, "
-            "tokenizer/ and scheduler/"
+            f"{name}: not a checkpoint, expected a diffusers pipeline folder with unet/, vae/, text_encoder/, "
+            "tokenizer/ and scheduler/: give another folder"
         )
-    index = folder / "model_index.json"
-    if index.is_file():
-        for name, entry in _read_json(folder, "model_index.json").items():
-            known = _CLASSES.get(name)
-            found = entry[-1] if isinstance(entry, list) and entry else entry
-            if known is not None and found is not None and found not in known:
-                expected = " or ".join(sorted(known)) or "none"
-                raise InputError(f"{index}: {name} is a {found}, expected {expected}: this pipeline is not supported")
+    if (folder / "model_index.json").is_file():
+        _check_index(folder, _read_json(folder, "model_index.json"))
     return folder
+
+
+def _check_index(folder: Path, index: Mapping[str, Any]) -> None:
+    """Refuses parts and classes that are not built; nothing is ever imported by its name."""
+    where = f"{printable(folder)}: model_index.json"
+    pipeline = str(index.get("_class_name", "StableDiffusionPipeline"))
+    if pipeline not in _PIPELINES:
+        raise InputError(f"{where}: found a {pipeline}, expected a StableDiffusionPipeline: use another checkpoint")
+    for name, entry in index.items():
+        if name == "scheduler" or not isinstance(entry, list) or not entry or entry[-1] is None:
+            continue
+        known = _CLASSES.get(name, set()) - _CLASSES["clip"]
+        if str(entry[-1]) not in known:
+            expected = " or ".join(sorted(known)) or "no such part"
+            raise InputError(f"{where}: {name} is a {entry[-1]}, expected {expected}: use another checkpoint")
+        if name == "safety_checker" and not (folder / name).is_dir():
+            raise InputError(
+                f"{where}: names a safety_checker, but there is no such folder: fetch the whole checkpoint"
+            )
 
 
 def _read_json(folder: Path, name: str) -> dict[str, Any]:
     path = folder / name
+    shown = printable(path)
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise InputError(f"{path}: not found, expected a whole diffusers pipeline folder") from None
-    except (OSError, ValueError) as error:
-        raise InputError(f"{path}: not readable as JSON ({error})") from None
+        raise InputError(f"{shown}: not found, expected a whole checkpoint folder: fetch it again") from None
+    except (OSError, ValueError, RecursionError) as error:
+        raise InputError(f"{shown}: not readable ({error}), expected a JSON object: fetch it again") from None
     if not isinstance(values, dict):
-        raise InputError(f"{path}: holds {type(values).__name__}, expected a JSON object")
-    if (component := name.split("/")[0]) in ("unet", "vae"):
-        found, known = values.get("_class_name"), _CLASSES[component]
-        if found is not None and found not in known:
-            raise InputError(f"{path}: _class_name is {found!r}, expected {next(iter(known))!r}")
+        raise InputError(f"{shown}: holds {type(values).__name__}, expected a JSON object: fetch it again")
     return values
+
+
+def _read_part(folder: Path, component: str) -> dict[str, Any]:
+    """A part's config.json, whose class must be the one that is built."""
+    values = _read_json(folder, "config.json")
+    for key in ("_class_name", "architectures"):
+        found = values.get(key) or []
+        for each in found if isinstance(found, list) else [found]:
+            if str(each) not in _CLASSES[component]:
+                raise InputError(
+                    f"{component}/config.json: {key} is {each!r}, expected {min(_CLASSES[component])!r}: "
+                    "use a Stable Diffusion 1.x or 2.x checkpoint"
+                )
+    kind = values.get("model_type")
+    if kind not in (None, _MODEL_TYPES.get(component)):
+        raise InputError(
+            f"{component}/config.json: model_type is {kind!r}, expected {_MODEL_TYPES.get(component)!r}: "
+            "use a Stable Diffusion 1.x or 2.x checkpoint"
+        )
+    return values
+
+
+def _check_depth(source: str, name: str, count: int) -> None:
+    # Each layer is traced on its own: a slip of the pen would take hours to find out.
+    if count > _DEEPEST:
+        raise InputError(f"{source}: {name} is {count}, expected at most {_DEEPEST}: correct it")
+
+
+def _read_tokens(folder: Path, text: CLIPTextConfig) -> SpecialTokens:
+    try:
+        return special_tokens(folder, text)
+    except InputError:
+        raise
+    except Exception as error:  # Whatever transformers and tokenizers raise: for some files that is almost anything.
+        reason = " ".join(str(error).split())[:200]
+        raise InputError(
+            f"{printable(folder / 'tokenizer')}: not readable ({reason}), expected a CLIP tokenizer: fetch it again"
+        ) from None
 
 
 def _read_defaults(folder: Path, size: int) -> Defaults:
     values = _read_json(folder, "sdipc.json") if (folder / "sdipc.json").is_file() else {}
     try:
         return Defaults(**({"height": size, "width": size} | values))
-    except pydantic.ValidationError as error:
-        first = error.errors()[0]
-        raise InputError(f"{folder / 'sdipc.json'}: {'.'.join(map(str, first['loc']))}: {first['msg']}") from None
+    except InputError as error:
+        raise InputError(f"{printable(folder / 'sdipc.json')}: {error}") from None
 
 
 def _read_clip(folder: Path, clip: str | Path | None, text: CLIPTextConfig) -> VisionSide | None:
     clip_folder = folder / "clip" if clip is None else Path(clip)
     if clip is None and not clip_folder.is_dir():
         return None
+    if clip_folder.is_file():
+        raise InputError(f"{printable(clip_folder)}: single files are not supported yet: convert to a folder")
     if not clip_folder.is_dir():
-        raise InputError(f"{clip}: no such folder, expected a transformers CLIP folder")
-    values = _read_json(clip_folder, "config.json")
-    if "vision_config" not in values or "text_config" not in values:
-        raise InputError(f"{clip_folder / 'config.json'}: no vision_config and text_config, expected a whole CLIPModel")
+        raise InputError(
+            f"{printable(clip_folder)}: no such folder, expected a transformers CLIP folder: names and hub ids are not "
+            "supported yet, download the CLIP and give its folder"
+        )
+    values = _read_part(clip_folder, "clip")
     source = f"{clip_folder.name}/config.json"
+    if "vision_config" not in values or "text_config" not in values:
+        raise InputError(
+            f"{source}: no vision_config and text_config, expected a whole CLIPModel: "
+            "pass --clip with the CLIP this checkpoint was trained with"
+        )
     vision = _clip_part(CLIPVisionConfig, values, "vision_config", source)
     clip_text = _clip_part(CLIPTextConfig, values, "text_config", source)
-    joint = values.get("projection_dim", 512)
+    _check_depth(source, "vision_config: num_hidden_layers", vision.num_hidden_layers)
+    joint = _projection_dim(values, source)
     if clip_text.hidden_size != text.hidden_size:
         raise InputError(
             f"text_projection is ({joint}, {clip_text.hidden_size}) but the UNet reads {text.hidden_size}-wide "
@@ -203,9 +271,11 @@ def _read_prompts(file: Path) -> DeepPrompts | None:
 def _read_safety(folder: Path) -> SafetySide | None:
     if not (folder / "safety_checker").is_dir():
         return None
-    values = _read_json(folder, "safety_checker/config.json")
-    vision = _clip_part(CLIPVisionConfig, values, "vision_config", "safety_checker/config.json")
-    vision = dataclasses.replace(vision, projection_dim=values.get("projection_dim", 512))
+    source = "safety_checker/config.json"
+    values = _read_part(folder / "safety_checker", "safety_checker")
+    vision = _clip_part(CLIPVisionConfig, values, "vision_config", source)
+    _check_depth(source, "vision_config: num_hidden_layers", vision.num_hidden_layers)
+    vision = dataclasses.replace(vision, projection_dim=_projection_dim(values, source))
     preprocessing = Preprocessing.from_json(
         _read_json(folder, "feature_extractor/preprocessor_config.json"), "feature_extractor/preprocessor_config.json"
     )
@@ -222,7 +292,19 @@ def _check_size(preprocessing: Preprocessing, vision: CLIPVisionConfig, source: 
         )
 
 
+def _projection_dim(values: Mapping[str, Any], source: str) -> int:
+    joint = values.get("projection_dim", 512)
+    if type(joint) is not int or not 1 <= joint <= 100_000:
+        raise InputError(f"{source}: projection_dim is {joint!r}, expected 1 to 100,000: correct it")
+    return joint
+
+
 def _clip_part(kind: Any, values: Mapping[str, Any], name: str, source: str) -> Any:
+    merged: dict[str, Any] = {}
     # transformers lets the old `*_config_dict` win where both are there.
-    merged = {**(values.get(name) or {}), **(values.get(f"{name}_dict") or {})}
+    for key in (name, f"{name}_dict"):
+        part = values.get(key) or {}
+        if not isinstance(part, Mapping):
+            raise InputError(f"{source}: {key} is {part!r}, expected a JSON object: fetch it again")
+        merged |= part
     return kind.from_json(merged, f"{source}: {name}")

@@ -31,11 +31,20 @@ def save(bundle: Bundle, folder: str | Path, *, dtype: str | None = None) -> Non
         dtype: of the stored weights, such as `float16`; as they are in memory if None.
 
     Raises:
-        InputError: there is something at `folder`.
+        InputError: there is something at `folder`, the dtype is none or cannot hold a weight, or the CLIP's text
+            tower has layers that the text encoder lacks.
     """
+    if dtype not in (None, "float32", "float16", "bfloat16"):
+        raise InputError(f"dtype is {dtype!r}, expected float32, float16 or bfloat16")
+    clip, layers = bundle.config.clip, bundle.config.text.num_hidden_layers
+    if clip is not None and clip.text_layers != layers:
+        raise InputError(
+            f"the CLIP's text tower has {clip.text_layers} layers and the text encoder {layers}, expected as many: "
+            "what is not in memory cannot be saved, use the CLIP's own folder with --clip"
+        )
     target = Path(folder)
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
-        raise InputError(f"{folder}: is there and not empty, expected a new folder: choose another name")
+        raise InputError(f"{folder}: found something there, expected a new folder: choose another name")
     target.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=target.parent, prefix=f".{target.name}-") as temporary:
         whole = Path(temporary, "whole")
@@ -132,6 +141,11 @@ def _write_weights(
 ) -> None:
     def stored(leaf_path: tuple[str, ...], leaf: Any) -> np.ndarray:
         array = np.asarray(leaf if dtype is None else jnp.asarray(leaf, dtype))
+        if not np.isfinite(array).all():
+            raise InputError(
+                f"{torch_name(leaf_path)} holds NaN or infinity as {array.dtype}, expected finite weights: "
+                "save as float32 or bfloat16"
+            )
         return np.asarray(to_torch(leaf_path, array), order="C")
 
     tensors = {torch_name(leaf_path): stored(leaf_path, leaf) for leaf_path, leaf in flatten(params).items()}

@@ -17,6 +17,9 @@ from sdipc_jax.errors import InputError
 
 _DTYPES = {"F64": np.float64, "F32": np.float32, "F16": np.float16, "BF16": ml_dtypes.bfloat16}
 _SHOWN = 5
+# Hundreds of times what a Stable Diffusion checkpoint needs: parsing a hostile header must not take long.
+_LONGEST_HEADER = 8_000_000
+_RUNS_CODE = (".bin", ".ckpt", ".pkl", ".pt", ".pth")
 
 
 @dataclass(frozen=True)
@@ -36,7 +39,9 @@ class Tensor:
             InputError: not a floating-point tensor, or not all of its values are finite.
         """
         if self.dtype not in _DTYPES:
-            raise InputError(f"{self.file}: {self.name} has dtype {self.dtype}, expected one of {', '.join(_DTYPES)}")
+            raise InputError(
+                f"{self.file}: {self.name} has dtype {self.dtype}, expected one of {', '.join(_DTYPES)}: fetch it again"
+            )
         count = int(np.prod(self.shape, dtype=np.int64))
         array = np.fromfile(self.file, _DTYPES[self.dtype], count, offset=self.offset).reshape(self.shape)
         if not np.isfinite(array).all():
@@ -61,23 +66,28 @@ def weight_files(folder: Path) -> list[Path]:
             ):
                 if index.is_file():
                     return _shards(index)
-    pickles = sorted(path.name for path in folder.glob("*.bin"))
+    pickles = sorted(path.name for path in folder.iterdir() if path.suffix in _RUNS_CODE) if folder.is_dir() else []
     if pickles:
         raise InputError(
-            f"{folder}: found {pickles[0]}, expected safetensors: a .bin file can run code when it is opened, "
+            f"{folder}: found {pickles[0]}, expected safetensors: such a file can run code when it is opened, "
             "convert it with save_pretrained(safe_serialization=True)"
         )
-    raise InputError(f"{folder}: no weights found, expected diffusion_pytorch_model.safetensors or model.safetensors")
+    raise InputError(
+        f"{folder}: found no weights, expected diffusion_pytorch_model.safetensors or model.safetensors: "
+        "fetch the whole checkpoint"
+    )
 
 
 def _shards(index: Path) -> list[Path]:
     try:
         names = sorted(set(json.loads(index.read_text())["weight_map"].values()))
     except (ValueError, KeyError, AttributeError, TypeError):
-        raise InputError(f"{index}: not a safetensors index, expected an object with 'weight_map'") from None
+        raise InputError(
+            f"{index}: not a safetensors index, expected an object with 'weight_map': fetch it again"
+        ) from None
     for name in names:
         if not isinstance(name, str) or Path(name).name != name:
-            raise InputError(f"{index}: names {name!r}, expected files of the same folder")
+            raise InputError(f"{index}: names {name!r}, expected files of the same folder: fetch it again")
         if not (index.parent / name).is_file():
             raise InputError(f"{index}: names {name}, which is not there: fetch it again")
     return [index.parent / name for name in names]
@@ -90,18 +100,30 @@ def read_header(file: Path) -> Iterator[Tensor]:
         InputError: the file is not whole or not safetensors.
     """
     try:
+        with file.open("rb") as stream:
+            length = int.from_bytes(stream.read(8), "little")
+            if length > _LONGEST_HEADER:
+                raise ValueError(f"its header would be {length} bytes long")
+            header = json.loads(stream.read(length), object_pairs_hook=_unique)
         # The library checks what a hostile header could do: overlaps, holes, sizes.
         with safetensors.safe_open(file, framework="numpy"):
             pass
-        with file.open("rb") as stream:
-            length = int.from_bytes(stream.read(8), "little")
-            header = json.loads(stream.read(length))
-    except (safetensors.SafetensorError, OSError, ValueError) as error:
-        raise InputError(f"{file}: not a whole safetensors file ({error}): fetch it again") from None
+    except (safetensors.SafetensorError, OSError, ValueError, RecursionError) as error:
+        reason = " ".join(str(error).split())
+        raise InputError(f"{file}: found no whole safetensors file ({reason}), expected one: fetch it again") from None
     for name, entry in header.items():
         if name != "__metadata__":
             offset = 8 + length + entry["data_offsets"][0]
             yield Tensor(file, name, entry["dtype"], tuple(entry["shape"]), offset)
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    values: dict[str, Any] = {}
+    for name, value in pairs:
+        if name in values:
+            raise ValueError(f"{name} is in its header twice")
+        values[name] = value
+    return values
 
 
 def read_metadata(file: Path) -> dict[str, str]:
@@ -133,13 +155,16 @@ def load_tree(
         InputError: with the missing, extra and misshapen tensors by name.
     """
     found: dict[str, Tensor] = {}
+    problems = []
     for file in weight_files(folder) if files is None else files:
         for tensor in read_header(file):
             name = canonical_name(component, tensor.name)
             if name is not None and not name.startswith(unused_prefixes):
+                if name in found:
+                    problems.append(f"{name} is there twice")
                 found[name] = tensor
     wanted = {torch_name(path): (path, leaf) for path, leaf in flatten(expected).items()}
-    problems = [f"{name} is missing" for name in wanted if name not in found]
+    problems += [f"{name} is missing" for name in wanted if name not in found]
     problems += [f"{tensor.name} is extra" for name, tensor in found.items() if name not in wanted]
     problems += [
         f"{name} has shape {list(found[name].shape)}, expected {list(torch_shape(path, leaf.shape))}"

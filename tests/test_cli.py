@@ -1,0 +1,203 @@
+"""The command line: what is parsed, what help says, how a run looks while it goes on."""
+
+import io
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from sdipc_jax import cli, commands
+from sdipc_jax.errors import InputError
+
+COMMON = """model clip num-images seed steps guidance-scale sampler negative-prompt height width dtype cutoff scale
+latents output-dir overwrite json quiet offline""".split()
+CHECKPOINT = "model clip dtype overwrite json quiet offline".split()
+OPTIONS = {
+    "vary": COMMON,
+    "edit": [*COMMON, "alpha"],
+    "text": [name for name in COMMON if name not in ("cutoff", "scale")],
+    "prompt": [*CHECKPOINT, "cutoff", "scale", "output", "text", "alpha"],
+    "spectrum": [*CHECKPOINT, "cutoff", "scale", "keep-fraction", "picture", "output-dir"],
+}
+
+
+def help_of(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
+    with pytest.raises(SystemExit) as stop:
+        cli.main([*arguments, "--help"])
+    assert stop.value.code == 0
+    out, err = capsys.readouterr()
+    assert err == ""
+    return out
+
+
+@pytest.mark.parametrize("command", OPTIONS)
+def test_help_has_every_option_and_says_its_default(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+    text = help_of(capsys, command)
+    for name in OPTIONS[command]:
+        assert re.search(rf"--{name}\b", text), name
+    # Nothing of how it is made: no `None`, no brackets around what has to be given.
+    assert "None" not in text
+    assert "[[" not in text
+    assert max(map(len, text.splitlines())) <= 120
+
+
+def test_help_names_the_commands(capsys: pytest.CaptureFixture[str]) -> None:
+    text = help_of(capsys)
+    assert all(re.search(rf"• {command} +[A-Z]", text) for command in OPTIONS)
+
+
+START = """
+import sys, types
+# The package without what it re-exports.
+package = types.ModuleType("sdipc_jax")
+package.__path__ = [sys.argv.pop(1)]
+sys.modules["sdipc_jax"] = package
+from sdipc_jax import cli
+"""
+HELP = """
+try:
+    code = cli.main(sys.argv[1:])
+except SystemExit as stop:
+    code = stop.code or 0
+heavy = {"jax", "flax", "transformers", "matplotlib", "scipy", "PIL"}
+print(code, sorted(heavy & sys.modules.keys()))
+"""
+
+
+def python(code: str, *arguments: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-c", code, str(Path(cli.__file__).parent), *arguments]
+    return subprocess.run(command, capture_output=True, text=True)
+
+
+@pytest.mark.parametrize("arguments, code", [(["vary", "--help"], 0), (["text", "a", "--steps", "0"], 2)])
+def test_help_and_misspelt_options_load_nothing_heavy(arguments: list[str], code: int) -> None:
+    ran = python(START + HELP, *arguments)
+    assert ran.returncode == 0
+    assert ran.stdout.splitlines()[-1] == f"{code} []"
+
+
+@pytest.mark.parametrize(
+    "arguments, words",
+    [
+        ([], "Expected one of {vary, edit, text, prompt, spectrum"),
+        (["varry", "a.png"], "found the command 'varry', expected one of vary, edit, text, prompt, spectrum"),
+        (["text", "a", "--stepz", "3"], "--stepz"),
+        (["text", "a", "--steps"], "Missing value for argument '--steps'"),
+        (["edit", "a.png"], "TEXT"),
+        (["prompt", "a.png"], "--output FILE"),
+        (["text", "a", "--num-images", "2.5"], "--num-images: invalid literal for int() with base 10: '2.5'"),
+        (["text", "a", "--steps", "2.5"], "steps is '2.5', expected a valid integer"),
+        (["text", "a", "--json=3"], "3"),
+    ],
+)
+def test_mistakes_are_told_in_one_line(arguments: list[str], words: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(arguments) == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert words in err
+    assert err.startswith("sdipc: ")
+    assert err.endswith("; see sdipc --help\n")
+    assert err.count("\n") == 1
+    assert not set("│╭╰─") & set(err)
+
+
+class Recorder:
+    """Stands in for a command."""
+
+    def __init__(self) -> None:
+        self.settings: Any = None
+        self.shares: tuple[float, ...] = ()
+        self.error: BaseException | None = None
+
+    def __call__(self, settings: Any, report: Any) -> commands.Outcome:
+        self.settings = settings
+        for share in self.shares:
+            report(share)
+        if self.error is not None:
+            raise self.error
+        return commands.Outcome([], [Path("out/sheet.png")])
+
+
+@pytest.fixture
+def recorder(monkeypatch: pytest.MonkeyPatch) -> Recorder:
+    made = Recorder()
+    for command in OPTIONS:
+        monkeypatch.setattr(commands, command, made)
+    return made
+
+
+def test_values_arrive_as_typed(recorder: Recorder) -> None:
+    arguments = (
+        "vary a.png b.png --seed 4294967295 --steps=7 --guidance-scale 1e1 --cutoff .5 --sampler dpm++2m --karras"
+    )
+    assert cli.main([*arguments.split(), "--negative-prompt", "-0.5", "--clip", "c d", "--quiet"]) == 0
+    found = recorder.settings
+    assert found.pictures == (Path("a.png"), Path("b.png"))
+    assert (found.seed, found.steps, found.guidance_scale, found.cutoff) == (2**32 - 1, 7, 10, 0.5)
+    assert (found.sampler, found.karras, found.negative_prompt) == ("dpm++2m", True, "-0.5")
+    assert (found.clip, found.latents, found.height) == (Path("c d"), None, None)
+    assert cli.main(["edit", "a.png", "at night", "--alpha", "-1", "--quiet"]) == 0
+    assert (recorder.settings.text, recorder.settings.alpha) == ("at night", -1)
+
+
+@pytest.mark.parametrize(
+    "error, code, message",
+    [
+        (InputError("found this, expected that: do so"), 2, "found this, expected that: do so"),
+        (KeyboardInterrupt(), 130, "interrupted; the pictures named in manifest.jsonl are whole"),
+    ],
+)
+def test_exit_codes(
+    recorder: Recorder, capsys: pytest.CaptureFixture[str], error: BaseException, code: int, message: str
+) -> None:
+    recorder.error = error
+    assert cli.main(["text", "a"]) == code
+    assert capsys.readouterr() == ("", f"sdipc: {message}\n")
+    assert cli.main(["text", "a", "--json"]) == code
+    out, err = capsys.readouterr()
+    assert json.loads(out) == {"error": message}
+    assert err == f"sdipc: {message}\n"
+
+
+def test_a_bug_exits_with_1() -> None:
+    ran = python(START + "cli._parse = lambda _: 1 / 0; sys.exit(cli.main())")
+    assert ran.returncode == 1
+    assert "ZeroDivisionError" in ran.stderr
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+@pytest.mark.parametrize(
+    "options, stream, shown",
+    [([], Terminal, True), ([], io.StringIO, False), (["--quiet"], Terminal, False), (["--json"], Terminal, False)],
+)
+def test_progress_is_for_terminals(
+    recorder: Recorder, monkeypatch: pytest.MonkeyPatch, options: list[str], stream: type[io.StringIO], shown: bool
+) -> None:
+    monkeypatch.setattr(sys, "stderr", stream())
+    monkeypatch.setattr("tqdm.std.tqdm.monitor_interval", 0)
+    recorder.shares = tuple(step / 1000 for step in range(1, 1001))
+    assert cli.main(["text", "a", *options]) == 0
+    text = sys.stderr.getvalue()  # type: ignore[attr-defined]
+    assert (re.search(r"\d+%\|", text) is not None) is shown
+    if shown:
+        # Few redraws, however often it is told: what is drawn costs next to nothing.
+        assert text.count("%|") < 100
+    else:
+        assert text == ""
+
+
+def test_offline(recorder: Recorder, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_HUB_OFFLINE", "0")
+    assert cli.main(["text", "a", "--quiet"]) == 0
+    assert os.environ["HF_HUB_OFFLINE"] == "0"
+    assert cli.main(["text", "a", "--offline", "--quiet"]) == 0
+    assert os.environ["HF_HUB_OFFLINE"] == "1"
