@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -134,7 +134,8 @@ def prompt(settings: PromptSettings, report: Report) -> Outcome:
     settings.output.parent.mkdir(parents=True, exist_ok=True)
     write_atomically(settings.output, to_safetensors(arrays, metadata))
     report(1.0)
-    return Outcome([each.subject.record for each in inputs], [settings.output], failures, converter.notes)
+    records = [each.subject.record for each in inputs]
+    return Outcome(records, [settings.output], failures, (*_notes(records), *converter.notes))
 
 
 def spectrum(settings: SpectrumSettings, report: Report) -> Spectrum:
@@ -247,7 +248,8 @@ class _SamplingJob:
                 folder.add(subject, index, picture, record | ({"flagged": True} if is_flagged else {}))
         records = [line for line in folder.records if "file" in line]
         files = [*(settings.output_dir / line["file"] for line in records), folder.finish()]
-        return Outcome(records, files, list(failures), converter.notes if converter else ())
+        notes = (*_notes(each.record for each in subjects), *(converter.notes if converter else ()))
+        return Outcome(records, files, list(failures), notes)
 
     def _sample(
         self,
@@ -330,6 +332,13 @@ def _read_all(config: Config, paths: Sequence[Path]) -> tuple[list[_Input], list
         others = f" (and none of the other {len(failures) - 1} can be used)" if len(failures) > 1 else ""
         raise InputError(failures[0]["error"] + others)
     return inputs, failures
+
+
+def _notes(records: Iterable[Record]) -> Iterator[str]:
+    """What is odd about the inputs, a line each."""
+    for record in records:
+        if "notes" in record:
+            yield f"{printable(record['input'])}: {'; '.join(record['notes'])}"
 
 
 def _read_latents(path: Path, shape: tuple[int, ...]) -> np.ndarray:

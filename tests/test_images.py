@@ -4,6 +4,8 @@ import hashlib
 import io
 import os
 import struct
+import subprocess
+import sys
 import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -13,6 +15,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageCms, PngImagePlugin
 
+from sdipc_jax import images
 from sdipc_jax.errors import InputError
 from sdipc_jax.images import MAX_BYTES, Picture, Preprocessing, preprocess, read_picture
 
@@ -449,6 +452,51 @@ def test_too_many_pixels_are_refused_by_the_header(
 ) -> None:
     # Decoding them would find them damaged, or take gigabytes.
     refuse(read, header_only(kind, width, height), r"megapixels, expected at most 50")
+
+
+READ = """
+import sys, types
+from pathlib import Path
+# The package without what it re-exports.
+package = types.ModuleType("sdipc_jax")
+package.__path__ = [sys.argv[1]]
+sys.modules["sdipc_jax"] = package
+from sdipc_jax import images
+
+def memory(name):
+    line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith(name))
+    return int(line.split()[1]) * 1024
+
+images.MAX_PIXELS = int(sys.argv[3])
+before = memory("VmRSS")
+try:
+    images.read_picture(sys.argv[2])
+except images.InputError as error:
+    print(str(error)[-60:])
+print(memory("VmHWM") - before)
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="Linux tells how much memory a process has taken")
+def test_196_megapixels_in_a_small_file_take_no_memory(tmp_path: Path) -> None:
+    """Whole files: one of a third of the size, read with a higher limit, shows that the measure would tell."""
+    huge, large = tmp_path / "huge.png", tmp_path / "large.png"
+    Image.new("L", (14000, 14000)).save(huge, compress_level=1)
+    Image.new("L", (8000, 8000)).save(large, compress_level=1)
+    assert huge.stat().st_size < 1_000_000
+
+    def growth(path: Path, limit: int) -> tuple[int, str]:
+        arguments = [sys.executable, "-c", READ, str(Path(images.__file__).parent), str(path), str(limit)]
+        ran = subprocess.run(arguments, capture_output=True, text=True, check=True)
+        *refusal, taken = ran.stdout.splitlines()
+        return int(taken), "".join(refusal)
+
+    taken, refusal = growth(huge, images.MAX_PIXELS)
+    assert refusal.endswith("megapixels, expected at most 50: scale the picture down")
+    assert taken < 50_000_000
+    taken, refusal = growth(large, 100_000_000)
+    assert refusal == ""
+    assert taken > 150_000_000
 
 
 @pytest.mark.parametrize(
