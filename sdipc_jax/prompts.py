@@ -54,9 +54,9 @@ def image_prompt(bundle: Bundle, vectors: Float[Array, "N D_text"]) -> Float[Arr
 
 def edit_prompt(
     bundle: Bundle,
-    vectors: Float[Array, "N D_text"],
-    tokens: Tokens,
-    alpha: Float[Array | np.ndarray, "*N"] | float,
+    vectors: Float[Array, "#N D_text"],
+    tokens: Int[Array | np.ndarray, "#N L"],
+    alpha: Float[Array | np.ndarray, "..."] | float,
 ) -> Float[Array, "N L D_text"]:
     """Eq. 8: the text's words, and from its end token on f_picture + alpha f_end, a sum that is not renormalised.
 

@@ -31,7 +31,8 @@ from sdipc_jax.generate import advance, begin, finish, to_uint8
 from sdipc_jax.images import Preprocessing, preprocess
 from sdipc_jax.models import CLIPVisionModel, StableDiffusionSafetyChecker
 from sdipc_jax.samplers import SAMPLERS
-from tests.random_weights import random_params
+from tests.random_weights import random_params, random_tree
+from tests.tiny import jax_tree
 
 # The package's attribute of this name is the function.
 MODULE: Any = importlib.import_module("sdipc_jax.generate")
@@ -43,16 +44,32 @@ CLOSE = 2 / 255
 
 
 @pytest.fixture(scope="module")
-def vectors(tiny: Bundle) -> jax.Array:
-    """Two pictures, converted."""
-    pixels = np.random.default_rng(0).standard_normal((2, 28, 28, 3), np.float32)
-    return convert(closed_form(tiny), encode_images(tiny, jnp.asarray(pixels)))
+def least(tiny: Bundle) -> Bundle:
+    """The checkpoint with a UNet that compiles quickly: it reads prompts in its middle alone."""
+    unet = dataclasses.replace(
+        tiny.config.unet,
+        block_out_channels=(16,),
+        down_block_types=("DownBlock2D",),
+        up_block_types=("UpBlock2D",),
+        only_cross_attention=(False,),
+        attention_head_dim=(2,),
+    )
+    config = dataclasses.replace(tiny.config, unet=unet)
+    weights = random_tree(config.abstract_params()["unet"], seed=0)
+    return Bundle(tiny.params | {"unet": jax_tree(weights)}, config)
 
 
 @pytest.fixture(scope="module")
-def context(tiny: Bundle, vectors: jax.Array) -> jax.Array:
+def vectors(least: Bundle) -> jax.Array:
+    """Two pictures, converted."""
+    pixels = np.random.default_rng(0).standard_normal((2, 28, 28, 3), np.float32)
+    return convert(closed_form(least), encode_images(least, jnp.asarray(pixels)))
+
+
+@pytest.fixture(scope="module")
+def context(least: Bundle, vectors: jax.Array) -> jax.Array:
     """The prompts of two pictures."""
-    return image_prompt(tiny, vectors)
+    return image_prompt(least, vectors)
 
 
 def sample(bundle: Bundle, context: Any, **settings: Any) -> np.ndarray:
@@ -84,19 +101,19 @@ def compilations() -> Iterator[list[str]]:
         jax.monitoring.unregister_event_duration_listener(listen)
 
 
-def test_pictures_and_what_they_depend_on(tiny: Bundle, context: jax.Array) -> None:
-    pictures = sample(tiny, context)
+def test_pictures_and_what_they_depend_on(least: Bundle, context: jax.Array) -> None:
+    pictures = sample(least, context)
     assert pictures.shape == (2, 32, 32, 3)
     assert pictures.dtype == np.float32
     assert 0 <= pictures.min() < 0.3
     assert 0.7 < pictures.max() <= 1
     changed = {
-        "seed": sample(tiny, context, seeds=8),
-        "index": sample(tiny, context, indices=5),
-        "prompt": sample(tiny, jnp.roll(context, 3, axis=2)),
-        "guidance": sample(tiny, context, guidance_scale=5.0),
-        "eta": sample(tiny, context, eta=1.0),
-        "negative": sample(tiny, context, negative=jnp.roll(context, 3, axis=2)),
+        "seed": sample(least, context, seeds=8),
+        "index": sample(least, context, indices=5),
+        "prompt": sample(least, jnp.roll(context, 3, axis=2)),
+        "guidance": sample(least, context, guidance_scale=5.0),
+        "eta": sample(least, context, eta=1.0),
+        "negative": sample(least, context, negative=jnp.roll(context, 3, axis=2)),
     }
     for what, found in changed.items():
         assert (np.abs(found - pictures).max(axis=(1, 2, 3)) > CLOSE).all(), what
@@ -106,35 +123,37 @@ def test_pictures_and_what_they_depend_on(tiny: Bundle, context: jax.Array) -> N
     "seeds, indices",
     [(0, (0, 1)), ((0, LARGEST_SEED), 0), ((2**31, 2**31 - 1), (LARGEST_SEED, 3)), (np.uint32(LARGEST_SEED), 5)],
 )
-def test_noise_follows_the_recipe(tiny: Bundle, context: jax.Array, seeds: Any, indices: Any) -> None:
+def test_noise_follows_the_recipe(least: Bundle, context: jax.Array, seeds: Any, indices: Any) -> None:
     pairs = zip(np.broadcast_to(seeds, 2).tolist(), np.broadcast_to(indices, 2).tolist(), strict=True)
     latents = np.stack([noise_of(seed, index) for seed, index in pairs])
-    found = sample(tiny, context, seeds=seeds, indices=indices)
-    np.testing.assert_array_equal(found, sample(tiny, context, latents=latents))
+    found = sample(least, context, seeds=seeds, indices=indices)
+    np.testing.assert_array_equal(found, sample(least, context, latents=latents))
 
 
-def test_indices_are_0_unless_told(tiny: Bundle, context: jax.Array) -> None:
-    plain = np.asarray(generate(tiny, context, seeds=[7, 8], steps=STEPS))
-    np.testing.assert_array_equal(plain, sample(tiny, context, seeds=[7, 8], indices=0))
+def test_indices_are_0_unless_told(least: Bundle, context: jax.Array) -> None:
+    plain = np.asarray(generate(least, context, seeds=[7, 8], steps=STEPS))
+    np.testing.assert_array_equal(plain, sample(least, context, seeds=[7, 8], indices=0))
 
 
 @pytest.mark.parametrize("name", SAMPLERS)
-def test_latents_are_scaled_as_the_sampler_starts(tiny: Bundle, context: jax.Array, name: str) -> None:
-    sigma = SAMPLERS[name].schedule(tiny.config.scheduler, STEPS).init_noise_sigma
+def test_latents_are_scaled_as_the_sampler_starts(least: Bundle, context: jax.Array, name: str) -> None:
+    sigma = SAMPLERS[name].schedule(least.config.scheduler, STEPS).init_noise_sigma
     assert (sigma > 2) == name.startswith("euler")
     size: dict[str, Any] = {"height": 24, "width": 20, "steps": STEPS, "sampler": name}
     latents = np.random.default_rng(0).standard_normal((2, 4, 6, 5), np.float32)
-    _, (x, _) = begin(tiny, context, seeds=0, latents=latents, **size)
+    _, (x, _) = begin(least, context, seeds=0, latents=latents, **size)
     np.testing.assert_allclose(x, latents.transpose(0, 2, 3, 1) * sigma, rtol=1e-6)
     # Noise is drawn as (C, h, w).
-    _, (x, _) = begin(tiny, context, seeds=[4, 5], **size)
+    _, (x, _) = begin(least, context, seeds=[4, 5], **size)
     noise = np.stack([noise_of(4, 0, (4, 6, 5)), noise_of(5, 0, (4, 6, 5))])
     np.testing.assert_allclose(x, noise.transpose(0, 2, 3, 1) * sigma, rtol=1e-6)
 
 
 @pytest.mark.parametrize("name, eta", [("ddim", 1.0), ("euler-a", 0.0)])
-def test_later_noise_follows_the_recipe(tiny: Bundle, context: jax.Array, name: str, eta: float) -> None:
-    silent = dataclasses.replace(tiny, params=tiny.params | {"unet": jax.tree.map(jnp.zeros_like, tiny.params["unet"])})
+def test_later_noise_follows_the_recipe(least: Bundle, context: jax.Array, name: str, eta: float) -> None:
+    silent = dataclasses.replace(
+        least, params=least.params | {"unet": jax.tree.map(jnp.zeros_like, least.params["unet"])}
+    )
     request, state = begin(silent, context, seeds=[4, 5], indices=6, steps=STEPS, sampler=name, eta=eta)
     found, _ = advance(silent, request, state, 0, STEPS)
     # A UNet without weights gives 0, so that the loop can be written out.
@@ -145,68 +164,70 @@ def test_later_noise_follows_the_recipe(tiny: Bundle, context: jax.Array, name: 
     np.testing.assert_allclose(found, x, rtol=1e-5, atol=1e-5)
 
 
-def test_a_picture_does_not_depend_on_its_batch(tiny: Bundle, context: jax.Array) -> None:
-    pictures = sample(tiny, context, seeds=[1, 2], indices=[3, 4])
-    beside_another = sample(tiny, jnp.stack([context[0], -context[1]]), seeds=[1, 9], indices=[3, 0])
+def test_a_picture_does_not_depend_on_its_batch(least: Bundle, context: jax.Array) -> None:
+    pictures = sample(least, context, seeds=[1, 2], indices=[3, 4])
+    beside_another = sample(least, jnp.stack([context[0], -context[1]]), seeds=[1, 9], indices=[3, 0])
     np.testing.assert_array_equal(beside_another[0], pictures[0])
     # Another place in the batch is another row of the matrices that are multiplied, and may round differently.
-    swapped = sample(tiny, context[::-1], seeds=[2, 1], indices=[4, 3])
+    swapped = sample(least, context[::-1], seeds=[2, 1], indices=[4, 3])
     np.testing.assert_allclose(swapped[::-1], pictures, atol=1e-5)
     for n in range(2):
-        alone = sample(tiny, context[n : n + 1], seeds=n + 1, indices=n + 3)
+        alone = sample(least, context[n : n + 1], seeds=n + 1, indices=n + 3)
         np.testing.assert_allclose(alone[0], pictures[n], atol=CLOSE)
 
 
-def test_negative_prompt_is_the_empty_text_unless_told(tiny: Bundle, context: jax.Array) -> None:
-    pictures, empty = sample(tiny, context), text_prompt(tiny, tokenize(tiny, [""]))
-    np.testing.assert_array_equal(sample(tiny, context, negative=empty), pictures)
-    np.testing.assert_array_equal(sample(tiny, context, negative=jnp.repeat(empty, 2, axis=0)), pictures)
-    one_other = sample(tiny, context, negative=jnp.concatenate([empty, 2 * empty]))
+def test_negative_prompt_is_the_empty_text_unless_told(least: Bundle, context: jax.Array) -> None:
+    pictures, empty = sample(least, context), text_prompt(least, tokenize(least, [""]))
+    np.testing.assert_array_equal(sample(least, context, negative=empty), pictures)
+    np.testing.assert_array_equal(sample(least, context, negative=jnp.repeat(empty, 2, axis=0)), pictures)
+    one_other = sample(least, context, negative=jnp.concatenate([empty, 2 * empty]))
     np.testing.assert_array_equal(one_other[0], pictures[0])
     assert np.abs(one_other[1] - pictures[1]).max() > CLOSE
 
 
-def test_guidance_for_each_picture(tiny: Bundle, context: jax.Array) -> None:
-    mixed = sample(tiny, context, guidance_scale=np.array([3.0, 7.5]))
-    np.testing.assert_array_equal(mixed[0], sample(tiny, context, guidance_scale=3.0)[0])
-    np.testing.assert_array_equal(mixed[1], sample(tiny, context)[1])
+def test_guidance_for_each_picture(least: Bundle, context: jax.Array) -> None:
+    mixed = sample(least, context, guidance_scale=np.array([3.0, 7.5]))
+    np.testing.assert_array_equal(mixed[0], sample(least, context, guidance_scale=3.0)[0])
+    np.testing.assert_array_equal(mixed[1], sample(least, context)[1])
 
 
 @pytest.mark.parametrize("guidance", [1.0, 0.0])
-def test_guidance_of_1_or_less_is_the_prompt_alone(tiny: Bundle, context: jax.Array, guidance: float) -> None:
-    found = sample(tiny, context, guidance_scale=guidance, negative=jnp.full_like(context, jnp.nan))
+def test_guidance_of_1_or_less_is_the_prompt_alone(least: Bundle, context: jax.Array, guidance: float) -> None:
+    found = sample(least, context, guidance_scale=guidance, negative=jnp.full_like(context, jnp.nan))
     assert np.isfinite(found).all()
     # Above 1 the formula holds, and gives nearly the same near 1.
-    np.testing.assert_allclose(sample(tiny, context, guidance_scale=1 + 1e-4), found, atol=CLOSE)
+    np.testing.assert_allclose(sample(least, context, guidance_scale=1 + 1e-4), found, atol=CLOSE)
 
 
-def test_guidance_formula(tiny: Bundle, context: jax.Array) -> None:
+def test_guidance_formula(least: Bundle, context: jax.Array) -> None:
     # With no step after it, the DDIM of one step is linear in the UNet's output: pictures' latents show the formula.
     def latents(guidance: float, negative: Any = None) -> np.ndarray:
-        request, state = begin(tiny, context, seeds=0, steps=STEPS, guidance_scale=guidance, negative=negative)
-        return np.asarray(advance(tiny, request, state, 0, 1)[0])
+        request, state = begin(least, context, seeds=0, steps=STEPS, guidance_scale=guidance, negative=negative)
+        return np.asarray(advance(least, request, state, 0, 1)[0])
 
     other = jnp.roll(context, 3, axis=2)
     conditional, unconditional = latents(1.0), latents(4.0, negative=context)
     np.testing.assert_allclose(unconditional, conditional, atol=1e-5)
-    swapped = begin(tiny, other, seeds=0, steps=STEPS, guidance_scale=1.0)
-    unconditional = np.asarray(advance(tiny, *swapped, 0, 1)[0])
+    swapped = begin(least, other, seeds=0, steps=STEPS, guidance_scale=1.0)
+    unconditional = np.asarray(advance(least, *swapped, 0, 1)[0])
     expected = unconditional + 4.0 * (conditional - unconditional)
     np.testing.assert_allclose(latents(4.0, negative=other), expected, rtol=1e-4, atol=1e-4)
 
 
-def test_no_text_and_no_weight_give_the_picture_of_vary(tiny: Bundle, vectors: jax.Array, context: jax.Array) -> None:
-    edited = edit_prompt(tiny, vectors, tokenize(tiny, [""]), 0.0)
-    np.testing.assert_array_equal(sample(tiny, edited), sample(tiny, context))
-    night = edit_prompt(tiny, vectors, tokenize(tiny, ["at night"]), 0.0)
-    assert np.abs(sample(tiny, night) - sample(tiny, context)).max() > CLOSE
+def test_no_text_and_no_weight_give_the_picture_of_vary(least: Bundle, vectors: jax.Array, context: jax.Array) -> None:
+    edited = edit_prompt(least, vectors, tokenize(least, [""]), 0.0)
+    np.testing.assert_array_equal(sample(least, edited), sample(least, context))
+    night = edit_prompt(least, vectors, tokenize(least, ["at night"]), 0.0)
+    assert np.abs(sample(least, night) - sample(least, context)).max() > CLOSE
 
 
-def test_27_is_not_27_5(tiny: Bundle) -> None:
+def test_27_is_not_27_5(least: Bundle) -> None:
     features = jnp.asarray(np.random.default_rng(3).standard_normal((2, 32), np.float32))
     pictures = [
         to_uint8(
-            generate(tiny, image_prompt(tiny, convert(closed_form(tiny, scale=scale), features)), seeds=0, steps=STEPS)
+            generate(
+                least, image_prompt(least, convert(closed_form(least, scale=scale), features)), seeds=0, steps=STEPS
+            )
         )
         for scale in (27.0, 27.5)
     ]
@@ -214,33 +235,33 @@ def test_27_is_not_27_5(tiny: Bundle) -> None:
 
 
 @pytest.mark.parametrize("name", SAMPLERS)
-def test_pieces_of_the_loop_are_the_loop(tiny: Bundle, context: jax.Array, name: str) -> None:
+def test_pieces_of_the_loop_are_the_loop(least: Bundle, context: jax.Array, name: str) -> None:
     settings: dict[str, Any] = {"seeds": [1, 2], "steps": STEPS, "sampler": name, "eta": 0.5}
-    whole = np.asarray(generate(tiny, context, **settings))
+    whole = np.asarray(generate(least, context, **settings))
     assert np.isfinite(whole).all()
-    request, state = begin(tiny, context, **settings)
+    request, state = begin(least, context, **settings)
     for i in range(request.evaluations):
-        state = advance(tiny, request, state, i, i + 1)
-    np.testing.assert_array_equal(finish(tiny, state)[0], whole)
+        state = advance(least, request, state, i, i + 1)
+    np.testing.assert_array_equal(finish(least, state)[0], whole)
 
 
-def test_progress_is_reported_and_changes_nothing(tiny: Bundle, context: jax.Array) -> None:
+def test_progress_is_reported_and_changes_nothing(least: Bundle, context: jax.Array) -> None:
     reports: list[tuple[int, int]] = []
     pictures, flagged = generate_with_progress(
-        tiny, context, lambda *report: reports.append(report), seeds=[1, 2], steps=STEPS, sampler="pndm"
+        least, context, lambda *report: reports.append(report), seeds=[1, 2], steps=STEPS, sampler="pndm"
     )
-    np.testing.assert_array_equal(pictures, generate(tiny, context, seeds=[1, 2], steps=STEPS, sampler="pndm"))
+    np.testing.assert_array_equal(pictures, generate(least, context, seeds=[1, 2], steps=STEPS, sampler="pndm"))
     assert not flagged.any()
     assert reports[0] == (1, STEPS + 1)
     assert reports[-1] == (STEPS + 1, STEPS + 1)
     assert reports == sorted(set(reports))
 
 
-def test_other_values_compile_nothing(tiny: Bundle, vectors: jax.Array) -> None:
-    other_weights = jax.tree.map(lambda leaf: leaf * 0.9, tiny)
+def test_other_values_compile_nothing(least: Bundle, vectors: jax.Array) -> None:
+    other_weights = jax.tree.map(lambda leaf: leaf * 0.9, least)
     shifted = jnp.asarray(np.asarray(vectors) + 1)
     noise = np.random.default_rng(0).standard_normal((2, 2, 4, 8, 8), np.float32)
-    texts = [tokenize(tiny, [text]) for text in ("at night", "blue")]
+    texts = [tokenize(least, [text]) for text in ("at night", "blue")]
 
     def run(bundle: Bundle, vectors: Any, tokens: Any, alpha: float, **settings: Any) -> np.ndarray:
         context = edit_prompt(bundle, vectors, tokens, alpha)
@@ -249,9 +270,9 @@ def test_other_values_compile_nothing(tiny: Bundle, vectors: jax.Array) -> None:
     def run_all(seed: int, guidance: float, alpha: float, eta: float, n: int) -> list[np.ndarray]:
         settings: dict[str, Any] = {"seeds": seed, "guidance_scale": guidance, "eta": eta}
         return [
-            run(tiny, vectors, texts[n], alpha, **settings),
-            run(tiny, (vectors, shifted)[n], texts[0], alpha, **settings, latents=noise[n]),
-            run((tiny, other_weights)[n], vectors, texts[0], alpha, **settings),
+            run(least, vectors, texts[n], alpha, **settings),
+            run(least, (vectors, shifted)[n], texts[0], alpha, **settings, latents=noise[n]),
+            run((least, other_weights)[n], vectors, texts[0], alpha, **settings),
         ]
 
     with compilations() as found:
@@ -270,10 +291,10 @@ def non_splat_constants(text: str) -> int:
     return sum(int(np.prod([int(side) for side in shape.split("x")[:-1]])) for shape in shapes)
 
 
-def test_the_loop_holds_no_weights_and_never_leaves_the_device(tiny: Bundle, context: jax.Array) -> None:
-    request, state = begin(tiny, context, seeds=0, steps=STEPS, eta=0.5)
+def test_the_loop_holds_no_weights_and_never_leaves_the_device(least: Bundle, context: jax.Array) -> None:
+    request, state = begin(least, context, seeds=0, steps=STEPS, eta=0.5)
     leaves_device = re.compile(r"callback|infeed|outfeed|stablehlo\.(send|recv)")
-    text = advance.lower(tiny, request, state, 0, STEPS).as_text()
+    text = advance.lower(least, request, state, 0, STEPS).as_text()
     assert "stablehlo.while" in text
     assert not leaves_device.search(text)
     assert non_splat_constants(text) < 100
@@ -287,13 +308,13 @@ def test_the_loop_holds_no_weights_and_never_leaves_the_device(tiny: Bundle, con
     assert non_splat_constants(text) >= 400
 
 
-def test_the_loop_reads_nothing_from_the_host(tiny: Bundle, context: jax.Array) -> None:
-    request, state = begin(tiny, context, seeds=0, steps=STEPS)
+def test_the_loop_reads_nothing_from_the_host(least: Bundle, context: jax.Array) -> None:
+    request, state = begin(least, context, seeds=0, steps=STEPS)
     first, last = jnp.asarray(0), jnp.asarray(STEPS)
     with jax.transfer_guard("disallow"):
-        advance(tiny, request, state, first, last)
+        advance(least, request, state, first, last)
         with pytest.raises(Exception, match="Disallowed host-to-device transfer"):
-            advance(tiny, request, (np.zeros(state[0].shape, np.float32), ()), first, last)
+            advance(least, request, (np.zeros(state[0].shape, np.float32), ()), first, last)
 
 
 def in_pairs(x: jax.Array) -> jax.Array:
@@ -320,33 +341,33 @@ WAYS: dict[str, Callable[..., Any]] = {
 
 
 @pytest.mark.parametrize("way", WAYS)
-def test_the_same_pictures_wherever_they_are_made(tiny: Bundle, context: jax.Array, way: str) -> None:
+def test_the_same_pictures_wherever_they_are_made(least: Bundle, context: jax.Array, way: str) -> None:
     def pictures(bundle: Bundle, context: jax.Array, seeds: jax.Array) -> jax.Array:
         return generate(bundle, context, seeds=seeds, steps=STEPS, eta=0.5)
 
     seeds = jnp.array([3, LARGEST_SEED], jnp.uint32)
-    found = WAYS[way](pictures, tiny, context, seeds)
-    np.testing.assert_allclose(found, pictures(tiny, context, seeds), atol=CLOSE)
+    found = WAYS[way](pictures, least, context, seeds)
+    np.testing.assert_allclose(found, pictures(least, context, seeds), atol=CLOSE)
 
 
 @pytest.mark.parametrize("name", SAMPLERS)
-def test_every_sampler_can_be_sharded(tiny: Bundle, context: jax.Array, name: str) -> None:
+def test_every_sampler_can_be_sharded(least: Bundle, context: jax.Array, name: str) -> None:
     # shard_map refuses loops whose state differs between devices only from its first step on, as with one seed here.
     def pictures(bundle: Bundle, context: jax.Array, guidance: jax.Array) -> jax.Array:
         return generate(bundle, context, seeds=0, steps=STEPS, sampler=name, guidance_scale=guidance)
 
-    found = jax.eval_shape(on_two_devices(pictures), tiny, context, jnp.ones(2))
+    found = jax.eval_shape(on_two_devices(pictures), least, context, jnp.ones(2))
     assert (found.shape, found.dtype) == ((2, 32, 32, 3), jnp.float32)
 
 
-def test_float32_stays_float32_where_64_bits_are_on(tiny: Bundle, context: jax.Array) -> None:
+def test_float32_stays_float32_where_64_bits_are_on(least: Bundle, context: jax.Array) -> None:
     with jax.enable_x64(True):
         for name in ("ddim", "dpm++2m"):
             found = jax.eval_shape(
-                lambda *inputs, name=name: generate(*inputs, seeds=1, steps=2, sampler=name), tiny, context
+                lambda *inputs, name=name: generate(*inputs, seeds=1, steps=2, sampler=name), least, context
             )
             assert found.dtype == jnp.float32
-        _, (x, _) = begin(tiny, context, seeds=LARGEST_SEED, indices=1)
+        _, (x, _) = begin(least, context, seeds=LARGEST_SEED, indices=1)
     np.testing.assert_array_equal(x[0].transpose(2, 0, 1), noise_of(LARGEST_SEED, 1))
 
 
@@ -357,14 +378,14 @@ def test_odd_latents(tiny: Bundle, context: jax.Array) -> None:
     np.testing.assert_array_equal(sample(tiny, context[:1], height=28, width=20, steps=1, latents=latents), tall)
 
 
-def test_bfloat16_is_near_float32(tiny: Bundle, context: jax.Array) -> None:
-    config = dataclasses.replace(tiny.config, dtype="bfloat16")
+def test_bfloat16_is_near_float32(least: Bundle, context: jax.Array) -> None:
+    config = dataclasses.replace(least.config, dtype="bfloat16")
     expected = config.abstract_params()
-    half = Bundle(jax.tree.map(lambda leaf, like: leaf.astype(like.dtype), tiny.params, expected), config)
+    half = Bundle(jax.tree.map(lambda leaf, like: leaf.astype(like.dtype), least.params, expected), config)
     assert half.params["unet"]["conv_in"]["kernel"].dtype == jnp.bfloat16
     found = sample(half, context, guidance_scale=1.0)
     assert found.dtype == np.float32
-    difference = np.abs(found - sample(tiny, context, guidance_scale=1.0)).mean()
+    difference = np.abs(found - sample(least, context, guidance_scale=1.0)).mean()
     assert 0 < difference < 0.02
 
 
@@ -407,9 +428,9 @@ def test_bfloat16_is_near_float32(tiny: Bundle, context: jax.Array) -> None:
         ({"negative": jnp.zeros((2, 20, 25))}, r"negative has shape \(2, 20, 25\), expected \(2, 20, 24\)"),
     ],
 )
-def test_refusals(tiny: Bundle, context: jax.Array, settings: dict[str, Any], message: str) -> None:
+def test_refusals(least: Bundle, context: jax.Array, settings: dict[str, Any], message: str) -> None:
     with pytest.raises(InputError, match=f"^{message}") as refusal:
-        sample(tiny, context, **settings)
+        sample(least, context, **settings)
     assert "\n" not in str(refusal.value)
 
 
@@ -422,21 +443,21 @@ def test_refusals(tiny: Bundle, context: jax.Array, settings: dict[str, Any], me
         ((20, 24), r"context has shape \(20, 24\), expected \(20, 20, 24\)"),
     ],
 )
-def test_prompts_of_another_shape_are_refused(tiny: Bundle, shape: tuple[int, ...], message: str) -> None:
+def test_prompts_of_another_shape_are_refused(least: Bundle, shape: tuple[int, ...], message: str) -> None:
     with pytest.raises(InputError, match=f"^{message}"):
-        generate(tiny, jnp.zeros(shape), seeds=0)
+        generate(least, jnp.zeros(shape), seeds=0)
 
 
-def test_decoding_in_chunks_is_decoding_at_once(tiny: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_decoding_in_chunks_is_decoding_at_once(least: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
     latents = jax.random.normal(jax.random.key(0), (5, 8, 8, 4))
     found = []
     for pictures in (1, 2, 5):
         monkeypatch.setattr(MODULE, "_DECODED_PIXELS", pictures * 32 * 32)
-        found.append(np.asarray(jax.jit(finish.__wrapped__)(tiny, (latents, ()))[0]))
+        found.append(np.asarray(jax.jit(finish.__wrapped__)(least, (latents, ()))[0]))
     np.testing.assert_allclose(found[0], found[2], atol=1e-5)
     np.testing.assert_allclose(found[1], found[2], atol=1e-5)
-    model, params = tiny.config.vae_model, {"params": tiny.params["vae"]}
-    decoded = model.apply(params, latents / tiny.config.vae.scaling_factor, method="decode")
+    model, params = least.config.vae_model, {"params": least.params["vae"]}
+    decoded = model.apply(params, latents / least.config.vae.scaling_factor, method="decode")
     np.testing.assert_allclose(found[0], np.clip(decoded / 2 + 0.5, 0, 1), atol=1e-5)
 
 
@@ -444,10 +465,10 @@ def test_to_uint8_rounds() -> None:
     assert to_uint8(jnp.array([0.0, 0.49 / 255, 0.51 / 255, 254.6 / 255, 1.0])).tolist() == [0, 0, 1, 255, 255]
 
 
-def test_flagged_pictures_are_black_and_reported(tiny: Bundle) -> None:
+def test_flagged_pictures_are_black_and_reported(least: Bundle) -> None:
     latents = jax.random.normal(jax.random.key(0), (2, 8, 8, 4))
-    pictures = np.asarray(finish(tiny, (latents, ()))[0])
-    side = SafetySide(tiny.config.vision_side.vision, Preprocessing(size=28, crop_size=(28, 28)))
+    pictures = np.asarray(finish(least, (latents, ()))[0])
+    side = SafetySide(least.config.vision_side.vision, Preprocessing(size=28, crop_size=(28, 28)))
     pixels = np.stack([preprocess(picture, side.preprocessing) for picture in to_uint8(pictures)])
     params = random_params(StableDiffusionSafetyChecker(side.vision), pixels)
     pooled = CLIPVisionModel(side.vision).apply({"params": params["vision_model"]}, pixels)
@@ -460,8 +481,8 @@ def test_flagged_pictures_are_black_and_reported(tiny: Bundle) -> None:
     params["concept_embeds_weights"][3] = 0.998
     params["special_care_embeds_weights"] = np.full(3, 2, np.float32)
     checked = Bundle(
-        tiny.params | {"safety_checker": jax.tree.map(jnp.asarray, params)},
-        dataclasses.replace(tiny.config, safety=side),
+        least.params | {"safety_checker": jax.tree.map(jnp.asarray, params)},
+        dataclasses.replace(least.config, safety=side),
     )
     found, flagged = finish(checked, (latents, ()))
     assert flagged.tolist() == [False, True]
