@@ -52,7 +52,7 @@ def recall(queries: Vectors, targets: Float[np.ndarray, "M D"], truth: Int[np.nd
 def spearman(x: Float[np.ndarray, "N K"], y: Float[np.ndarray, "N K"]) -> Float[np.ndarray, " N"]:
     """Spearman's rank correlation of each pair of rows; 0 where a row is constant, which has no trend.
 
-    >>> spearman(np.array([[1.0, 2.0, 3.0]]), np.array([[5.0, 4.0, 0.0]])).tolist()
+    >>> spearman(np.array([[1.0, 2.0, 3.0]]), np.array([[5.0, 4.0, 0.0]])).round(6).tolist()
     [-1.0]
     """
     centred = [rankdata(values, axis=-1) - (values.shape[-1] + 1) / 2 for values in (x, y)]
