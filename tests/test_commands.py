@@ -188,13 +188,13 @@ def test_last_batch_is_filled_up(tiny_folder: Path, tmp_path: Path, sampler: Sam
 
 
 def test_latents_are_used_again_for_each_prompt(tiny_folder: Path, tmp_path: Path, sampler: Sampler) -> None:
-    latents = np.random.default_rng(0).standard_normal((2, 4, 8, 8), np.float32)
+    latents = np.random.default_rng(0).standard_normal((3, 4, 8, 8), np.float32)
     save_file({"latents": latents}, tmp_path / "noise.safetensors")
-    arguments = ("--latents", tmp_path / "noise.safetensors", "--output-dir", tmp_path / "out")
-    assert run("text", "a", "b", "--model", tiny_folder, *PAIR, *arguments) == 0
+    arguments = ("--num-images", 3, "--batch-size", 2, "--latents", tmp_path / "noise.safetensors")
+    assert run("text", "a", "b", "--model", tiny_folder, *arguments, "--output-dir", tmp_path / "out") == 0
+    assert [call["indices"].tolist() for call in sampler.calls] == [[0, 1], [2, 0], [1, 2]]
     for call in sampler.calls:
-        np.testing.assert_array_equal(call["latents"], latents)
-    assert len(sampler.calls) == 2
+        np.testing.assert_array_equal(call["latents"], latents[call["indices"]])
 
 
 def test_flagged_pictures_are_marked(
@@ -598,21 +598,22 @@ def test_a_clip_of_zeros(
 
 
 def test_clip_and_dtype_options(
-    tiny_folder: Path, pictures: list[Path], tmp_path: Path, sampler: Sampler, monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
+    tiny_folder: Path, tiny: sdipc.Bundle, pictures: list[Path], tmp_path: Path, sampler: Sampler,
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
 ) -> None:  # fmt: skip
     folder = copy(tiny_folder, tmp_path / "bare")
     (folder / "clip").rename(tmp_path / "elsewhere")
     arguments = ("vary", pictures[0], "--model", folder, "--output-dir", tmp_path / "out", *PAIR)
     assert "expected the CLIP that this checkpoint was trained with: pass --clip" in refuse(capsys, *arguments)
-    load, loaded = commands.load_weights, []
+    configs = []
 
     def load_weights(config: sdipc.Config) -> sdipc.Bundle:
-        loaded.append(load(config))
-        return loaded[0]
+        configs.append(config)
+        return tiny
 
     monkeypatch.setattr(commands, "load_weights", load_weights)
     assert run(*arguments, "--clip", tmp_path / "elsewhere", "--dtype", "bfloat16") == 0
-    assert jax.tree.leaves(loaded[0].params["unet"])[0].dtype == "bfloat16"
+    assert configs[0].compute_dtype == "bfloat16"
+    assert configs[0].vision_side.folder == str(tmp_path / "elsewhere")
     settings = manifest(tmp_path / "out")[0]["settings"]
     assert settings.items() >= {"clip": str(tmp_path / "elsewhere"), "dtype": "bfloat16"}.items()

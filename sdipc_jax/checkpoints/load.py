@@ -13,6 +13,7 @@ from sdipc_jax.checkpoints.tensors import load_tree, read_header, read_metadata
 from sdipc_jax.errors import InputError
 from sdipc_jax.images import Preprocessing, printable
 from sdipc_jax.models import CLIPTextConfig, CLIPVisionConfig, UNetConfig, VAEConfig
+from sdipc_jax.models.config import Architecture
 from sdipc_jax.models.deep_prompts import DeepPrompts
 from sdipc_jax.samplers import SchedulerConfig
 from sdipc_jax.settings import Defaults
@@ -68,9 +69,8 @@ def read_config(model: str | Path = "embedded", clip: str | Path | None = None, 
     unet = UNetConfig.from_json(_read_part(folder / "unet", "unet"), "unet/config.json")
     vae = VAEConfig.from_json(_read_part(folder / "vae", "vae"), "vae/config.json")
     text = CLIPTextConfig.from_json(_read_part(folder / "text_encoder", "text_encoder"), "text_encoder/config.json")
-    _check_depth("unet/config.json", "layers_per_block", unet.layers_per_block)
-    _check_depth("vae/config.json", "layers_per_block", vae.layers_per_block)
-    _check_depth("text_encoder/config.json", "num_hidden_layers", text.num_hidden_layers)
+    for name, part in (("unet", unet), ("vae", vae), ("text_encoder", text)):
+        _check_counts(f"{name}/config.json", part)
     if text.hidden_size != unet.cross_attention_dim:
         raise InputError(
             f"{folder}: the text encoder's states are {text.hidden_size} wide but the UNet reads "
@@ -190,10 +190,13 @@ def _read_part(folder: Path, component: str) -> dict[str, Any]:
     return values
 
 
-def _check_depth(source: str, name: str, count: int) -> None:
-    # Each layer is traced on its own: a slip of the pen would take hours to find out.
-    if count > _DEEPEST:
-        raise InputError(f"{source}: {name} is {count}, expected at most {_DEEPEST}: correct it")
+def _check_counts(source: str, part: Architecture) -> None:
+    """Refuses what could not be built, or not in a lifetime: each layer is traced on its own."""
+    for name, value in part.to_json().items():
+        if type(value) is int and name != "freq_shift":
+            most = _DEEPEST if name in ("num_hidden_layers", "layers_per_block") else value
+            if not 1 <= value <= most:
+                raise InputError(f"{source}: {name} is {value}, expected 1 to {max(most, _DEEPEST)}: correct it")
 
 
 def _read_tokens(folder: Path, text: CLIPTextConfig) -> SpecialTokens:
@@ -236,7 +239,7 @@ def _read_clip(folder: Path, clip: str | Path | None, text: CLIPTextConfig) -> V
         )
     vision = _clip_part(CLIPVisionConfig, values, "vision_config", source)
     clip_text = _clip_part(CLIPTextConfig, values, "text_config", source)
-    _check_depth(source, "vision_config: num_hidden_layers", vision.num_hidden_layers)
+    _check_counts(f"{source}: vision_config", vision)
     joint = _projection_dim(values, source)
     if clip_text.hidden_size != text.hidden_size:
         raise InputError(
@@ -274,7 +277,7 @@ def _read_safety(folder: Path) -> SafetySide | None:
     source = "safety_checker/config.json"
     values = _read_part(folder / "safety_checker", "safety_checker")
     vision = _clip_part(CLIPVisionConfig, values, "vision_config", source)
-    _check_depth(source, "vision_config: num_hidden_layers", vision.num_hidden_layers)
+    _check_counts(f"{source}: vision_config", vision)
     vision = dataclasses.replace(vision, projection_dim=_projection_dim(values, source))
     preprocessing = Preprocessing.from_json(
         _read_json(folder, "feature_extractor/preprocessor_config.json"), "feature_extractor/preprocessor_config.json"

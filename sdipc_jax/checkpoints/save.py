@@ -140,7 +140,10 @@ def _write_weights(
     path: Path, params: Params, dtype: str | None, metadata: Mapping[str, str] = MappingProxyType({})
 ) -> None:
     def stored(leaf_path: tuple[str, ...], leaf: Any) -> np.ndarray:
-        array = np.asarray(leaf if dtype is None else jnp.asarray(leaf, dtype))
+        array = np.asarray(leaf)
+        if dtype is not None:
+            with np.errstate(over="ignore"):  # Told below, by name.
+                array = array.astype(jnp.dtype(dtype))
         if not np.isfinite(array).all():
             raise InputError(
                 f"{torch_name(leaf_path)} holds NaN or infinity as {array.dtype}, expected finite weights: "
