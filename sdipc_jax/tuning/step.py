@@ -19,7 +19,7 @@ from sdipc_jax.bundle import Bundle, Params
 from sdipc_jax.checkpoints.delta import Delta, digest, make_delta
 from sdipc_jax.errors import InputError
 from sdipc_jax.projection import Projection
-from sdipc_jax.tuning.losses import Batch, check_batch, draw, loss
+from sdipc_jax.tuning.losses import Batch, check_batch, draw, objective
 from sdipc_jax.tuning.settings import TuningSettings
 from sdipc_jax.tuning.trainable import Frozen, split
 
@@ -98,18 +98,13 @@ def step(state: State, batch: Batch, key: Key[Array, ""], *, axis_name: str | No
     """
     settings = state.settings
     check_batch(batch, settings)
-    count = len(batch["latents"])
-    first = 0 if axis_name is None else jax.lax.axis_index(axis_name) * count
-    rows = jnp.asarray(batch["rows"]) if "rows" in batch else first + jnp.arange(count)
-    draws = draw(key, rows, state.frozen, settings, batch)
-    objective = jax.checkpoint(loss, static_argnums=2, policy=_kept) if settings.rematerialise else loss
+    draws = draw(key, row_numbers(batch, axis_name), state.frozen, settings, batch)
     params = state.params
-    if axis_name is not None and axis_name in jax.typeof(draws.noise).vma:
+    if axis_name is not None and _varies(draws.noise, axis_name):
         # Each device's own gradients, averaged by name below: left to itself, shard_map would sum them.
         params = jax.tree.map(lambda leaf: jax.lax.pcast(leaf, axis_name, to="varying"), params)
-    (total, parts), gradients = jax.value_and_grad(objective, has_aux=True)(
-        params, state.frozen, settings, batch, draws
-    )
+    differentiated = jax.value_and_grad(objective(settings), has_aux=True)
+    (total, parts), gradients = differentiated(params, state.frozen, settings, batch, draws)
     metrics = {"loss": total, **parts}
     if axis_name is not None:
         gradients, metrics = jax.lax.pmean((gradients, metrics), axis_name)
@@ -121,6 +116,15 @@ def step(state: State, batch: Batch, key: Key[Array, ""], *, axis_name: str | No
         state, step=state.step + 1, params=params, ema=_average(state, params), optimizer=optimizer
     )
     return next_state, metrics
+
+
+def row_numbers(batch: Batch, axis_name: str | None = None) -> Int[Array, " N"]:
+    """The batch's own numbers, else counted from 0 over all devices' parts."""
+    if "rows" in batch:
+        return jnp.asarray(batch["rows"])
+    count = len(batch["latents"])
+    first = 0 if axis_name is None else count * jax.lax.axis_index(axis_name)
+    return first + jnp.arange(count)
 
 
 def delta(state: State) -> Delta:
@@ -151,6 +155,13 @@ def make_optimizer(settings: TuningSettings) -> optax.GradientTransformationExtr
     return optax.MultiSteps(whole, settings.accumulate).gradient_transformation()
 
 
+def _varies(array: Array, axis_name: str) -> bool:
+    """Whether shard_map keeps account of an array that differs along the axis; under pmap and vmap it does not."""
+    kind = jax.typeof(array)
+    # JAX 0.10 has renamed what its documentation calls vma.
+    return axis_name in (kind.vma if hasattr(kind, "vma") else kind.manual_axis_type.varying)
+
+
 def _schedule(settings: TuningSettings) -> optax.Schedule:
     if settings.schedule == "constant":
         return optax.constant_schedule(settings.learning_rate)
@@ -173,10 +184,3 @@ def _average(state: State, params: Params) -> Params | None:
     decay = jnp.minimum(state.settings.ema, (1 + updates) / (10 + updates))
     decay = jnp.where((state.step + 1) % every == 0, decay, 1.0)
     return jax.tree.map(lambda mean, leaf: decay * mean + (1 - decay) * leaf, state.ema, params)
-
-
-def _kept(primitive: Any, *inputs: Any, **parameters: Any) -> bool:
-    """What rematerialisation keeps: results of convolutions and linear layers, but not attention's, which are large."""
-    if primitive is jax.lax.conv_general_dilated_p:
-        return True
-    return jax.checkpoint_policies.dots_with_no_batch_dims_saveable(primitive, *inputs, **parameters)
