@@ -15,6 +15,7 @@ from safetensors.numpy import load_file
 from safetensors.numpy import save as to_safetensors
 
 from sdipc_jax.bundle import Bundle, Config
+from sdipc_jax.checkpoints.keys import DEEP_PROMPTS_FILE, INVERSE_FILE
 from sdipc_jax.checkpoints.load import load_weights, read_config
 from sdipc_jax.checkpoints.tensors import load_tree, weight_files
 from sdipc_jax.errors import InputError
@@ -103,7 +104,7 @@ def text(settings: TextSettings, report: Report) -> Outcome:
     tokens = token_ids(job.config, settings.texts, truncate=settings.truncate)
     subjects = [Subject(prompt, {"text": prompt}) for prompt in settings.texts]
     job.check_output(subjects)
-    bundle = load_weights(job.config)
+    bundle = load_weights(job.config, settings.tuned)
     return job.run(bundle, text_prompt(bundle, tokens), subjects, report)
 
 
@@ -128,7 +129,7 @@ def prompt(settings: PromptSettings, report: Report) -> Outcome:
     metadata = {
         "files": json.dumps([each.subject.record["input"] for each in inputs]),
         "settings": json.dumps(_plain(settings, {"pictures", "output"}) | converter.values),
-        "checkpoint": json.dumps(digests(config)),
+        "checkpoint": json.dumps(digests(config, settings.tuned)),
         "format": "pt",
     }
     settings.output.parent.mkdir(parents=True, exist_ok=True)
@@ -168,7 +169,7 @@ class _Converter:
         cutoff = config.defaults.cutoff if settings.cutoff is None else settings.cutoff
         _check_projection(config, 0.0 if settings.keep_fraction else cutoff)
         self.config = config
-        self.bundle = load_weights(config)
+        self.bundle = load_weights(config, settings.tuned)
         self.projection = closed_form(
             self.bundle, cutoff, settings.scale, settings.mode, keep_fraction=settings.keep_fraction
         )
@@ -229,7 +230,7 @@ class _SamplingJob:
         record = {
             "seed": settings.seed,
             "settings": self._record() | (converter.values if converter else {}),
-            "checkpoint": digests(self.config),
+            "checkpoint": digests(self.config, settings.tuned),
         }
         folder = OutputFolder(settings.output_dir, subjects)
         for failure in failures:
@@ -285,8 +286,8 @@ class _SamplingJob:
         return settings | self.values.model_dump(include=set(settings))
 
 
-def digests(config: Config) -> dict[str, str]:
-    """The sha256 of each file of the checkpoint that decides what is made: weights, configurations, tokenizer."""
+def digests(config: Config, tuned: Path | None) -> dict[str, str]:
+    """The sha256 of each file that decides what is made: weights, configurations, tokenizer, a tuning's delta."""
     folders = {name: Path(config.folder, name) for name in ("unet", "vae", "text_encoder")}
     if config.safety is not None:
         folders["safety_checker"] = Path(config.folder, "safety_checker")
@@ -296,6 +297,11 @@ def digests(config: Config) -> dict[str, str]:
     for name in (*folders, "tokenizer", "scheduler", "feature_extractor"):
         folder = folders.get(name, Path(config.folder, name))
         files |= {f"{name}/{file.name}": file for file in sorted([*folder.glob("*.json"), *folder.glob("*.txt")])}
+    if config.clip is not None:
+        trained = (Path(config.clip.folder, name) for name in (DEEP_PROMPTS_FILE, INVERSE_FILE))
+        files |= {f"clip/{file.name}": file for file in trained if file.is_file()}
+    if tuned is not None:
+        files["tuned"] = tuned
     digest = {}
     for name, file in files.items():
         with file.open("rb") as stream:

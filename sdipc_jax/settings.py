@@ -76,6 +76,8 @@ class CheckpointSettings(Settings):
     """The checkpoint: `embedded`, or a diffusers pipeline folder."""
     clip: Annotated[Path | None, _choice("FOLDER", "clip/ in the checkpoint's folder")] = None
     """Folder of the CLIP that the checkpoint was trained with."""
+    tuned: Annotated[Path | None, _choice("FILE", "the checkpoint as it is")] = None
+    """A tuning's delta file (safetensors), made for this checkpoint."""
     dtype: Literal["float32", "bfloat16"] = "float32"
     """Of the weights and arithmetic of UNet, CLIP and VAE."""
     overwrite: bool = False

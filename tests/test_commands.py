@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from PIL import Image
@@ -18,6 +19,7 @@ from safetensors.numpy import load_file, save_file
 
 import sdipc_jax as sdipc
 from sdipc_jax import cli, commands
+from sdipc_jax.checkpoints.delta import make_delta
 from sdipc_jax.settings import TextSettings, VarySettings
 from sdipc_jax.sheets import read_metadata
 
@@ -79,7 +81,9 @@ def sampler(tiny: sdipc.Bundle, monkeypatch: pytest.MonkeyPatch) -> Sampler:
     """Neither samples nor loads again what is in memory."""
     made, load = Sampler(), commands.load_weights
     monkeypatch.setattr(commands, "generate_with_progress", made)
-    monkeypatch.setattr(commands, "load_weights", lambda config: tiny if config == tiny.config else load(config))
+    monkeypatch.setattr(
+        commands, "load_weights", lambda config, tuned: load(config, tuned) if tuned or config != tiny.config else tiny
+    )
     return made
 
 
@@ -113,7 +117,7 @@ def test_vary_writes_pictures_a_sheet_and_a_manifest(
     assert settings.pop("scale") == pytest.approx(float(sdipc.closed_form(tiny).scale), rel=1e-5)
     assert settings == {
         "model": str(tiny_folder),
-        **dict.fromkeys(("clip", "keep_fraction", "latents")),
+        **dict.fromkeys(("clip", "keep_fraction", "latents", "tuned")),
         **{"dtype": "float32", "offline": False, "cutoff": 0.3, "mode": "tspace", "num_images": 2, "steps": 4},
         **{"guidance_scale": 7.5, "sampler": "ddim", "height": 32, "width": 32, "negative_prompt": "", "eta": 0.0},
         **{"karras": False, "truncate": False, "batch_size": 2},
@@ -437,7 +441,7 @@ def test_a_bug_is_no_refusal(tiny_folder: Path, tmp_path: Path, monkeypatch: pyt
 def untouched(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """No weights are loaded and nothing is compiled."""
 
-    def loaded(_: object) -> None:
+    def loaded(*_: object) -> None:
         raise AssertionError("weights were loaded")
 
     compiled: list[str] = []
@@ -597,6 +601,32 @@ def test_a_clip_of_zeros(
     assert "the text projection is 0 everywhere" in refuse(capsys, *arguments, "--keep-fraction", 0.5)
 
 
+def test_tuned_option(
+    tiny_folder: Path, tiny: sdipc.Bundle, pictures: list[Path], tmp_path: Path, sampler: Sampler,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    shape = (tiny.config.vision_side.projection_dim, tiny.config.text.hidden_size)
+    trained = {"clip": {"inverse": {"kernel": jnp.ones(shape)}}}
+    file, other = tmp_path / "delta.safetensors", tmp_path / "other.safetensors"
+    sdipc.tuning.save_delta(make_delta(trained, 3, "ft", sdipc.tuning.digest(tiny)), file)
+    sdipc.tuning.save_delta(make_delta(trained, 3, "ft", "another"), other)
+    arguments = ("prompt", pictures[0], "--model", tiny_folder)
+    assert run(*arguments, "--output", tmp_path / "tuned.safetensors", "--tuned", file) == 0
+    vectors = load_file(tmp_path / "tuned.safetensors")["image_vectors"]
+    # An inverse of ones gives equal numbers.
+    np.testing.assert_allclose(np.abs(vectors), np.abs(vectors[0, 0]), rtol=1e-5)
+    assert (
+        run("vary", pictures[0], "--model", tiny_folder, *PAIR, "--output-dir", tmp_path / "out", "--tuned", file) == 0
+    )
+    found = manifest(tmp_path / "out")[0]["checkpoint"]["tuned"]
+    assert found == hashlib.sha256(file.read_bytes()).hexdigest()
+    refused = (*arguments, "--output", tmp_path / "refused.safetensors", "--tuned")
+    capsys.readouterr()
+    assert "made for the checkpoint with digest another" in refuse(capsys, *refused, other)
+    assert "no such file" in refuse(capsys, *refused, tmp_path / "none.safetensors")
+    assert not (tmp_path / "refused.safetensors").exists()
+
+
 def test_clip_and_dtype_options(
     tiny_folder: Path, tiny: sdipc.Bundle, pictures: list[Path], tmp_path: Path, sampler: Sampler,
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
@@ -607,7 +637,7 @@ def test_clip_and_dtype_options(
     assert "expected the CLIP that this checkpoint was trained with: pass --clip" in refuse(capsys, *arguments)
     configs = []
 
-    def load_weights(config: sdipc.Config) -> sdipc.Bundle:
+    def load_weights(config: sdipc.Config, tuned: Path | None) -> sdipc.Bundle:
         configs.append(config)
         return tiny
 

@@ -56,9 +56,7 @@ def load(
     Raises:
         InputError: no such folder, an unknown class or option, weights that do not fit, a delta for another checkpoint.
     """
-    delta = None if tuned is None else load_delta(tuned)
-    bundle = load_weights(read_config(model, clip, dtype=dtype))
-    return bundle if delta is None else apply_delta(bundle, delta)
+    return load_weights(read_config(model, clip, dtype=dtype), tuned)
 
 
 def read_config(model: str | Path = "embedded", clip: str | Path | None = None, *, dtype: str = "float32") -> Config:
@@ -97,12 +95,13 @@ def read_config(model: str | Path = "embedded", clip: str | Path | None = None, 
     return config
 
 
-def load_weights(config: Config) -> Bundle:
-    """Loads the weights that a configuration asks for, one tensor at a time."""
+def load_weights(config: Config, tuned: str | Path | None = None) -> Bundle:
+    """Loads the weights that a configuration asks for, one tensor at a time, and applies a delta file. See `load`."""
+    delta = None if tuned is None else load_delta(tuned)
     params = {}
     for component, expected in config.abstract_params().items():
         unused: tuple[str, ...] = ()
-        tuned: Params = {}
+        trained: Params = {}
         folder = Path(config.folder, component)
         if component == "clip" and config.clip is not None:
             # The text states come from text_encoder/: the CLIP's own text tower is not read.
@@ -110,9 +109,10 @@ def load_weights(config: Config) -> Bundle:
             for part, file in (("deep_prompts", DEEP_PROMPTS_FILE), ("inverse", INVERSE_FILE)):
                 if part in expected:
                     added = {part: expected.pop(part)}
-                    tuned |= load_tree(folder, component, added, files=[folder / file])
-        params[component] = load_tree(folder, component, expected, unused_prefixes=unused) | tuned
-    return Bundle(params, config)
+                    trained |= load_tree(folder, component, added, files=[folder / file])
+        params[component] = load_tree(folder, component, expected, unused_prefixes=unused) | trained
+    bundle = Bundle(params, config)
+    return bundle if delta is None else apply_delta(bundle, delta)
 
 
 def _model_folder(model: str | Path) -> Path:

@@ -125,7 +125,7 @@ def evaluate(settings: EvaluateSettings, report: Callable[[float], None]) -> Eva
 
     expected = count * len(pictures.kinds_of_prompt(settings.full)) * repeats
     expected += sum(len(rows) for _, rows in edits) * len(editing.ALPHAS) * repeats + len(on_sheet) * _SHEET_VARIATIONS
-    bundle = load_weights(config)
+    bundle = load_weights(config, settings.tuned)
     projection = closed_form(
         bundle, settings.cutoff, settings.scale, settings.mode, keep_fraction=settings.keep_fraction
     )
@@ -167,7 +167,7 @@ def evaluate(settings: EvaluateSettings, report: Callable[[float], None]) -> Eva
         "settings": settings.model_dump(mode="json", by_alias=False, exclude=left_out)
         | {"count": count, "seeds": repeats}
         | {name: getattr(defaults, name) for name, value in options.items() if value is None},
-        "checkpoint": digests(config),
+        "checkpoint": digests(config, settings.tuned),
         "corpus": corpus.manifest.get("sha256"),
         "backbones": list(backbones.names),
     }
