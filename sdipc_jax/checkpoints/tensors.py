@@ -181,4 +181,6 @@ def load_tree(
 
 
 def _place(path: tuple[str, ...], tensor: Tensor, leaf: jax.ShapeDtypeStruct) -> jax.Array:
-    return jnp.asarray(np.asarray(from_torch(path, tensor.read()), dtype=leaf.dtype, order="C"))
+    array = np.asarray(from_torch(path, tensor.read()), dtype=leaf.dtype, order="C")
+    # Copies happen in the background: without waiting, those that are not done yet would pile up.
+    return jax.block_until_ready(jnp.asarray(array))
