@@ -10,6 +10,7 @@ CLIP and the encoder of the VAE must stand before the UNet is trained, since it 
 
 import argparse
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -83,7 +84,11 @@ def main() -> None:
     folder.mkdir(parents=True, exist_ok=True)
     corpus = load_corpus(settings["corpus"])
     corpus = corpus.where(corpus.split != "style")
-    if not (folder / "tokenizer").is_dir():
+    shipping = settings["start_from"] and Path(settings["start_from"], "tokenizer")
+    if not (folder / "tokenizer").is_dir() and shipping and shipping.is_dir():
+        # Weights to continue from know these tokens and no others.
+        shutil.copytree(shipping, folder / "tokenizer")
+    elif not (folder / "tokenizer").is_dir():
         texts = [*np.unique(corpus.caption), *(f"{style} style" for style in np.unique(corpus.style))]
         train_tokenizer(texts, folder / "tokenizer", settings["vocabulary"])
     settings["vocab_size"] = len(json.loads((folder / "tokenizer/vocab.json").read_text()))
