@@ -80,14 +80,20 @@ class GroupNorm(nn.Module):
         return jnp.broadcast_to(mean, grouped.shape).reshape(shape)
 
 
+def silu(x: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
+    """x sigmoid(x). Like the other activations it rounds once, at its end, as PyTorch's do in bfloat16."""
+    return jax.nn.silu(x.astype(jnp.float32)).astype(x.dtype)
+
+
 def quick_gelu(x: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
     """The sigmoid approximation of OpenAI's CLIP models: x sigmoid(1.702 x)."""
-    return x * jax.nn.sigmoid(1.702 * x)
+    exact = x.astype(jnp.float32)
+    return (exact * jax.nn.sigmoid(1.702 * exact)).astype(x.dtype)
 
 
 def gelu(x: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
     """The exact GELU, with the error function; jax.nn.gelu approximates by tanh unless told otherwise."""
-    return jax.nn.gelu(x, approximate=False)
+    return jax.nn.gelu(x.astype(jnp.float32), approximate=False).astype(x.dtype)
 
 
 ACTIVATIONS = {"quick_gelu": quick_gelu, "gelu": gelu}

@@ -1,13 +1,12 @@
 """The denoiser of Stable Diffusion 1.x and 2.x (diffusers' UNet2DConditionModel)."""
 
-import jax
 import jax.numpy as jnp
 from flax import linen as nn
 from jaxtyping import Array, Float
 
 from sdipc_jax.models.attention import Transformer2DModel
 from sdipc_jax.models.config import UNetConfig
-from sdipc_jax.models.layers import DType, GroupNorm, conv, dense, timestep_embedding, upsample_nearest
+from sdipc_jax.models.layers import DType, GroupNorm, conv, dense, silu, timestep_embedding, upsample_nearest
 
 
 class ResnetBlock2D(nn.Module):
@@ -23,11 +22,11 @@ class ResnetBlock2D(nn.Module):
         self, x: Float[Array, "N h w C"], time: Float[Array, "N T"] | None = None
     ) -> Float[Array, "N h w channels"]:
         residual = x
-        x = jax.nn.silu(GroupNorm(self.groups, self.epsilon, self.dtype, name="norm1")(x))
+        x = silu(GroupNorm(self.groups, self.epsilon, self.dtype, name="norm1")(x))
         x = conv(self.channels, 3, self.dtype, padding=1, name="conv1")(x)
         if time is not None:
-            x = x + dense(self.channels, self.dtype, name="time_emb_proj")(jax.nn.silu(time))[:, None, None]
-        x = jax.nn.silu(GroupNorm(self.groups, self.epsilon, self.dtype, name="norm2")(x))
+            x = x + dense(self.channels, self.dtype, name="time_emb_proj")(silu(time))[:, None, None]
+        x = silu(GroupNorm(self.groups, self.epsilon, self.dtype, name="norm2")(x))
         x = conv(self.channels, 3, self.dtype, padding=1, name="conv2")(x)
         if residual.shape[-1] != self.channels:
             residual = conv(self.channels, 1, self.dtype, name="conv_shortcut")(residual)
@@ -147,7 +146,7 @@ class TimestepEmbedding(nn.Module):
 
     @nn.compact
     def __call__(self, x: Float[Array, "N C"]) -> Float[Array, "N features"]:
-        x = jax.nn.silu(dense(self.features, self.dtype, name="linear_1")(x))
+        x = silu(dense(self.features, self.dtype, name="linear_1")(x))
         return dense(self.features, self.dtype, name="linear_2")(x)
 
 
@@ -193,5 +192,5 @@ class UNet2DConditionModel(nn.Module):
             # Sizes that do not halve evenly come back through the size of the features left by the level above.
             size = None if level == 0 else (skips[-1].shape[1], skips[-1].shape[2])
             x = UpBlock(config, level, self.dtype, name=f"up_blocks_{index}")(x, time, context, tuple(taken), size)
-        x = jax.nn.silu(GroupNorm(config.norm_num_groups, config.norm_eps, self.dtype, name="conv_norm_out")(x))
+        x = silu(GroupNorm(config.norm_num_groups, config.norm_eps, self.dtype, name="conv_norm_out")(x))
         return conv(config.out_channels, 3, self.dtype, padding=1, name="conv_out")(x)

@@ -1,13 +1,12 @@
 """The autoencoder between pictures and latents (diffusers' AutoencoderKL)."""
 
-import jax
 import jax.numpy as jnp
 from flax import linen as nn
 from jaxtyping import Array, Float
 
 from sdipc_jax.models.attention import Attention
 from sdipc_jax.models.config import VAEConfig
-from sdipc_jax.models.layers import DType, GroupNorm, conv
+from sdipc_jax.models.layers import DType, GroupNorm, conv, silu
 from sdipc_jax.models.unet import Downsample2D, ResnetBlock2D, Upsample2D
 
 _EPSILON = 1e-6
@@ -79,7 +78,7 @@ class Encoder(nn.Module):
         for level in range(len(config.block_out_channels)):
             x = DownEncoderBlock2D(config, level, self.dtype, name=f"down_blocks_{level}")(x)
         x = MidBlock(config, self.dtype, name="mid_block")(x)
-        x = jax.nn.silu(GroupNorm(config.norm_num_groups, _EPSILON, self.dtype, name="conv_norm_out")(x))
+        x = silu(GroupNorm(config.norm_num_groups, _EPSILON, self.dtype, name="conv_norm_out")(x))
         return conv(2 * config.latent_channels, 3, self.dtype, padding=1, name="conv_out")(x)
 
 
@@ -96,7 +95,7 @@ class Decoder(nn.Module):
         x = MidBlock(config, self.dtype, name="mid_block")(x)
         for index, level in enumerate(reversed(range(len(config.block_out_channels)))):
             x = UpDecoderBlock2D(config, level, self.dtype, name=f"up_blocks_{index}")(x)
-        x = jax.nn.silu(GroupNorm(config.norm_num_groups, _EPSILON, self.dtype, name="conv_norm_out")(x))
+        x = silu(GroupNorm(config.norm_num_groups, _EPSILON, self.dtype, name="conv_norm_out")(x))
         return conv(config.out_channels, 3, self.dtype, padding=1, name="conv_out")(x)
 
 

@@ -96,7 +96,13 @@ def run_vae(case: Case, dtype: torch.dtype = torch.float32) -> tuple[np.ndarray,
 
 def run_text(case: Case, dtype: torch.dtype = torch.float32) -> np.ndarray:
     """The last hidden states."""
-    return array(text(case).to(dtype)(torch.tensor(case.inputs[0], dtype=torch.long)).last_hidden_state)
+    model, tokens = text(case).to(dtype), torch.tensor(case.inputs[0], dtype=torch.long)
+    # transformers makes the causal mask of the dtype's lowest value, in the default dtype.
+    torch.set_default_dtype(dtype)
+    try:
+        return array(model(tokens).last_hidden_state)
+    finally:
+        torch.set_default_dtype(torch.float32)
 
 
 def run_vision(case: Case, dtype: torch.dtype = torch.float32) -> np.ndarray:
