@@ -10,8 +10,10 @@ PARITY := .venv-parity/bin
 demo: .venv/.demo
 	$(BIN)/python scripts/demo.py
 
+# Nearly all the time of the tests is compilation of programs that run once: LLVM's quickest level halves it. The
+# comparison with PyTorch below compiles as users do.
 test: .venv/.test
-	$(BIN)/python -m pytest
+	XLA_FLAGS="$$XLA_FLAGS --xla_backend_optimization_level=0" $(BIN)/python -m pytest --numprocesses=auto --maxprocesses=8 --dist=loadfile
 
 # Live comparison with PyTorch. Its own warnings, of which old releases have many, are no concern of ours.
 parity: .venv-parity/.done
