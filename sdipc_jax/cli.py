@@ -18,7 +18,7 @@ from tqdm import tqdm
 from sdipc_jax.errors import InputError
 from sdipc_jax.evaluate.command import EvaluateSettings
 from sdipc_jax.settings import (
-    CheckpointSettings,
+    CommandSettings,
     EditSettings,
     PromptSettings,
     SpectrumSettings,
@@ -26,7 +26,7 @@ from sdipc_jax.settings import (
     VarySettings,
 )
 
-_COMMANDS: dict[str, Callable[..., CheckpointSettings]] = {
+_COMMANDS: dict[str, Callable[..., CommandSettings]] = {
     "vary": VarySettings,
     "edit": EditSettings,
     "text": TextSettings,
@@ -51,7 +51,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return code
 
 
-def _parse(arguments: Sequence[str]) -> CheckpointSettings:
+def _parse(arguments: Sequence[str]) -> CommandSettings:
     if arguments and not arguments[0].startswith("-") and arguments[0] not in _COMMANDS:
         raise InputError(
             f"found the command {arguments[0]!r}, expected one of {', '.join(_COMMANDS)}; see sdipc --help"
@@ -80,7 +80,7 @@ def _one_line(box: str) -> str:
     return message.rstrip(".") + "; see sdipc --help"
 
 
-def _run(settings: CheckpointSettings) -> int:
+def _run(settings: CommandSettings) -> int:
     if settings.offline:
         os.environ["HF_HUB_OFFLINE"] = "1"
     # Importing JAX takes seconds, which help and misspelt options need not wait for.

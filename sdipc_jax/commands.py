@@ -30,6 +30,7 @@ from sdipc_jax.settings import (
     EditSettings,
     ProjectionSettings,
     PromptSettings,
+    SamplerSettings,
     SamplingSettings,
     Settings,
     SpectrumSettings,
@@ -82,7 +83,7 @@ def vary(settings: VarySettings, report: Report) -> Outcome:
     job = _SamplingJob(settings)
     inputs, failures = _read_all(job.config, settings.pictures)
     job.check_output([each.subject for each in inputs])
-    converter = _Converter(job.config, settings)
+    converter = Converter(job.config, settings)
     context = image_prompt(converter.bundle, converter.vectors(inputs))
     return job.run(converter.bundle, context, [each.subject for each in inputs], report, failures, converter)
 
@@ -93,7 +94,7 @@ def edit(settings: EditSettings, report: Report) -> Outcome:
     tokens = token_ids(job.config, [settings.text], truncate=settings.truncate)
     inputs, failures = _read_all(job.config, [settings.picture])
     job.check_output([each.subject for each in inputs])
-    converter = _Converter(job.config, settings)
+    converter = Converter(job.config, settings)
     context = edit_prompt(converter.bundle, converter.vectors(inputs), tokens, settings.alpha)
     return job.run(converter.bundle, context, [each.subject for each in inputs], report, failures, converter)
 
@@ -119,7 +120,7 @@ def prompt(settings: PromptSettings, report: Report) -> Outcome:
         raise InputError(f"{printable(settings.output)} is there already: choose another --output or --overwrite")
     tokens = None if settings.text is None else token_ids(config, [settings.text], truncate=settings.truncate)
     inputs, failures = _read_all(config, settings.pictures)
-    converter = _Converter(config, settings)
+    converter = Converter(config, settings)
     vectors = converter.vectors(inputs)
     if tokens is None:
         context = image_prompt(converter.bundle, vectors)
@@ -148,7 +149,7 @@ def spectrum(settings: SpectrumSettings, report: Report) -> Spectrum:
     if path.exists() and not settings.overwrite:
         raise InputError(f"{printable(path)} is there already: choose another --output-dir or --overwrite")
     inputs, _ = _read_all(config, [settings.picture] if settings.picture else [])
-    converter = _Converter(config, settings)
+    converter = Converter(config, settings)
     features = encode_images(converter.bundle, inputs[0].pixels[None]) if inputs else None
     measured = replace(measure(converter.bundle, converter.projection, features), plot=str(path))
     settings.output_dir.mkdir(parents=True, exist_ok=True)
@@ -157,7 +158,7 @@ def spectrum(settings: SpectrumSettings, report: Report) -> Spectrum:
     return measured
 
 
-class _Converter:
+class Converter:
     """The checkpoint and its closed form, with what the checkpoint decided.
 
     Attributes:
@@ -194,6 +195,18 @@ def _check_projection(config: Config, cutoff: float) -> None:
     truncated_pinv(np.asarray(tree["text_projection"]["kernel"]), cutoff)
 
 
+def decide(config: Config, settings: SamplerSettings) -> Defaults:
+    """What is typed, and what the checkpoint asks for where nothing is.
+
+    Raises:
+        InputError: the sampler does not take these steps.
+    """
+    chosen = {name: getattr(settings, name, None) for name in Defaults.model_fields}
+    values = config.defaults.model_copy(update={k: v for k, v in chosen.items() if v is not None})
+    SAMPLERS[values.sampler].schedule(config.scheduler, values.steps, karras=settings.karras)
+    return values
+
+
 class _SamplingJob:
     """What `vary`, `edit` and `text` share. Making one checks the settings against the checkpoint."""
 
@@ -202,10 +215,8 @@ class _SamplingJob:
         self.config = config = read_config(settings.model, settings.clip, dtype=settings.dtype)
         if isinstance(settings, ProjectionSettings):
             _ = config.vision_side
-        chosen = {name: getattr(settings, name, None) for name in Defaults.model_fields}
-        self.values = config.defaults.model_copy(update={k: v for k, v in chosen.items() if v is not None})
+        self.values = decide(config, settings)
         shape = config.latent_shape(self.values.height, self.values.width)
-        SAMPLERS[self.values.sampler].schedule(config.scheduler, self.values.steps, karras=settings.karras)
         self.latents = None
         if settings.latents is not None:
             self.latents = _read_latents(settings.latents, (settings.num_images, *shape))
@@ -223,7 +234,7 @@ class _SamplingJob:
         subjects: list[Subject],
         report: Report,
         failures: Sequence[Record] = (),
-        converter: _Converter | None = None,
+        converter: Converter | None = None,
     ) -> Outcome:
         """Samples `num_images` pictures of each subject; each is saved as soon as its batch is done."""
         settings = self.settings

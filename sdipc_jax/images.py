@@ -86,8 +86,12 @@ def read_picture(path: str | Path) -> Picture:
     Raises:
         InputError: the file cannot be read, is of another kind or damaged, or goes beyond the limits.
     """
+    return decode_picture(read_bytes(path), path)
+
+
+def decode_picture(data: bytes, path: str | Path) -> Picture:
+    """`read_picture` for bytes that are there already; `path` is what errors call them."""
     name = printable(path)
-    data = read_bytes(path)
     kind, decoder = _identify(name, data)
     notes: list[str] = []
     try:

@@ -69,8 +69,26 @@ class Defaults(Settings):
     width: Side
 
 
-class CheckpointSettings(Settings):
+class CommandSettings(Settings):
     """What every command takes."""
+
+    json_: Annotated[bool, tyro.conf.arg(name="json")] = False
+    """Print one JSON object on stdout and nothing else there."""
+    quiet: bool = False
+    """Print errors only."""
+    offline: bool = False
+    """Never use the network."""
+
+
+class ResultSettings(CommandSettings):
+    """What commands take whose results stand in one place."""
+
+    overwrite: bool = False
+    """Replace the results of another run."""
+
+
+class CheckpointSettings(Settings):
+    """Which weights, and how exact."""
 
     model: str = "embedded"
     """The checkpoint: `embedded`, or a diffusers pipeline folder."""
@@ -80,14 +98,6 @@ class CheckpointSettings(Settings):
     """A tuning's delta file (safetensors), made for this checkpoint."""
     dtype: Literal["float32", "bfloat16"] = "float32"
     """Of the weights and arithmetic of UNet, CLIP and VAE."""
-    overwrite: bool = False
-    """Replace the results of another run."""
-    json_: Annotated[bool, tyro.conf.arg(name="json")] = False
-    """Print one JSON object on stdout and nothing else there."""
-    quiet: bool = False
-    """Print errors only."""
-    offline: bool = False
-    """Never use the network."""
 
 
 class ProjectionSettings(CheckpointSettings):
@@ -109,11 +119,9 @@ class ProjectionSettings(CheckpointSettings):
         return self
 
 
-class SamplingSettings(CheckpointSettings):
+class SamplerSettings(CheckpointSettings):
     """How pictures are sampled from a prompt."""
 
-    num_images: NumImages = 4
-    """Pictures for each prompt, up to 1000."""
     seed: Seed = 0
     """0 to 4294967295; picture i of a prompt depends on the seed and on i alone."""
     steps: Annotated[Count | None, _choice("INT", "the checkpoint's own, else 50")] = None
@@ -134,10 +142,17 @@ class SamplingSettings(CheckpointSettings):
     """DDIM's share of fresh noise."""
     karras: bool = False
     """Karras et al.'s noise levels, for dpm++2m."""
-    latents: Annotated[Path | None, _choice("FILE", "drawn from the seed")] = None
-    """Safetensors file with the noise to start from: `latents`, float32, (num_images, C, height/f, width/f)."""
     truncate: bool = False
     """Cut texts that are too long instead of refusing them."""
+
+
+class SamplingSettings(SamplerSettings, ResultSettings):
+    """What the commands take that sample pictures of each of a few prompts."""
+
+    num_images: NumImages = 4
+    """Pictures for each prompt, up to 1000."""
+    latents: Annotated[Path | None, _choice("FILE", "drawn from the seed")] = None
+    """Safetensors file with the noise to start from: `latents`, float32, (num_images, C, height/f, width/f)."""
     batch_size: Count = 4
     """Pictures sampled at once; more is faster and takes more memory."""
     output_dir: Path = Path("out")
@@ -169,7 +184,7 @@ class TextSettings(SamplingSettings):
     """Prompts."""
 
 
-class PromptSettings(ProjectionSettings):
+class PromptSettings(ProjectionSettings, ResultSettings):
     """Pictures as prompts, in a file: `prompt_embeds` for diffusers' argument of that name, and `image_vectors`."""
 
     pictures: Annotated[tuple[Path, ...], tyro.conf.Positional, _PICTURES, Field(min_length=1)]
@@ -184,7 +199,7 @@ class PromptSettings(ProjectionSettings):
     """Cut a text that is too long instead of refusing it."""
 
 
-class SpectrumSettings(ProjectionSettings):
+class SpectrumSettings(ProjectionSettings, ResultSettings):
     """The singular values of the text projection, what the cut-off keeps of them, and the length of text states."""
 
     picture: Annotated[Path | None, _choice("PICTURE", "none")] = None

@@ -10,7 +10,7 @@ import tyro
 from pydantic import Field
 
 from sdipc_jax.errors import InputError
-from sdipc_jax.settings import Count, NotNegative, ProjectionSettings, SamplerName, Seed
+from sdipc_jax.settings import Count, NotNegative, ProjectionSettings, ResultSettings, SamplerName, Seed
 
 _SHEET_PICTURES, _SHEET_VARIATIONS = 10, 6
 _FULL_COUNT, _FULL_SEEDS = 256, 3
@@ -23,7 +23,7 @@ def _own(metavar: str) -> Any:
     return tyro.conf.arg(constructor=str, metavar=metavar, help_behavior_hint="(default: the checkpoint's own)")
 
 
-class EvaluateSettings(ProjectionSettings):
+class EvaluateSettings(ProjectionSettings, ResultSettings):
     """Measures a checkpoint the way the paper does: retrieval, recognition, likeness, editing."""
 
     model: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="CHECKPOINT")] = "embedded"
