@@ -88,9 +88,9 @@ class Clip:
         return norm("post_layernorm", x[:, 0])
 
     def loss(
-        self, params: Tree, batch: Tree, key: Array, *, augmentation: Tree, seen: float, sharpest: float
+        self, params: Tree, batch: Tree, key: Array, *, augmentation: Tree, seen: float, sharpest: float, agreement: float
     ) -> tuple[Float[Array, ""], Tree]:
-        """The contrastive loss with several right answers (targets uniform over them), both directions.
+        """The contrastive loss with several right answers (targets uniform over them), both directions, and eq. 5.
 
         Args:
             batch: `pixels` uint8, `may_flip`, `tokens` (N, L), `end` the place of the end token, `label` and `style`
@@ -99,6 +99,7 @@ class Clip:
                 keeps the states exact), the vision tower sees a share of the patches, otherwise all.
             seen: that share.
             sharpest: the largest factor of the cosines.
+            agreement: weight of 1 - the cosine of each picture and its caption.
         """
         keys = jax.random.split(key, 4)
         length = batch["tokens"].shape[1]
@@ -125,9 +126,13 @@ class Clip:
         scores = sharpness * images @ batch["all_captions"].T
         targets = 0.95 * jax.nn.one_hot(batch["label"], scores.shape[1]) + 0.05 / scores.shape[1]
         total += -jnp.mean(jnp.sum(targets * jax.nn.log_softmax(scores, axis=1), axis=1)) / 2
+        # The contrastive losses do not change when all captions move one way, and left to themselves captions share a
+        # direction that no picture has.
+        cosine = jnp.mean(jnp.sum(images * texts, axis=1))
+        total += agreement * (1 - cosine)
         hit = jnp.mean(jnp.take_along_axis(right, jnp.argmax(logits, axis=1)[:, None], axis=1))
         found = jnp.mean(jnp.argmax(scores, axis=1) == batch["label"])
-        return total, {"loss": total, "batch_hit": hit, "hit": found, "logit_scale": sharpness}
+        return total, {"loss": total, "batch_hit": hit, "hit": found, "cosine": cosine, "logit_scale": sharpness}
 
 
 def _start_like_trained(tower: Tree, config: CLIPVisionConfig, key: Array) -> None:

@@ -75,7 +75,8 @@ def train_clip(settings: Settings, corpus: Corpus, folder: Path, start: Tree) ->
         )
         return {"all_captions": unit(joint)}
 
-    loss = partial(clip.loss, augmentation=options["augmentation"], seen=options["seen"], sharpest=options["sharpest"])
+    chosen = {name: options[name] for name in ("augmentation", "seen", "sharpest", "agreement")}
+    loss = partial(clip.loss, **chosen)
     train(
         "clip",
         start,

@@ -5,6 +5,7 @@ import json
 import os
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+import optax.contrib
 from jaxtyping import Array, Float
 from safetensors.numpy import load_file, save_file
 
@@ -47,6 +49,7 @@ class Budget:
     warmup: int
     weight_decay: float
     ema: float
+    muon: bool = False
     floor: float = 0.02
 
     def rate(self, state: State, first_step: int, first_second: float) -> float:
@@ -56,14 +59,33 @@ class Budget:
 
 
 def _optimizer(budget: Budget) -> optax.GradientTransformation:
-    """AdamW without its learning rate, which the step applies; only matrices and kernels decay."""
+    """AdamW or Muon without its learning rate, which the step applies; only matrices and kernels decay."""
+    scaling = optax.scale_by_adam(_FIRST_MOMENT, _SECOND_MOMENT)
+    if budget.muon:
+        # Muon (Jordan et al. 2024) for the layers' matrices, with steps as long as Adam's (Liu et al. 2025, eq. 4).
+        lengthened = optax.stateless(
+            lambda updates, _: jax.tree.map(lambda step: 0.2 * max(step.shape) ** 0.5 * step, updates)
+        )
+        two_axes = partial(jax.tree.map, lambda _: optax.contrib.MuonDimensionNumbers())
+        orthogonal = optax.chain(optax.contrib.scale_by_muon(weight_dimension_numbers=two_axes), lengthened)
+        scaling = optax.partition({"muon": orthogonal, "adam": scaling}, _kinds)
     return optax.chain(
         optax.clip_by_global_norm(1.0),
-        optax.scale_by_adam(_FIRST_MOMENT, _SECOND_MOMENT),
+        scaling,
         optax.add_decayed_weights(
             budget.weight_decay, mask=lambda params: jax.tree.map(lambda leaf: leaf.ndim > 1, params)
         ),
     )
+
+
+def _kinds(params: Tree) -> Tree:
+    """Which optimizer a leaf has: matrices inside a layer are Muon's."""
+
+    def kind(path: tuple[Any, ...], leaf: Array) -> str:
+        names = [part.key for part in path]
+        return "muon" if leaf.ndim == 2 and names[-1] == "kernel" and "layers" in names else "adam"
+
+    return jax.tree.map_with_path(kind, params)
 
 
 def train(
