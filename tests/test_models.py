@@ -1,7 +1,9 @@
 """The networks against PyTorch's numbers (golden files), and the mistakes that those numbers must catch."""
 
 import dataclasses
+import re
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -9,7 +11,7 @@ import numpy as np
 import pytest
 
 from sdipc_jax.models import attention, clip, layers, vae
-from sdipc_jax.models.attention import dot_product_attention
+from sdipc_jax.models.attention import attend_in_blocks, dot_product_attention
 from sdipc_jax.models.safety import flag
 from sdipc_jax.models.unet import Downsample2D
 from tests import cases
@@ -202,3 +204,47 @@ def test_safety_thresholds(special: float, concept: float, expected: bool) -> No
     concept_cosines = jnp.full((1, 17), -0.5).at[0, 16].set(0.2 + concept)
     found = flag(special_cosines, concept_cosines, jnp.full(3, 0.2), jnp.full(17, 0.2))
     assert found.tolist() == [expected]
+
+
+@pytest.mark.parametrize(("queries", "keys"), [(1, 128), (511, 130), (512, 200), (513, 129), (1030, 333)])
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+def test_attention_in_blocks_is_attention(queries: int, keys: int, dtype: Any) -> None:
+    rng = np.random.default_rng(queries)
+    query, key, value = (jnp.asarray(rng.normal(size=(2, length, 3, 10)), dtype) for length in (queries, keys, keys))
+    exact = [np.asarray(x, np.float64) for x in (query, key, value)]
+    scores = np.einsum("nqhd,nkhd->nhqk", *exact[:2]) / np.sqrt(10)
+    weights = np.exp(scores - scores.max(axis=-1, keepdims=True))
+    expected = np.einsum("nhqk,nkhd->nqhd", weights / weights.sum(axis=-1, keepdims=True), exact[2])
+    found = attend_in_blocks(query, key, value)
+    assert found.dtype == dtype
+    tolerance = 1e-5 if dtype == jnp.float32 else 2e-2
+    np.testing.assert_allclose(np.asarray(found, np.float64), expected, atol=tolerance)
+
+
+@pytest.mark.parametrize("transform", ["jit", "grad", "vmap", "shard_map"])
+def test_large_attention_goes_in_blocks(transform: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a CPU no array of all scores is left in the program, and results and gradients stay."""
+    monkeypatch.setattr(attention, "_QUERIES", 16)
+    inputs = [jax.random.normal(key, (2, 40, 2, 8)) for key in jax.random.split(jax.random.key(0), 3)]
+
+    def run(*inputs: jax.Array) -> jax.Array:
+        def attend(*inputs: jax.Array) -> jax.Array:
+            return attention.dot_product_attention(*inputs)
+
+        if transform == "grad":
+            return jax.grad(lambda *inputs: jnp.sum(jnp.sin(attend(*inputs))))(*inputs)
+        if transform == "vmap":
+            return jax.vmap(lambda *one: attend(*(x[None] for x in one))[0])(*inputs)
+        if transform == "shard_map":
+            mesh = jax.make_mesh((2,), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
+            spec = jax.sharding.PartitionSpec("data")
+            return jax.shard_map(attend, mesh=mesh, in_specs=spec, out_specs=spec)(*inputs)
+        return attend(*inputs)
+
+    results = []
+    for cached, is_left in ((2**22, True), (0, False)):
+        monkeypatch.setattr(attention, "_CACHED_SCORES", cached)
+        program = jax.jit(lambda *inputs: run(*inputs)).lower(*inputs).compile()
+        assert (re.search(r"f32\[[\d,]*40,40\]", program.as_text()) is not None) == is_left
+        results.append(program(*inputs))
+    np.testing.assert_allclose(*results, rtol=1e-5, atol=1e-6)

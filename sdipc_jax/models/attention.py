@@ -1,11 +1,18 @@
 """Attention: one entry for every network, and the transformer block of the UNet."""
 
+from math import ceil
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
 from jaxtyping import Array, Bool, Float
 
 from sdipc_jax.models.layers import DType, GroupNorm, conv, dense, gelu, layer_norm, precision
+
+# Above this many scores (16 MB) they leave a CPU's cache, and a pass over queries in blocks of this many wins.
+_CACHED_SCORES = 2**22
+_QUERIES = 512
 
 
 def dot_product_attention(
@@ -19,6 +26,19 @@ def dot_product_attention(
     Args:
         mask: True where a query may look at a key; all of them if None.
     """
+    count, queries, heads, _ = query.shape
+    keys = key.shape[1]
+    if mask is not None or count * heads * queries * keys <= _CACHED_SCORES or keys < _QUERIES // 4:
+        return _attend_at_once(query, key, value, mask)
+    return jax.lax.platform_dependent(query, key, value, cpu=attend_in_blocks, default=_attend_at_once)
+
+
+def _attend_at_once(
+    query: Float[Array, "N Q heads depth"],
+    key: Float[Array, "N K heads depth"],
+    value: Float[Array, "N K heads depth"],
+    mask: Bool[Array, "Q K"] | None = None,
+) -> Float[Array, "N Q heads depth"]:
     scores = jnp.einsum(
         "nqhd,nkhd->nhqk", query, key, precision=precision(query.dtype), preferred_element_type=jnp.float32
     )
@@ -27,6 +47,40 @@ def dot_product_attention(
         scores = jnp.where(mask, scores, -jnp.inf)
     weights = jax.nn.softmax(scores, axis=-1).astype(value.dtype)
     return jnp.einsum("nhqk,nkhd->nqhd", weights, value, precision=precision(value.dtype))
+
+
+def attend_in_blocks(
+    query: Float[Array, "N Q heads depth"],
+    key: Float[Array, "N K heads depth"],
+    value: Float[Array, "N K heads depth"],
+) -> Float[Array, "N Q heads depth"]:
+    """`dot_product_attention` one head and at most 512 queries at a time, so that scores stay in the cache.
+
+    Gradients compute the scores again (Rabe and Staats 2021) instead of keeping them.
+    """
+    count, queries, heads, depth = query.shape
+    blocks = ceil(queries / _QUERIES)
+    size = ceil(queries / blocks)
+    padded = jnp.pad(query, ((0, 0), (0, blocks * size - queries), (0, 0), (0, 0)))
+
+    @jax.checkpoint
+    def attend(
+        block: Float[Array, "size depth"], keys: Float[Array, "K depth"], values: Float[Array, "K depth"]
+    ) -> Any:
+        scores = jnp.einsum(
+            "qd,kd->qk", block, keys, precision=precision(block.dtype), preferred_element_type=jnp.float32
+        )
+        weights = jax.nn.softmax(scores * depth**-0.5, axis=-1).astype(values.dtype)
+        return jnp.dot(weights, values, precision=precision(values.dtype))
+
+    def head(inputs: tuple[Array, Array, Array]) -> Float[Array, "blocks size depth"]:
+        return jax.lax.map(lambda block: attend(block, *inputs[1:]), inputs[0])
+
+    by_head = padded.reshape(count, blocks, size, heads, depth).transpose(0, 3, 1, 2, 4)
+    flat = by_head.reshape(count * heads, blocks, size, depth)
+    keys, values = (x.transpose(0, 2, 1, 3).reshape(count * heads, -1, depth) for x in (key, value))
+    attended = jax.lax.map(head, (flat, keys, values))
+    return attended.reshape(count, heads, blocks * size, depth)[:, :, :queries].transpose(0, 2, 1, 3)
 
 
 class Attention(nn.Module):
