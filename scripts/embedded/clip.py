@@ -88,7 +88,15 @@ class Clip:
         return norm("post_layernorm", x[:, 0])
 
     def loss(
-        self, params: Tree, batch: Tree, key: Array, *, augmentation: Tree, seen: float, sharpest: float, agreement: float
+        self,
+        params: Tree,
+        batch: Tree,
+        key: Array,
+        *,
+        augmentation: Tree,
+        seen: float,
+        sharpest: float,
+        agreement: float,
     ) -> tuple[Float[Array, ""], Tree]:
         """The contrastive loss with several right answers (targets uniform over them), both directions, and eq. 5.
 

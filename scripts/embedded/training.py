@@ -62,12 +62,18 @@ def _optimizer(budget: Budget) -> optax.GradientTransformation:
     """AdamW or Muon without its learning rate, which the step applies; only matrices and kernels decay."""
     scaling = optax.scale_by_adam(_FIRST_MOMENT, _SECOND_MOMENT)
     if budget.muon:
-        # Muon (Jordan et al. 2024) for the layers' matrices, with steps as long as Adam's (Liu et al. 2025, eq. 4).
-        lengthened = optax.stateless(
-            lambda updates, _: jax.tree.map(lambda step: 0.2 * max(step.shape) ** 0.5 * step, updates)
+        # Muon (Jordan et al. 2024) for the layers' kernels, with steps as long as Adam's (Liu et al. 2025, eq. 4).
+        # A convolution is a matrix from its window to its channels.
+        matrices = partial(
+            jax.tree.map,
+            lambda leaf: optax.contrib.MuonDimensionNumbers(tuple(range(leaf.ndim - 1)), (leaf.ndim - 1,)),
         )
-        two_axes = partial(jax.tree.map, lambda _: optax.contrib.MuonDimensionNumbers())
-        orthogonal = optax.chain(optax.contrib.scale_by_muon(weight_dimension_numbers=two_axes), lengthened)
+        lengthened = optax.stateless(
+            lambda updates, _: jax.tree.map(
+                lambda step: 0.2 * max(step.shape[-1], step.size // step.shape[-1]) ** 0.5 * step, updates
+            )
+        )
+        orthogonal = optax.chain(optax.contrib.scale_by_muon(weight_dimension_numbers=matrices), lengthened)
         scaling = optax.partition({"muon": orthogonal, "adam": scaling}, _kinds)
     return optax.chain(
         optax.clip_by_global_norm(1.0),
@@ -79,11 +85,12 @@ def _optimizer(budget: Budget) -> optax.GradientTransformation:
 
 
 def _kinds(params: Tree) -> Tree:
-    """Which optimizer a leaf has: matrices inside a layer are Muon's."""
+    """Which optimizer a leaf has: kernels inside layers and blocks are Muon's."""
 
     def kind(path: tuple[Any, ...], leaf: Array) -> str:
         names = [part.key for part in path]
-        return "muon" if leaf.ndim == 2 and names[-1] == "kernel" and "layers" in names else "adam"
+        inside = any("layers" in name or "block" in name for name in names)
+        return "muon" if leaf.ndim >= 2 and names[-1] == "kernel" and inside else "adam"
 
     return jax.tree.map_with_path(kind, params)
 
