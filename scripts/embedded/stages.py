@@ -19,6 +19,7 @@ from embedded.vae import Autoencoder
 from sdipc_jax.checkpoints.keys import flatten
 from sdipc_jax.evaluate.corpus import Corpus
 from sdipc_jax.evaluate.metrics import cosines, recall
+from sdipc_jax.evaluate.retrieval import in_batches
 from sdipc_jax.models import CLIPTextConfig, CLIPVisionConfig, UNetConfig, VAEConfig
 from sdipc_jax.projection import truncated_pinv
 
@@ -90,16 +91,6 @@ def train_clip(settings: Settings, corpus: Corpus, folder: Path, start: Tree) ->
     )
 
 
-def in_parts(function: Callable[..., Any], *arrays: np.ndarray, size: int = 128) -> np.ndarray:
-    """A compiled function of rows, over any number of rows: one shape, one compilation."""
-    count = len(arrays[0])
-    parts = []
-    for first in range(0, count, size):
-        rows = np.arange(first, first + size) % count
-        parts.append(np.asarray(function(*(array[rows] for array in arrays))))
-    return np.concatenate(parts)[:count]
-
-
 def end_states(
     clip: Clip, params: Tree, tokens: Int[np.ndarray, "N L"], length: int | None = None
 ) -> Float[np.ndarray, "N D"]:
@@ -107,7 +98,7 @@ def end_states(
     at = end_places(tokens)
     if length is not None:
         tokens, at = tokens[:, :length], np.minimum(at, length - 1)
-    return in_parts(partial(_states_at, clip, params), tokens, at)
+    return in_batches(partial(_states_at, clip, params), tokens, at)
 
 
 @partial(jax.jit, static_argnums=0)
@@ -131,7 +122,7 @@ def judge_clip(clip: Clip, params: Tree, corpus: Corpus, tokenizer: Path, count:
     for split in ("train", "cells"):
         rows = np.flatnonzero(corpus.split == split)
         rows = rng.permutation(rows)[:count]
-        seen[split] = (in_parts(partial(_joint_features, clip, params), corpus.pictures[rows]), label[rows])
+        seen[split] = (in_batches(partial(_joint_features, clip, params), corpus.pictures[rows]), label[rows])
     values = np.linalg.svd(np.asarray(params["text_projection"]["kernel"]), compute_uv=False)
     best = {}
     for share in (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7):
@@ -181,7 +172,7 @@ def train_vae(settings: Settings, corpus: Corpus, folder: Path, start: Tree, *, 
         return jnp.mean(jnp.square(jnp.clip(again, 0, 1) - pictures), axis=(1, 2, 3))
 
     def evaluate(params: Tree) -> Tree:
-        errors = in_parts(partial(error, params), held, size=32)
+        errors = in_batches(partial(error, params), held, size=32)
         return {"cells_psnr": round(float(np.mean(-10 * np.log10(errors))), 3), "cells_mse": float(np.mean(errors))}
 
     name = "decoder" if decoder_only else "vae"
@@ -220,7 +211,7 @@ def scaling_factor(settings: Settings, corpus: Corpus, vae: Tree) -> float:
     pictures = corpus.pictures[corpus.split == "train"]
     model = vae_of(settings)
     mean = jax.jit(lambda pixels: model.encode(vae, pixels / 255.0)[0])
-    return 1 / float(np.std(in_parts(mean, pictures[:: max(1, len(pictures) // 1024)], size=64)))
+    return 1 / float(np.std(in_batches(mean, pictures[:: max(1, len(pictures) // 1024)], size=64)))
 
 
 def encode_all(vae: Autoencoder, params: Tree, data: Examples) -> Tree:
@@ -231,7 +222,7 @@ def encode_all(vae: Autoencoder, params: Tree, data: Examples) -> Tree:
         mean, log_variance = vae.encode(params, pixels / 255.0)
         return jnp.concatenate([mean, jnp.exp(log_variance / 2)], axis=-1).astype(jnp.float16)
 
-    found = np.stack([in_parts(encode, data.pixels, size=64), in_parts(encode, data.pixels[:, :, ::-1], size=64)])
+    found = np.stack([in_batches(encode, data.pixels, size=64), in_batches(encode, data.pixels[:, :, ::-1], size=64)])
     mean, deviation = np.split(found, 2, axis=-1)
     return {"mean": mean, "deviation": deviation}
 
@@ -243,7 +234,7 @@ def state_all(clip: Clip, params: Tree, data: Examples) -> Tree:
     tokens, index = np.unique(np.concatenate([data.plain, data.styled]), axis=0, return_inverse=True)
     states = jax.jit(lambda tokens: clip.text_states(params, tokens).astype(jnp.float16))
     plain, styled = np.split(index.ravel() + 1, 2)
-    return {"states": in_parts(states, np.concatenate([empty, tokens])), "plain": plain, "styled": styled}
+    return {"states": in_batches(states, np.concatenate([empty, tokens])), "plain": plain, "styled": styled}
 
 
 def stored(path: Path, compute: Callable[[], Tree]) -> Tree:
