@@ -85,8 +85,10 @@ def _run(settings: CommandSettings) -> int:
         os.environ["HF_HUB_OFFLINE"] = "1"
     # Importing JAX takes seconds, which help and misspelt options need not wait for.
     from sdipc_jax import commands
+    from sdipc_jax.compilation import keep_compiled
     from sdipc_jax.evaluate import command as evaluation
 
+    keep_compiled()
     name = next(name for name, kind in _COMMANDS.items() if type(settings) is kind)
     with _progress(shown=not settings.quiet and not settings.json_) as report:
         result = getattr(evaluation if name == "evaluate" else commands, name)(settings, report)

@@ -11,6 +11,8 @@ from tests.tiny import write_checkpoint, write_tokenizer
 
 # What runs on several chips is tested on two devices of the CPU. No backend is there yet.
 jax.config.update("jax_num_cpu_devices", 2)
+# Tests count compilations, and leave the user's cache alone.
+jax.config.update("jax_enable_compilation_cache", False)
 
 
 @pytest.fixture(scope="session")

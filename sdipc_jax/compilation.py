@@ -1,0 +1,50 @@
+"""Compiled programs are kept between processes, for the user alone."""
+
+import os
+from pathlib import Path
+
+import jax
+
+from sdipc_jax.errors import InputError
+
+# Programs that took less than this to compile are compiled anew: reading them is no faster.
+_SECONDS_WORTH_KEEPING = 0.2
+_WRITABLE_BY_OTHERS = 0o022
+
+
+def cache_folder() -> Path:
+    """`sdipc_jax/compiled` in the user's cache folder."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache", "sdipc_jax", "compiled").expanduser()
+
+
+def keep_compiled() -> Path | None:
+    """Lets this process read and write compiled programs in `cache_folder()`.
+
+    What JAX is told already (`JAX_COMPILATION_CACHE_DIR`, `JAX_ENABLE_COMPILATION_CACHE`) stands.
+
+    Returns:
+        The folder, or None where there is none that can be written.
+
+    Raises:
+        InputError: others than the user can write to the folder: programs in it could be theirs.
+    """
+    if jax.config.jax_compilation_cache_dir is not None or not jax.config.jax_enable_compilation_cache:
+        return None
+    folder = cache_folder()
+    try:
+        for made in (folder.parent, folder):
+            made.mkdir(mode=0o700, parents=True, exist_ok=True)
+        status = folder.stat()
+    except OSError:
+        return None
+    if hasattr(os, "getuid") and (status.st_uid != os.getuid() or status.st_mode & _WRITABLE_BY_OTHERS):
+        raise InputError(
+            f"{folder}: found a folder that others can write to, expected one of your own for compiled programs: "
+            f"chmod 700 it, or set JAX_ENABLE_COMPILATION_CACHE=false"
+        )
+    if not os.access(folder, os.W_OK):
+        return None
+    jax.config.update("jax_compilation_cache_dir", str(folder))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", _SECONDS_WORTH_KEEPING)
+    jax.config.update("jax_persistent_cache_min_entry_size_bytes", 0)
+    return folder

@@ -1,0 +1,83 @@
+"""Compiled programs that outlive the process."""
+
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import jax
+import pytest
+
+from sdipc_jax import InputError
+from sdipc_jax.compilation import cache_folder, keep_compiled
+
+
+@pytest.fixture
+def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """A user's cache folder, and JAX as that user has it."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    names = (
+        "jax_compilation_cache_dir",
+        "jax_persistent_cache_min_compile_time_secs",
+        "jax_persistent_cache_min_entry_size_bytes",
+        "jax_enable_compilation_cache",
+    )
+    before = {name: getattr(jax.config, name) for name in names}
+    jax.config.update("jax_enable_compilation_cache", True)
+    yield tmp_path / "cache"
+    for name, value in before.items():
+        jax.config.update(name, value)
+
+
+def test_the_folder_is_the_users_alone(home: Path) -> None:
+    folder = keep_compiled()
+    assert folder == cache_folder() == home / "sdipc_jax/compiled"
+    assert folder.stat().st_mode & 0o777 == folder.parent.stat().st_mode & 0o777 == 0o700
+    assert jax.config.jax_compilation_cache_dir == str(folder)
+
+
+@pytest.mark.parametrize("mode", [0o770, 0o707, 0o777])
+def test_a_folder_of_others_is_refused(home: Path, mode: int) -> None:
+    cache_folder().mkdir(parents=True)
+    cache_folder().chmod(mode)
+    with pytest.raises(InputError, match=r"others can write to, expected one of your own .* chmod 700"):
+        keep_compiled()
+    assert jax.config.jax_compilation_cache_dir is None
+
+
+def test_what_jax_was_told_stands(home: Path) -> None:
+    jax.config.update("jax_compilation_cache_dir", str(home / "mine"))
+    assert keep_compiled() is None
+    assert jax.config.jax_compilation_cache_dir == str(home / "mine")
+    assert not cache_folder().exists()
+
+
+def test_no_folder_no_cache(home: Path) -> None:
+    home.write_text("a file where the folder would be")
+    assert keep_compiled() is None
+
+
+PROGRAM = """
+import jax, jax.numpy as jnp, sys
+from sdipc_jax.compilation import keep_compiled
+keep_compiled()
+jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
+events = []
+jax.monitoring.register_event_listener(lambda name, **_: events.append(name))
+print(float(jax.jit(lambda x: jnp.sin(x) @ x.T)(jnp.ones((3, 3))).sum()), "/jax/compilation_cache/cache_hits" in events)
+"""
+
+
+def test_damaged_programs_are_compiled_again(tmp_path: Path) -> None:
+    def run() -> list[str]:
+        environment = {"XDG_CACHE_HOME": str(tmp_path), "PATH": "", "JAX_PLATFORMS": "cpu"}
+        done = subprocess.run([sys.executable, "-c", PROGRAM], env=environment, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+        return done.stdout.split()
+
+    value, first = run()
+    assert first == "False"
+    assert run() == [value, "True"]
+    for entry in (tmp_path / "sdipc_jax/compiled").iterdir():
+        entry.write_bytes(entry.read_bytes()[:40])
+    assert run() == [value, "False"]
