@@ -1,4 +1,4 @@
-"""The one error that means "your input is at fault"."""
+"""Errors that a message says all of: refused input, and other processes that are missing."""
 
 
 class InputError(ValueError):
@@ -6,3 +6,7 @@ class InputError(ValueError):
 
     The command line prints it alone and exits with 2.
     """
+
+
+class MissingProcessError(RuntimeError):
+    """Another process of the job did not come. The command line prints the message alone and exits with 75: try again."""

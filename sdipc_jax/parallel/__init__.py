@@ -1,0 +1,7 @@
+"""One program over every device of every host: processes, mesh, sampling, and what ends a run that hangs."""
+
+from sdipc_jax.parallel.mesh import AXIS, make_mesh, pad, place, replicate
+from sdipc_jax.parallel.processes import abandon, agree, gather, initialize
+from sdipc_jax.parallel.watchdog import Watchdog
+
+__all__ = ["AXIS", "Watchdog", "abandon", "agree", "gather", "initialize", "make_mesh", "pad", "place", "replicate"]

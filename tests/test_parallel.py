@@ -1,0 +1,244 @@
+"""The mesh, processes that find each other, and the watchdog."""
+
+import socket
+import threading
+import time
+from collections.abc import Callable
+from types import SimpleNamespace
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from sdipc_jax import parallel
+from sdipc_jax.errors import InputError, MissingProcessError
+from sdipc_jax.parallel import Watchdog, processes
+from tests.processes import finish, free_port, start
+
+
+@pytest.fixture(scope="module")
+def pair() -> jax.sharding.Mesh:
+    return parallel.make_mesh("data=2")
+
+
+@pytest.mark.parametrize("spec, count", [(None, 2), ("data=1", 1), ("data=2", 2)])
+def test_mesh(spec: str | None, count: int) -> None:
+    mesh = parallel.make_mesh(spec)
+    assert dict(mesh.shape) == {"data": count}
+    assert mesh.axis_types == (jax.sharding.AxisType.Auto,)
+    assert list(mesh.devices) == jax.devices()[:count]
+
+
+@pytest.mark.parametrize("spec", ["", "2", "data=", "data=0", "data=-1", "data=2.0", "model=2", "data=2,model=2"])
+def test_bad_mesh(spec: str) -> None:
+    with pytest.raises(InputError, match=rf"mesh is {spec!r}, expected data=N with N devices, such as data=2"):
+        parallel.make_mesh(spec)
+
+
+def test_mesh_of_more_devices_than_there_are() -> None:
+    with pytest.raises(InputError, match="mesh is 'data=3', but there are 2 devices, expected at most data=2"):
+        parallel.make_mesh("data=3")
+    with pytest.raises(InputError, match="there are 1 devices"):
+        parallel.make_mesh("data=2", jax.devices()[1:])
+
+
+def test_weights_are_whole_on_every_device(pair: jax.sharding.Mesh) -> None:
+    tree = {"a": jnp.arange(6.0).reshape(2, 3), "b": jnp.float32(4)}
+    copies = parallel.replicate(pair, tree)
+    for name, leaf in tree.items():
+        assert [shard.device for shard in copies[name].addressable_shards] == jax.devices()
+        assert all(np.array_equal(shard.data, leaf) for shard in copies[name].addressable_shards)
+    again = parallel.replicate(pair, copies)
+    assert all(again[name] is copies[name] for name in tree)
+
+
+def test_batches_are_divided_by_rows(pair: jax.sharding.Mesh) -> None:
+    keys = jax.vmap(jax.random.key)(jnp.arange(4))
+    placed = parallel.place(pair, {"host": np.arange(8).reshape(4, 2), "keys": keys})
+    assert [shard.data.tolist() for shard in placed["host"].addressable_shards] == [[[0, 1], [2, 3]], [[4, 5], [6, 7]]]
+    assert [shard.device for shard in placed["host"].addressable_shards] == jax.devices()
+    np.testing.assert_array_equal(jax.random.key_data(placed["keys"]), jax.random.key_data(keys))
+
+
+def test_padding_repeats_the_last_row() -> None:
+    padded = parallel.pad({"a": np.arange(10).reshape(5, 2), "b": jnp.arange(4)}, 4)
+    assert padded["a"].tolist() == [[0, 1], [2, 3], [4, 5], [6, 7], [8, 9], [8, 9], [8, 9], [8, 9]]
+    assert padded["b"].tolist() == [0, 1, 2, 3]
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        (("localhost:80", 2, None), "found coordinator_address localhost:80, num_processes 2 and process_id None"),
+        ((None, None, 0), "expected all three or none"),
+        (("localhost", 2, 0), "coordinator_address is 'localhost', expected host:port"),
+        (("localhost:x", 2, 0), "coordinator_address is 'localhost:x', expected host:port"),
+        (("localhost:80000", 2, 0), "coordinator_address is 'localhost:80000', expected host:port"),
+        (("localhost:80", 2, 2), "process_id is 2, expected 0 to 1"),
+        (("localhost:80", 2, -1), "process_id is -1, expected 0 to 1"),
+    ],
+)
+def test_bad_addresses(arguments: tuple[Any, ...], message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        parallel.initialize(*arguments)
+
+
+def answers(*calls: Callable[[], None]) -> list[str]:
+    """What each of several processes is told, from threads in their place; "" where all is well."""
+    told = [""] * len(calls)
+
+    def run(place: int) -> None:
+        try:
+            calls[place]()
+        except (InputError, MissingProcessError) as error:
+            told[place] = f"{type(error).__name__}: {error}"
+
+    threads = [threading.Thread(target=run, args=(place,)) for place in range(len(calls))]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    return told
+
+
+def call(port: int, count: int, process: int, seconds: float = 20) -> Callable[[], None]:
+    return lambda: processes._roll_call(f"localhost:{port}", count, process, seconds)
+
+
+def test_all_join() -> None:
+    port = free_port()
+
+    def late() -> None:
+        time.sleep(0.5)
+        call(port, 3, 0)()
+
+    assert answers(call(port, 3, 2), late, call(port, 3, 1)) == ["", "", ""]
+    # The port is free at once for what comes next.
+    socket.create_server(("localhost", port)).close()
+
+
+def test_one_never_starts() -> None:
+    port = free_port()
+    words = "MissingProcessError: 2 of 4 processes joined within 1 s, process 1, 3 did not"
+    told = answers(call(port, 4, 0, 1), call(port, 4, 2, 1))
+    assert all(each.startswith(words) for each in told)
+    (alone,) = answers(call(port, 2, 1, 0.5))
+    assert alone.startswith(f"MissingProcessError: process 1 of 2 found no process 0 at localhost:{port} within 0.5 s")
+
+
+def test_processes_that_do_not_fit_are_refused() -> None:
+    port = free_port()
+    told = answers(call(port, 3, 0), call(port, 3, 1), call(port, 3, 1))
+    assert all(each.startswith("InputError: process_id is 1 on two processes") for each in told)
+    told = answers(call(port, 2, 0), call(port, 3, 1))
+    assert all(each.startswith("InputError: num_processes is 3 on process 1 and 2 on process 0") for each in told)
+
+
+def test_strangers_are_let_go() -> None:
+    port = free_port()
+
+    def stranger() -> None:
+        for words in (b"GET / HTTP/1.1\r\n\r\n", b"\xff" * 5000, b""):
+            while True:
+                try:
+                    with socket.create_connection(("localhost", port), 5) as connection:
+                        connection.sendall(words)
+                    break
+                except ConnectionError:
+                    time.sleep(0.05)
+        call(port, 2, 1)()
+
+    assert answers(call(port, 2, 0), stranger) == ["", ""]
+
+
+def test_the_port_is_taken() -> None:
+    with socket.create_server(("", 0)) as server:
+        (told,) = answers(call(server.getsockname()[1], 2, 0))
+    assert "cannot be listened at (Address already in use): choose another" in told
+
+
+def test_one_process_agrees_with_itself() -> None:
+    assert parallel.gather("text") == ["text"]
+    parallel.agree({"seed": 1})
+    parallel.abandon(3)
+
+
+AGREEING = """
+import sys
+from sdipc_jax import InputError, parallel
+parallel.initialize(sys.argv[1], 2, int(sys.argv[2]), initialization_timeout=60, heartbeat_timeout=10)
+print(parallel.gather("ä" * (1 + 40 * int(sys.argv[2]))))
+parallel.agree({"seed": 1})
+try:
+    parallel.make_mesh("data=1")
+except InputError as error:
+    print(error)
+parallel.agree({"same": [1, 2], "seed": int(sys.argv[2])})
+"""
+
+
+def test_two_processes() -> None:
+    port = free_port()
+    both = [start(["-c", AGREEING, f"localhost:{port}", i], devices=1) for i in range(2)]
+    for code, out, err in finish(both, 90):
+        assert code == 1
+        lines = out.splitlines()
+        assert str(["ä", "ä" * 41]) in lines
+        assert any(line.startswith("mesh is 'data=1', but there are 2 devices in 2 processes") for line in lines)
+        assert "InputError: seed is 1 on process 1 and 0 on process 0: start all processes with the same" in err
+
+
+def test_limit_of_a_step(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = iter([0, 9, 10, 11, 20, 22, 30, 60, 70, 71])
+    monkeypatch.setattr("sdipc_jax.parallel.watchdog.time", SimpleNamespace(monotonic=lambda: next(clock)))
+    limits = []
+    with Watchdog(factor=3.0, least=4.0) as watchdog:
+        assert watchdog.limit is None
+        for _ in range(4):
+            with watchdog.step():
+                pass
+            limits.append(watchdog.limit)
+    # After 9 s, which may be compilation's, 1, 2 and 30.
+    assert limits == [27, 4, 4.5, 6]
+    with Watchdog() as watchdog, watchdog.step():
+        pass
+    assert watchdog.limit == 120
+
+
+def test_a_step_that_raises_is_no_step() -> None:
+    with Watchdog() as watchdog:
+        with pytest.raises(KeyError), watchdog.step():
+            raise KeyError
+        assert watchdog.limit is None
+
+
+HANGING = """
+import threading, time
+from sdipc_jax.parallel import Watchdog
+
+def stuck_in_here():
+    time.sleep(60)
+
+with Watchdog(factor=3, least=0.5) as watchdog:
+    for _ in range(3):
+        with watchdog.step():
+            time.sleep(0.01)
+    time.sleep(1)  # Between steps there is no limit.
+    threading.Thread(target=stuck_in_here, daemon=True).start()
+    try:
+        with watchdog.step():
+            time.sleep(60)
+    finally:
+        print("cleanup")
+"""
+
+
+def test_a_step_that_hangs_ends_the_process() -> None:
+    ((code, out, err),) = finish([start(["-c", HANGING], devices=1)], 40)
+    assert code == 75
+    assert out == ""
+    assert "sdipc: a step has taken more than 0.5 s, the usual is 0.01" in err
+    assert "in stuck_in_here" in err
+    assert 'File "<string>", line 16 in <module>' in err
