@@ -199,6 +199,18 @@ def test_guidance_of_1_or_less_is_the_prompt_alone(least: Bundle, context: jax.A
     np.testing.assert_allclose(sample(least, context, guidance_scale=1 + 1e-4), found, atol=CLOSE)
 
 
+def test_no_guidance_is_half_the_work(least: Bundle, context: jax.Array) -> None:
+    def work(guidance: Any) -> float:
+        request, state = begin(least, context, seeds=0, steps=STEPS, guidance_scale=guidance)
+        return advance.lower(least, request, state, 0, 1).compile().cost_analysis()["flops"]
+
+    assert 0.45 < work(1.0) / work(7.5) < 0.55
+    # The host does not wait for a device to tell it the number, and some pictures may be guided.
+    assert work(jnp.float32(1.0)) == work(np.array([0.5, 7.5])) == work(7.5)
+    on_device = sample(least, context, guidance_scale=jnp.float32(1.0))
+    np.testing.assert_allclose(sample(least, context, guidance_scale=1.0), on_device, atol=CLOSE)
+
+
 def test_guidance_formula(least: Bundle, context: jax.Array) -> None:
     # With no step after it, the DDIM of one step is linear in the UNet's output: pictures' latents show the formula.
     def latents(guidance: float, negative: Any = None) -> np.ndarray:
