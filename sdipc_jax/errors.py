@@ -9,4 +9,7 @@ class InputError(ValueError):
 
 
 class MissingProcessError(RuntimeError):
-    """Another process of the job did not come. The command line prints the message alone and exits with 75: try again."""
+    """Another process of the job did not come.
+
+    The command line prints the message alone and exits with 75: try again.
+    """
