@@ -1,4 +1,4 @@
-"""Errors that a message says all of: refused input, and other processes that are missing."""
+"""Errors that a message says all of: refused input, missing processes, a run that was asked to stop."""
 
 
 class InputError(ValueError):
@@ -12,4 +12,11 @@ class MissingProcessError(RuntimeError):
     """Another process of the job did not come.
 
     The command line prints the message alone and exits with 75: try again.
+    """
+
+
+class InterruptedRun(RuntimeError):
+    """A run stopped on request, with its state saved.
+
+    The command line prints the message alone and exits with 75: the same command goes on.
     """
