@@ -1,6 +1,7 @@
 """The command `sdipc`: parses, calls the library, prints.
 
-Exit codes: 0 done, 1 a bug, 2 refused input, 3 some items failed, 130 interrupted.
+Exit codes: 0 done, 1 a bug, 2 refused input, 3 some items failed, 75 interrupted and resumable,
+130 interrupted.
 """
 
 import contextlib
@@ -15,6 +16,7 @@ from typing import Any
 import tyro
 from tqdm import tqdm
 
+from sdipc_jax.batch.settings import BatchSettings
 from sdipc_jax.errors import InputError
 from sdipc_jax.evaluate.command import EvaluateSettings
 from sdipc_jax.settings import (
@@ -31,6 +33,7 @@ _COMMANDS: dict[str, Callable[..., CommandSettings]] = {
     "edit": EditSettings,
     "text": TextSettings,
     "prompt": PromptSettings,
+    "batch": BatchSettings,
     "spectrum": SpectrumSettings,
     "evaluate": EvaluateSettings,
 }
@@ -85,13 +88,15 @@ def _run(settings: CommandSettings) -> int:
         os.environ["HF_HUB_OFFLINE"] = "1"
     # Importing JAX takes seconds, which help and misspelt options need not wait for.
     from sdipc_jax import commands
+    from sdipc_jax.batch import command as batch
     from sdipc_jax.compilation import keep_compiled
     from sdipc_jax.evaluate import command as evaluation
 
     keep_compiled()
     name = next(name for name, kind in _COMMANDS.items() if type(settings) is kind)
     with _progress(shown=not settings.quiet and not settings.json_) as report:
-        result = getattr(evaluation if name == "evaluate" else commands, name)(settings, report)
+        module = {"batch": batch, "evaluate": evaluation}.get(name, commands)
+        result = getattr(module, name)(settings, report)
     summary = result.to_json()
     if settings.json_:
         print(json.dumps(summary))
@@ -100,6 +105,8 @@ def _run(settings: CommandSettings) -> int:
     failures = summary.get("failures", [])
     for failure in failures:
         print(f"sdipc: {failure['error']}", file=sys.stderr)
+    if summary.get("interrupted"):
+        return 75
     return 3 if failures else 0
 
 

@@ -136,7 +136,9 @@ def read_bytes(path: str | Path) -> bytes:
         raise
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or error
-        raise InputError(f"{name}: {reason}, expected a file that can be read: check the path and its rights") from None
+        raise InputError(
+            f"{name}: {reason}, expected a file that can be read: check the path and its rights"
+        ) from error
     if data is None or len(data) > MAX_BYTES:
         raise InputError(f"{name}: found more than {MAX_BYTES // 10**6} MB, expected a picture: scale it down")
     if not data:

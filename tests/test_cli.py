@@ -22,6 +22,7 @@ OPTIONS = {
     "edit": [*COMMON, "alpha"],
     "text": [name for name in COMMON if name not in ("cutoff", "scale")],
     "prompt": [*CHECKPOINT, "cutoff", "scale", "output", "text", "alpha"],
+    "batch": "process-index process-count verify retry-failed max-failures json quiet offline".split(),
     "spectrum": [*CHECKPOINT, "cutoff", "scale", "keep-fraction", "picture", "output-dir"],
 }
 
@@ -84,8 +85,8 @@ def test_help_and_misspelt_options_load_nothing_heavy(arguments: list[str], code
 @pytest.mark.parametrize(
     "arguments, words",
     [
-        ([], "Expected one of {vary, edit, text, prompt, spectrum"),
-        (["varry", "a.png"], "found the command 'varry', expected one of vary, edit, text, prompt, spectrum"),
+        ([], "Expected one of {vary, edit, text, prompt, "),
+        (["varry", "a.png"], "found the command 'varry', expected one of vary, edit, text, prompt, "),
         (["text", "a", "--stepz", "3"], "--stepz"),
         (["text", "a", "--steps"], "Missing value for argument '--steps'"),
         (["edit", "a.png"], "TEXT"),
@@ -126,7 +127,7 @@ class Recorder:
 @pytest.fixture
 def recorder(monkeypatch: pytest.MonkeyPatch) -> Recorder:
     made = Recorder()
-    for command in OPTIONS:
+    for command in OPTIONS.keys() & vars(commands).keys():
         monkeypatch.setattr(commands, command, made)
     return made
 

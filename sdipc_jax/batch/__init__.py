@@ -1,0 +1,1 @@
+"""Resumable generation over a data set: the command `batch`."""

@@ -1,0 +1,345 @@
+"""The command `batch`: settings in, shards out. What can be refused is refused before anything is compiled."""
+
+import itertools
+import os
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import jax
+import yaml
+from etils import epath
+
+from sdipc_jax.batch.items import Reader, digest_of
+from sdipc_jax.batch.manifest import Header, Manifest
+from sdipc_jax.batch.pipeline import Device, Progress, Run
+from sdipc_jax.batch.sampler import Sampler
+from sdipc_jax.batch.settings import BatchSettings, JobSettings, Row
+from sdipc_jax.batch.sources import Folder, Source, open_source
+from sdipc_jax.batch.storage import is_local
+from sdipc_jax.bundle import Config
+from sdipc_jax.checkpoints.load import read_config
+from sdipc_jax.commands import Converter, Report, decide, digests
+from sdipc_jax.errors import InputError
+from sdipc_jax.images import printable
+from sdipc_jax.outputs import Record
+from sdipc_jax.parallel import make_mesh
+from sdipc_jax.planning import duration
+from sdipc_jax.settings import Defaults
+from sdipc_jax.tokens import token_ids
+
+_SHOWN_FAILURES = 10
+# What decides every row's result; what a row may say itself is part of the row's key.
+_DECISIVE = ("dtype", "cutoff", "keep_fraction", "scale", "mode", "truncate")
+_SAMPLING = ("steps", "guidance_scale", "sampler", "eta", "karras")
+_ROWS = ("text", "alpha", "negative_prompt", "seed", "height", "width", "sizes")
+_RESULTS = ("vectors", "container", "format", "quality", "shard_size")
+
+
+@dataclass(frozen=True)
+class BatchOutcome:
+    """What one process did of a job.
+
+    Attributes:
+        rows, shards: of the whole job.
+        mine: how many shards are this process's.
+        skipped: how many of them were finished before.
+        progress: of this run.
+        failures: a few of the rows that failed, now or before, with `row` and `error`.
+        failed: how many have failed in this process's shards.
+        missing: shards of this process that are not finished.
+        interrupted: whether it was asked to stop before the end.
+        seconds: since it began to read.
+        manifest: the job's digests, where all shards of all processes are there.
+    """
+
+    folder: str
+    rows: int
+    shards: int
+    mine: int
+    skipped: int
+    progress: Progress
+    failures: list[Record]
+    failed: int
+    seconds: float
+    interrupted: bool = False
+    stopped: str | None = None
+    notes: tuple[str, ...] = ()
+    manifest: Record | None = None
+
+    def to_json(self) -> Record:
+        """What `--json` prints."""
+        return {
+            "folder": self.folder,
+            "rows": self.rows,
+            "shards": self.shards,
+            "done": self.progress.done,
+            "failed": self.failed,
+            "shards_done": self.progress.shards,
+            "shards_skipped": self.skipped,
+            "batches": self.progress.batches,
+            "waiting": self.progress.waiting,
+            "seconds": self.seconds,
+            "interrupted": self.interrupted,
+            "manifest": self.manifest,
+            "failures": self.failures,
+            "notes": self.notes,
+        }
+
+    def __str__(self) -> str:
+        progress = self.progress
+        lines = [*self.notes, *([self.stopped] if self.stopped else [])]
+        if self.mine == self.skipped:
+            lines.append(f"nothing to do: all {self.mine} shards are finished")
+        else:
+            lines.append(
+                f"{progress.done} rows done, {self.failed} failed, {progress.shards} of {self.mine} shards written and "
+                f"{self.skipped} found finished, in {duration(self.seconds)}"
+            )
+        if progress.waiting is not None:
+            lines.append(f"the device waited for the host {progress.waiting:.1%} of the time")
+        if self.manifest is not None:
+            lines.append(f"digest {self.manifest['digest']}, of the pictures {self.manifest['pictures']}")
+        elif not self.interrupted and not self.stopped:
+            lines.append("shards of other processes are missing")
+        if self.interrupted:
+            lines.append("interrupted; the finished shards are whole: start it again to go on")
+        return "\n".join([*lines, f"see {printable(self.folder)}"])
+
+
+@dataclass(frozen=True)
+class _Job:
+    """A job, checked against its checkpoint and its data set."""
+
+    settings: JobSettings
+    config: Config
+    values: Defaults
+    source: Source
+    rows: int
+    manifest: Manifest
+    reader: Reader
+
+    @classmethod
+    def make(cls, settings: JobSettings) -> "_Job":
+        config = read_config(settings.model, settings.clip, dtype=settings.dtype)
+        _ = config.vision_side
+        values = decide(config, settings)
+        for height, width in ((values.height, values.width), *settings.sizes):
+            config.latent_shape(height, width)
+        texts = [each for each in (settings.text, settings.negative_prompt) if each is not None]
+        token_ids(config, texts, truncate=settings.truncate)
+        source = open_source(settings)
+        _check_apart(source, settings.output_dir)
+        sha256, rows = source.fingerprint()
+        if rows == 0:
+            raise InputError(f"source is {settings.source!r}, but there are no pictures, expected one: check the path")
+        _check_columns(source, settings)
+        typed = settings.model_dump(mode="json") | values.model_dump(mode="json", exclude_none=True)
+        # A scale that is measured follows from the checkpoint.
+        decisive: Record = {name: typed[name] for name in _DECISIVE} | {"checkpoint": digests(config, settings.tuned)}
+        if not settings.vectors:
+            decisive |= {name: typed[name] for name in _SAMPLING}
+        record = decisive | {name: typed[name] for name in (*_ROWS, *_RESULTS)}
+        record["source"] = {"sha256": sha256, "rows": rows, "columns": settings.columns}
+        manifest = Manifest(epath.Path(settings.output_dir), record)
+        reader = Reader(config, settings, values, digest_of(decisive))
+        return cls(settings, config, values, source, rows, manifest, reader)
+
+    @property
+    def shards(self) -> int:
+        return -(-self.rows // self.settings.shard_size)
+
+
+@dataclass
+class _Work:
+    """What is left to do of a process's shards."""
+
+    whole: set[int] = field(default_factory=set)
+    partly: dict[int, set[int]] = field(default_factory=dict)
+    """Shards in which some rows have failed, with the numbers of those rows."""
+    finished: list[Header] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+
+    def wants(self, row: int, shard_size: int) -> bool:
+        shard = row // shard_size
+        return shard in self.whole or row in self.partly.get(shard, ())
+
+
+def batch(settings: BatchSettings, report: Report, make_device: Callable[..., Device] = Sampler.make) -> BatchOutcome:
+    """Does what is left of a job, or of this process's shards of it.
+
+    Args:
+        make_device: makes what runs batches, from `Sampler.make`'s arguments.
+    """
+    index, count = _process(settings)
+    job = _Job.make(read_job(settings.job))
+    job.manifest.claim()
+    mine = range(index, job.shards, count)
+    work = _left(job.manifest, mine, settings)
+    started = time.perf_counter()
+    progress, notes, interrupted = Progress(), tuple(work.notes), False
+    if work.whole or work.partly:
+        converter = Converter(job.config, job.settings)
+        notes += converter.notes
+        mesh = make_mesh(None, jax.local_devices())
+        device = make_device(converter.bundle, converter.projection, job.settings, job.values, mesh)
+        total = _rows_of(work, job)
+        with _stop_signals() as stop:
+            run = Run(
+                job=job.settings,
+                manifest=job.manifest,
+                device=device,
+                batch_size=job.settings.batch_size * mesh.size,
+                kept=lambda shard: _kept(job.manifest, work, shard),
+                stopping=lambda progress: stop.is_set() or _too_many(progress, settings),
+                report=lambda done: report(min(1.0, done / total)),
+            )
+            wanted = job.source.rows(lambda row: work.wants(row, job.settings.shard_size))
+            progress = run(wanted, job.reader)
+            interrupted = stop.is_set()
+    left = [header for header in work.finished if header.failed]
+    before = itertools.chain.from_iterable(_failures(job.manifest, header.shard) for header in left)
+    return BatchOutcome(
+        folder=job.settings.output_dir,
+        rows=job.rows,
+        shards=job.shards,
+        mine=len(mine),
+        skipped=len(work.finished),
+        progress=progress,
+        failures=list(itertools.islice(itertools.chain(progress.failures, before), _SHOWN_FAILURES)),
+        failed=progress.failed + sum(header.failed for header in left),
+        seconds=time.perf_counter() - started,
+        interrupted=interrupted,
+        stopped=_stopped(progress, settings),
+        notes=notes,
+        manifest=job.manifest.sum_up(job.shards),
+    )
+
+
+def read_job(path: Path) -> JobSettings:
+    """A job's file.
+
+    Raises:
+        InputError: it cannot be read, is no YAML mapping, or holds what is no setting of a job.
+    """
+    name = printable(path)
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise InputError(f"{name}: {error.strerror}, expected a job's file: check the path") from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        reason = " ".join(str(error).split())
+        raise InputError(f"{name}: found no readable YAML ({reason}), expected a job's settings: correct it") from None
+    if not isinstance(values, dict) or not all(isinstance(key, str) for key in values):
+        raise InputError(f"{name}: found no mapping, expected `name: value` on each line: correct it")
+    try:
+        return JobSettings(**values)
+    except InputError as error:
+        raise InputError(f"{name}: {error}") from None
+
+
+def _process(settings: BatchSettings) -> tuple[int, int]:
+    index, count = settings.process()
+    if count == 1 and settings.process_count is None and jax.distributed.is_initialized():
+        return jax.process_index(), jax.process_count()
+    return index, count
+
+
+def _check_apart(source: Source, output: str) -> None:
+    """Refuses results among the inputs: the next run would take them for inputs."""
+    if isinstance(source, Folder) and is_local(source.path):
+        folder = Path(source.path).resolve()
+        if "://" not in output and Path(output).resolve().is_relative_to(folder):
+            raise InputError(
+                f"output_dir {printable(output)} lies in the source {printable(os.fspath(source.path))}, expected a "
+                "place of its own: choose another"
+            )
+
+
+def _check_columns(source: Source, settings: JobSettings) -> None:
+    """Refuses a data set whose first row has columns that are no settings, a mistake in every row."""
+    for name in settings.columns or {}:
+        if name not in Row.model_fields:
+            raise InputError(
+                f"columns names {name!r}, expected one of a row's settings, {', '.join(Row.model_fields)}: correct it"
+            )
+    first = next(iter(source.rows(lambda row: row == 0)), None)
+    unknown = [] if first is None or settings.columns is not None else sorted(set(first.values) - set(Row.model_fields))
+    if first is not None and first.error is None and unknown:
+        raise InputError(
+            f"the first row has the column {printable(str(unknown[0]))!r}, which is no setting of a row: say with "
+            "`columns` which are to be read, such as `columns: {picture: picture}`"
+        )
+
+
+def _left(manifest: Manifest, mine: range, settings: BatchSettings) -> _Work:
+    """Looks at every shard of this process."""
+    work = _Work()
+    for shard in mine:
+        header = manifest.header(shard)
+        if header is None:
+            if manifest.path(shard).exists():
+                work.notes.append(f"{manifest.path(shard).name} is damaged: the shard is done again")
+            work.whole.add(shard)
+        elif problem := manifest.problem(header, thorough=settings.verify):
+            work.notes.append(f"{problem}: the shard is done again")
+            work.whole.add(shard)
+        elif header.failed and settings.retry_failed:
+            failed = {record["row"] for record in manifest.records(shard) if record["status"] == "failed"}
+            work.partly[shard] = failed
+        else:
+            work.finished.append(header)
+    return work
+
+
+def _kept(manifest: Manifest, work: _Work, shard: int) -> list[Record]:
+    """The results that stay in a shard, others of which are tried again."""
+    if shard not in work.partly:
+        return []
+    return [record for record in manifest.records(shard) if record["status"] == "done"]
+
+
+def _rows_of(work: _Work, job: _Job) -> int:
+    size = job.settings.shard_size
+    whole = sum(min(size, job.rows - shard * size) for shard in work.whole)
+    return whole + sum(map(len, work.partly.values()))
+
+
+def _failures(manifest: Manifest, shard: int) -> Iterator[Record]:
+    return (record for record in manifest.records(shard) if record["status"] == "failed")
+
+
+def _too_many(progress: Progress, settings: BatchSettings) -> bool:
+    return settings.max_failures is not None and progress.failed > settings.max_failures
+
+
+def _stopped(progress: Progress, settings: BatchSettings) -> str | None:
+    if not _too_many(progress, settings):
+        return None
+    return (
+        f"stopped: {progress.failed} rows have failed, more than --max-failures {settings.max_failures}; the finished "
+        "shards are whole"
+    )
+
+
+@contextmanager
+def _stop_signals() -> Iterator[threading.Event]:
+    """SIGTERM and the first SIGINT ask to stop; the second SIGINT ends the run."""
+    stop = threading.Event()
+
+    def handle(number: int, frame: Any) -> None:
+        if number == signal.SIGINT and stop.is_set():
+            raise KeyboardInterrupt
+        stop.set()
+
+    before = {number: signal.signal(number, handle) for number in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        yield stop
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

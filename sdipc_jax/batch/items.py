@@ -1,0 +1,177 @@
+"""From a row of the data set to what the device needs, and to the id that names it for ever."""
+
+import hashlib
+import json
+import threading
+from collections import Counter
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float32, Int32
+
+from sdipc_jax.batch.settings import JobSettings, Row
+from sdipc_jax.batch.sources import RawRow
+from sdipc_jax.batch.storage import read_input
+from sdipc_jax.bundle import Config
+from sdipc_jax.errors import InputError
+from sdipc_jax.images import decode_picture, preprocess
+from sdipc_jax.outputs import Record
+from sdipc_jax.settings import Defaults
+from sdipc_jax.tokens import token_ids
+
+Size = tuple[int, int]
+
+# The tokenizer is not made for several threads at once.
+_TOKENIZING = threading.Lock()
+
+
+@dataclass(frozen=True)
+class Item:
+    """A row that was read, or that cannot be used.
+
+    Attributes:
+        row: its number in the job.
+        key: sha256 of its inputs' bytes and all settings that count: equal rows have equal keys.
+        record: what its JSON line says of it, without its id.
+        error: why it cannot be used; then the rest is empty.
+        pixels: its pictures, preprocessed.
+        tokens: its text's.
+        negative: its negative prompt's tokens.
+    """
+
+    row: int
+    key: str
+    record: Record
+    error: str | None = None
+    pixels: tuple[Float32[np.ndarray, "S S 3"], ...] = ()
+    tokens: Int32[np.ndarray, " L"] | None = None
+    negative: Int32[np.ndarray, " L"] | None = None
+
+    @property
+    def size(self) -> Size:
+        """(height, width) of the picture to be made."""
+        return self.record.get("height", 0), self.record.get("width", 0)
+
+
+@dataclass(frozen=True)
+class Reader:
+    """Reads rows; called from several threads at once.
+
+    Attributes:
+        values: what the checkpoint decides where the job is silent.
+        identity: digest of everything in the job and its checkpoint that counts for every row.
+    """
+
+    config: Config
+    job: JobSettings
+    values: Defaults
+    identity: str
+
+    @property
+    def sizes(self) -> tuple[Size, ...]:
+        """What rows may ask for; the first is the job's own."""
+        return ((self.values.height, self.values.width), *self.job.sizes)
+
+    def __call__(self, raw: RawRow) -> Item:
+        try:
+            row, inputs = raw.parse(self.job.columns)
+        except InputError as error:
+            return Item(raw.number, self._key({"values": raw.values}), {}, str(error))
+        pixels, notes, contents, errors = [], list[str](), list[str | None](), []
+        for each in inputs:
+            digest = None
+            try:
+                data = each.where if isinstance(each.where, bytes) else read_input(each.where)
+                # Of the very bytes that are decoded: a file that changes meanwhile is one version or the other.
+                digest = hashlib.sha256(data).hexdigest()
+                picture = decode_picture(data, each.name)
+                pixels.append(preprocess(picture.pixels, self.config.vision_side.preprocessing))
+                notes += picture.notes
+            except InputError as error:
+                errors.append(str(error))
+            contents.append(digest)
+        record: Record = {"inputs": [each.name for each in inputs], "input_sha256": contents}
+        if len(inputs) > 1:
+            record["weights"] = list(row.weights or [1.0] * len(inputs))
+        if not self.job.vectors:
+            record |= self._settings(row)
+        named = [digest or {"name": each.name} for digest, each in zip(contents, inputs, strict=True)]
+        key = self._key(record | {"inputs": named, "input_sha256": None})
+        if notes:
+            record["notes"] = notes
+        tokens: list[np.ndarray | None] = [None, None]
+        if not errors and not self.job.vectors:
+            try:
+                tokens = [*self._tokens(record)]
+            except InputError as error:
+                errors.append(str(error))
+        if errors:
+            return Item(raw.number, key, record, errors[0])
+        return Item(raw.number, key, record, None, tuple(pixels), *tokens)
+
+    def _settings(self, row: Row) -> Record:
+        """How the row's picture is sampled; without a seed of its own, its id will give the index."""
+        job, (height, width) = self.job, self.sizes[0]
+        text = job.text if row.text is None else row.text
+        return {
+            "text": text,
+            "alpha": None if text is None else job.alpha if row.alpha is None else row.alpha,
+            "negative_prompt": job.negative_prompt if row.negative_prompt is None else row.negative_prompt,
+            "seed": job.seed if row.seed is None else row.seed,
+            "index": None if row.seed is None else 0,
+            "height": row.height or height,
+            "width": row.width or width,
+        }
+
+    def _tokens(self, record: Record) -> list[np.ndarray]:
+        size = record["height"], record["width"]
+        if size not in self.sizes:
+            known = ", ".join(f"{height}x{width}" for height, width in self.sizes)
+            raise InputError(f"height x width is {size[0]}x{size[1]}, expected one of the job's sizes, {known}: add it")
+        texts = (record["text"] or "", record["negative_prompt"])
+        return [_tokens_of(self.config, text, self.job.truncate) for text in texts]
+
+    def _key(self, content: Any) -> str:
+        return digest_of([self.identity, content])
+
+
+class Ids:
+    """Gives each row of a shard its id: sha256 of its key and of k, the number of equal rows before it.
+
+    Args:
+        taken: ids in the shard that are given already.
+    """
+
+    def __init__(self, taken: set[str]) -> None:
+        self._taken, self._next = taken, Counter[str]()
+
+    def give(self, key: str) -> str:
+        """The next id of a key."""
+        while True:
+            found = hashlib.sha256(f"{key} {self._next[key]}".encode()).hexdigest()
+            self._next[key] += 1
+            if found not in self._taken:
+                self._taken.add(found)
+                return found
+
+
+def index_of(item_id: str) -> int:
+    """The number of the variation that a row without a seed is: the first 32 bits of its id."""
+    return int(item_id[:8], 16)
+
+
+def digest_of(content: Any) -> str:
+    """The sha256 of anything that JSON can hold, of bytes by their own digest."""
+
+    def encode(value: Any) -> str:
+        return hashlib.sha256(value).hexdigest() if isinstance(value, bytes) else str(value)
+
+    return hashlib.sha256(json.dumps(content, sort_keys=True, default=encode).encode()).hexdigest()
+
+
+@lru_cache(maxsize=4096)
+def _tokens_of(config: Config, text: str, truncate: bool) -> Int32[np.ndarray, " L"]:
+    with _TOKENIZING:
+        return token_ids(config, [text], truncate=truncate)[0]

@@ -1,0 +1,274 @@
+"""Reading, decoding, sampling, encoding and writing at once, each in its own threads, with queues that are short.
+
+rows and batches (a thread, with readers)  ->  device (main thread)  ->  shards (a thread, with encoders)
+"""
+
+import itertools
+import os
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from hashlib import sha256
+from typing import Protocol
+
+import numpy as np
+
+from sdipc_jax.batch.items import Ids, Item, Size, index_of
+from sdipc_jax.batch.manifest import Manifest
+from sdipc_jax.batch.sampler import Batch
+from sdipc_jax.batch.settings import JobSettings
+from sdipc_jax.batch.shards import Shard, container, encode_picture, encode_vector, file_name
+from sdipc_jax.batch.sources import RawRow
+from sdipc_jax.batch.threads import Ahead, Behind, map_ahead
+from sdipc_jax.errors import InputError
+from sdipc_jax.images import printable
+from sdipc_jax.outputs import Record
+from sdipc_jax.parallel import Watchdog
+
+_BATCHES_AHEAD = 2
+_RESULTS_BEHIND = 4
+_SHOWN_FAILURES = 10
+
+
+# A batch, its pictures or vectors, and which of them the safety checker flagged.
+Results = tuple[Batch, np.ndarray, np.ndarray]
+
+
+class Device(Protocol):
+    """What runs batches: a `Sampler`."""
+
+    def vectors(self, items: Sequence[Item]) -> np.ndarray: ...
+
+    def pictures(self, batch: Batch) -> tuple[np.ndarray, np.ndarray]: ...
+
+
+@dataclass(frozen=True)
+class End:
+    """All rows of a shard have been read, and its last batch is on its way.
+
+    Attributes:
+        failed: the records of rows that cannot be used.
+    """
+
+    shard: int
+    failed: list[Record]
+
+
+@dataclass
+class Progress:
+    """What has happened in this run.
+
+    Attributes:
+        failures: the first ten.
+        busy: seconds in which the device worked, those that compiled left out.
+        seconds: that busy is a share of.
+    """
+
+    done: int = 0
+    failed: int = 0
+    failures: list[Record] = field(default_factory=list)
+    shards: int = 0
+    batches: int = 0
+    busy: float = 0.0
+    seconds: float = 0.0
+
+    @property
+    def waiting(self) -> float | None:
+        """The share of the time in which the device waited for the host; None where too little ran to tell."""
+        return 1 - self.busy / self.seconds if self.seconds else None
+
+    def fail(self, record: Record) -> None:
+        self.failed += 1
+        if len(self.failures) < _SHOWN_FAILURES:
+            self.failures.append(record)
+
+
+@dataclass(frozen=True)
+class Run:
+    """One run over some of a job's shards.
+
+    Attributes:
+        kept: records of results that stay in a shard whose other rows are done again.
+        stopping: asked between batches whether to stop.
+        report: called with the number of rows that are done or failed.
+    """
+
+    job: JobSettings
+    manifest: Manifest
+    device: Device
+    batch_size: int
+    kept: Callable[[int], list[Record]]
+    stopping: Callable[[Progress], bool]
+    report: Callable[[int], None]
+    progress: Progress = field(default_factory=Progress)
+
+    def __call__(self, rows: Iterable[RawRow], reader: Callable[[RawRow], Item]) -> Progress:
+        """Does what the rows ask for, all rows of a shard one after the other; gives what has happened.
+
+        A shard that is not finished when the run stops leaves nothing.
+        """
+        threads = max(4, 2 * (os.cpu_count() or 1))
+        with ThreadPoolExecutor(threads, "reader") as readers, ThreadPoolExecutor(threads, "encoder") as encoders:
+            items = map_ahead(readers, reader, rows, ahead=_BATCHES_AHEAD * self.batch_size + threads)
+            writer = _Writer(self.job, self.manifest, self.kept, self.progress, encoders)
+            with Ahead(self._batches(items), _BATCHES_AHEAD) as events, Behind(writer, _RESULTS_BEHIND) as behind:
+                self._work(events, behind)
+        return self.progress
+
+    def _batches(self, items: Iterable[Item]) -> Iterator[Batch | End]:
+        """Batches hold rows of one shard, in order, so that they are the same whoever does the shard."""
+        for shard, group in itertools.groupby(items, key=lambda item: item.row // self.job.shard_size):
+            ids = Ids({record["id"] for record in self.kept(shard)})
+            pending: dict[Size, list[tuple[Item, str]]] = {}
+            failed = []
+            for item in group:
+                item_id = ids.give(item.key)
+                if item.error is not None:
+                    failed.append(failure(item.row, item_id, item.record, item.error))
+                    self.progress.fail(failed[-1])
+                    continue
+                batch = pending.setdefault(item.size, [])
+                batch.append((item, item_id))
+                if len(batch) == self.batch_size:
+                    yield Batch(item.size, *zip(*pending.pop(item.size), strict=True))
+            for size, batch in pending.items():
+                yield Batch(size, *zip(*batch, strict=True))
+            yield End(shard, failed)
+
+    def _work(self, events: Iterator[Batch | End], behind: Behind[Results | End]) -> None:
+        compiled: set[Size] = set()
+        started: float | None = None
+        compiling = 0.0
+        with Watchdog() as watchdog:
+            for event in events:
+                if isinstance(event, End):
+                    behind.put(event)
+                else:
+                    begun = time.perf_counter()
+                    if event.size in compiled:
+                        with watchdog.step():
+                            results = self._results(event)
+                        self.progress.busy += time.perf_counter() - begun
+                    else:
+                        results = self._results(event)
+                        compiled.add(event.size)
+                        compiling += time.perf_counter() - begun
+                    self.progress.batches += 1
+                    if started is None:
+                        started, compiling = time.perf_counter(), 0.0
+                    self.progress.seconds = time.perf_counter() - started - compiling
+                    behind.put(results)
+                    self.report(self.progress.done + self.progress.failed)
+                if self.stopping(self.progress):
+                    return
+
+    def _results(self, batch: Batch) -> Results:
+        if self.job.vectors:
+            return batch, self.device.vectors(batch.items), np.zeros(len(batch.items), bool)
+        return batch, *self.device.pictures(batch)
+
+
+class _Writer:
+    """Encodes results and writes them, a shard after the other; called in one thread."""
+
+    def __init__(
+        self,
+        job: JobSettings,
+        manifest: Manifest,
+        kept: Callable[[int], list[Record]],
+        progress: Progress,
+        encoders: ThreadPoolExecutor,
+    ) -> None:
+        self.job, self.manifest, self.kept, self.progress, self.encoders = job, manifest, kept, progress, encoders
+        self.shard: Shard | None = None
+        self.records: list[Record] = []
+
+    def __call__(self, event: Results | End) -> None:
+        if isinstance(event, End):
+            self._finish(event)
+            return
+        batch, results, flagged = event
+        shard = self._open(batch.items[0].row // self.job.shard_size)
+        encode = encode_vector if self.job.vectors else self._encode
+        for item, item_id, data, is_flagged in zip(
+            batch.items, batch.ids, self.encoders.map(encode, results), flagged, strict=True
+        ):
+            self._add(shard, _success(item, item_id, data, self.job, bool(is_flagged)), data)
+
+    def close(self) -> None:
+        """Leaves nothing of a shard that is not finished."""
+        if self.shard is not None:
+            self.shard.close()
+            self.shard = None
+
+    def _encode(self, pixels: np.ndarray) -> bytes:
+        return encode_picture(pixels, self.job)
+
+    def _open(self, number: int) -> Shard:
+        if self.shard is None:
+            self.records = []
+            self.shard = shard = container(self.job)(self.manifest.folder, number)
+            if kept := self.kept(number):
+                for record, data in shard.read(self.manifest.folder, number, kept):
+                    shard.add(record, data)
+                    self.records.append(record)
+        return self.shard
+
+    def _add(self, shard: Shard, record: Record, data: bytes) -> None:
+        try:
+            shard.add(record, data)
+        except (OSError, InputError) as error:
+            record = failure(record["row"], record["id"], record, f"cannot be written: {_reason(error)}")
+            self.progress.fail(record)
+        else:
+            self.progress.done += 1
+        self.records.append(record)
+
+    def _finish(self, end: End) -> None:
+        shard = self._open(end.shard)
+        records = sorted([*self.records, *end.failed], key=lambda record: record["row"])
+        try:
+            files = shard.finish()
+        except (OSError, InputError) as error:
+            kept = {record["id"] for record in self.kept(end.shard)}
+            reason, files = f"cannot be written: {_reason(error)}", {}
+            lost = [record for record in records if record["status"] == "done" and record["id"] not in kept]
+            self.progress.done -= len(lost)
+            failed = {each["id"]: failure(each["row"], each["id"], each, reason) for each in lost}
+            for each in failed.values():
+                self.progress.fail(each)
+            if kept:
+                # What was there before still is, and its manifest is right.
+                return
+            # The results are lost, but not the rows: --retry-failed does them again.
+            records = [failed.get(record["id"], record) for record in records]
+        finally:
+            self.close()
+        try:
+            self.manifest.enter(end.shard, records, files)
+        except OSError as error:
+            raise InputError(
+                f"{printable(os.fspath(self.manifest.path(end.shard)))}: {_reason(error)}, expected a folder to write "
+                "to: see to the storage and start the job again"
+            ) from error
+        self.progress.shards += 1
+
+
+def failure(row: int, item_id: str, record: Record, reason: str) -> Record:
+    """The line of a row that failed."""
+    left_out = ("row", "id", "status", "file", "sha256", "flagged", "error")
+    rest = {name: value for name, value in record.items() if name not in left_out}
+    return {"row": row, "id": item_id, "status": "failed", "error": reason} | rest
+
+
+def _success(item: Item, item_id: str, data: bytes, job: JobSettings, flagged: bool) -> Record:
+    record = {"row": item.row, "id": item_id, "status": "done", "file": file_name(item.row, job)}
+    record |= {"sha256": sha256(data).hexdigest()} | item.record
+    if "index" in record and record["index"] is None:
+        record["index"] = index_of(item_id)
+    return record | ({"flagged": True} if flagged else {})
+
+
+def _reason(error: Exception) -> str:
+    return getattr(error, "strerror", None) or str(error)

@@ -1,0 +1,148 @@
+"""What people type: the command's options, the job's file, and a row of the data set."""
+
+import os
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+import tyro
+from pydantic import Field, model_validator
+
+from sdipc_jax.errors import InputError
+from sdipc_jax.settings import (
+    CommandSettings,
+    Count,
+    Finite,
+    ProjectionSettings,
+    SamplerSettings,
+    Seed,
+    Settings,
+    Side,
+)
+
+# Where launchers write which process this is, and of how many; the first pair that is set counts.
+_LAUNCHERS = (
+    ("SDIPC_PROCESS_INDEX", "SDIPC_PROCESS_COUNT"),
+    ("SLURM_PROCID", "SLURM_NTASKS"),
+    ("OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_SIZE"),
+)
+
+_Path = Annotated[str, Field(min_length=1)]
+
+
+def _option(metavar: str, default: str) -> Any:
+    return tyro.conf.arg(constructor=str, metavar=metavar, help_behavior_hint=f"(default: {default})")
+
+
+class BatchSettings(CommandSettings):
+    """Resumable generation over a data set: run it again, and it goes on where it stopped."""
+
+    job: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="JOB.yaml")]
+    """The job's file; README has its keys."""
+    process_index: Annotated[Annotated[int, Field(ge=0)] | None, _option("INT", "as the launcher says, else 0")] = None
+    """Which of the processes this is: it takes the shards with shard % process_count == process_index."""
+    process_count: Annotated[Count | None, _option("INT", "as the launcher says, else 1")] = None
+    """How many processes share the job."""
+    verify: bool = False
+    """Read every finished shard and do those again that are damaged; otherwise their sizes are compared."""
+    retry_failed: bool = False
+    """Try the failed rows of finished shards again."""
+    max_failures: Annotated[Annotated[int, Field(ge=0)] | None, _option("INT", "no limit")] = None
+    """Stop when more rows than this have failed in this run."""
+
+    @model_validator(mode="after")
+    def _both_or_none(self) -> Self:
+        if (self.process_index is None) != (self.process_count is None):
+            raise ValueError("found one of process-index and process-count, expected both: give the other one too")
+        return self
+
+    def process(self) -> tuple[int, int]:
+        """(index, count), from the options or the launcher's environment; neither needs `jax.distributed`.
+
+        Raises:
+            InputError: they are no numbers, or the index is not below the count.
+        """
+        found: tuple[Any, Any] = (self.process_index, self.process_count)
+        if self.process_count is None:
+            pairs = ((os.environ.get(index), os.environ.get(count)) for index, count in _LAUNCHERS)
+            found = next((pair for pair in pairs if None not in pair), (0, 1))
+        try:
+            index, count = map(int, found)
+        except ValueError:
+            index, count = -1, 0
+        if not 0 <= index < count:
+            raise InputError(
+                f"process-index is {found[0]} and process-count {found[1]}, expected an index from 0 to count - 1: "
+                "correct them"
+            )
+        return index, count
+
+
+class JobSettings(SamplerSettings, ProjectionSettings):
+    """A job's file."""
+
+    source: _Path | tuple[_Path, ...]
+    """A folder of pictures, a .jsonl file, .tar shards or .parquet files, here or on any path that etils.epath opens.
+    Names may hold `*` and `{00..07}`."""
+    output_dir: _Path = "out"
+    """Where the shards go, here or on any path that etils.epath opens."""
+    columns: dict[str, str] | None = None
+    """Which column gives which of a row's settings, such as `{picture: image}`; every other column is ignored. Without
+    it, all columns have to be settings of a row."""
+    text: str | None = None
+    """What to change in every picture (eq. 8), where its row says nothing."""
+    alpha: Finite = 0.9
+    """Weight of that text."""
+    sizes: tuple[tuple[Side, Side], ...] = ()
+    """[height, width] that rows may ask for besides the job's own. Each is compiled once."""
+    vectors: bool = False
+    """Write the pictures' vectors (eq. 6, bfloat16) and sample nothing."""
+    container: Literal["tar", "folder"] = "tar"
+    """What a shard of pictures is."""
+    format: Literal["png", "webp"] = "png"
+    """Of the pictures."""
+    quality: Annotated[int, Field(ge=1, le=100)] = 90
+    """WebP's; 100 is lossless."""
+    shard_size: Count = 1024
+    """Rows in a shard: what is done again at most after a kill. Best a multiple of the batch on all devices."""
+    batch_size: Count = 16
+    """Pictures that a device samples at once."""
+
+
+class Row(Settings):
+    """A row of the data set."""
+
+    picture: _Path | None = None
+    """A picture's path, relative to the file that names it."""
+    pictures: tuple[_Path, ...] = ()
+    """Or several, whose vectors are averaged."""
+    weights: tuple[Finite, ...] = ()
+    """Of the pictures in that average; as many, and with a sum that is not 0."""
+    text: str | None = None
+    """What to change (eq. 8)."""
+    alpha: Finite | None = None
+    """Weight of the text."""
+    negative_prompt: str | None = None
+    """What guidance leads away from."""
+    seed: Seed | None = None
+    """Gives variation 0 of this seed. Without it the row's id numbers a variation of the job's seed."""
+    height: Side | None = None
+    """One of the job's sizes."""
+    width: Side | None = None
+    """One of the job's sizes."""
+
+    @model_validator(mode="after")
+    def _pictures_and_weights(self) -> Self:
+        if (self.picture is None) != bool(self.pictures):
+            raise ValueError("found both or neither of picture and pictures, expected one of them: name the picture")
+        if self.weights and len(self.weights) != len(self.names):
+            raise ValueError(
+                f"found {len(self.weights)} weights for {len(self.names)} pictures, expected as many: correct them"
+            )
+        if self.weights and not abs(sum(self.weights)) > 1e-6 * sum(map(abs, self.weights)):
+            raise ValueError(f"weights are {list(self.weights)}, expected a sum that is not 0: correct them")
+        return self
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The pictures' paths."""
+        return self.pictures or (self.picture or "",)

@@ -1,0 +1,178 @@
+"""Files, here or on an object store: read and written with retries, whole under their names or not there at all."""
+
+import errno
+import hashlib
+import os
+import secrets
+import shutil
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import IO, Any, TypeVar
+
+from etils import epath
+
+from sdipc_jax.errors import InputError
+from sdipc_jax.images import MAX_BYTES, printable, read_bytes
+
+Result = TypeVar("Result")
+
+ATTEMPTS = 5
+_FIRST_PAUSE = 0.5
+# What another attempt cannot change.
+_PERMANENT = {
+    *(errno.ENOENT, errno.EACCES, errno.EPERM, errno.EISDIR, errno.ENOTDIR, errno.ENAMETOOLONG, errno.ELOOP),
+    *(errno.EROFS, errno.EINVAL, errno.EEXIST),
+}
+
+
+def retrying(work: Callable[[], Result]) -> Result:
+    """Up to five attempts, with pauses of 0.5, 1, 2 and 4 seconds, as long as the storage is at fault.
+
+    Raises:
+        OSError, InputError: those of the last attempt.
+    """
+    for attempt in range(ATTEMPTS):
+        try:
+            return work()
+        except (OSError, InputError) as error:
+            fault = error if isinstance(error, OSError) else error.__cause__
+            if not isinstance(fault, OSError) or fault.errno in _PERMANENT or attempt == ATTEMPTS - 1:
+                raise
+            time.sleep(_FIRST_PAUSE * 2**attempt)
+    raise AssertionError
+
+
+def is_local(path: epath.Path) -> bool:
+    """Whether the path is on a file system, which has renames."""
+    return "://" not in os.fspath(path)
+
+
+def read_input(path: epath.Path) -> bytes:
+    """An input's bytes, at most 200 MB.
+
+    Raises:
+        InputError: there is none, it is empty or too large, or it cannot be read.
+    """
+    return retrying(lambda: read_bytes(os.fspath(path)) if is_local(path) else _read_remote(path))
+
+
+def _read_remote(path: epath.Path) -> bytes:
+    name = printable(os.fspath(path))
+    try:
+        length = path.stat().length
+        data = path.read_bytes() if 0 < length <= MAX_BYTES else b""
+    except OSError as error:
+        raise InputError(f"{name}: {error}, expected a file that can be read: check the path") from error
+    if not data:
+        raise InputError(f"{name}: found {length} bytes, expected 1 to {MAX_BYTES}: get the picture again")
+    return data
+
+
+def write(path: epath.Path, data: bytes) -> None:
+    """Writes a small file that is whole under its name, and on the disk, or is not there at all."""
+
+    def attempt() -> None:
+        if not is_local(path):
+            # What is put into an object store appears when it is complete.
+            path.write_bytes(data)
+            return
+        temporary = Path(path).with_name(temporary_name(path.name))
+        try:
+            with temporary.open("xb") as stream:
+                put(stream, data)
+                sync(stream)
+            rename(temporary, path)
+        finally:
+            temporary.unlink(missing_ok=True)
+
+    retrying(attempt)
+
+
+def append(stream: IO[bytes], data: bytes) -> None:
+    """Adds to the end of a local file, all or nothing."""
+    end = stream.tell()
+
+    def attempt() -> None:
+        stream.seek(end)
+        stream.truncate()
+        put(stream, data)
+        stream.flush()
+
+    try:
+        retrying(attempt)
+    except OSError:
+        stream.seek(end)
+        stream.truncate()
+        raise
+
+
+def publish(spool: Path, path: epath.Path) -> None:
+    """Gives a finished local file its final name and place; replaces what is there."""
+
+    def attempt() -> None:
+        if is_local(path):
+            rename(spool, path)
+            return
+        with spool.open("rb") as source, path.open("wb") as target:
+            shutil.copyfileobj(source, target, 1 << 24)
+
+    retrying(attempt)
+
+
+def spool_folder(folder: epath.Path) -> Path:
+    """Where a file is written before `publish`: beside its final place, so that a rename will do, or where temporary
+    files go."""
+    return Path(folder) if is_local(folder) else Path(tempfile.gettempdir())
+
+
+def temporary_name(name: str) -> str:
+    """A name that no finished file has; `leftovers` finds it again."""
+    return f".{name}.{secrets.token_hex(4)}.tmp"
+
+
+def remove_leftovers(folder: epath.Path, name: str) -> None:
+    """Removes what a killed process has left of a file; nothing that is finished."""
+    for path in spool_folder(folder).glob(f".{name}.????????.tmp"):
+        if path.is_dir():
+            shutil.rmtree(path, ignore_errors=True)
+        else:
+            path.unlink(missing_ok=True)
+
+
+def digest(path: epath.Path) -> str:
+    """The sha256 of a file."""
+
+    def attempt() -> str:
+        with path.open("rb") as stream:
+            found = hashlib.sha256()
+            while block := stream.read(1 << 22):
+                found.update(block)
+        return found.hexdigest()
+
+    return retrying(attempt)
+
+
+# The three things that a disk is asked to do; everything that is written goes through them.
+
+
+def put(stream: IO[bytes], data: Any) -> None:
+    """Writes bytes to an open file."""
+    stream.write(data)
+
+
+def sync(stream: IO[bytes]) -> None:
+    """Waits until an open file is on the disk."""
+    stream.flush()
+    os.fsync(stream.fileno())
+
+
+def rename(source: str | os.PathLike[str], target: str | os.PathLike[str]) -> None:
+    """Renames, and waits until the new name is on the disk."""
+    os.replace(source, target)
+    folder = os.open(os.path.dirname(os.path.abspath(target)), os.O_RDONLY)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)
