@@ -137,16 +137,29 @@ def generate_with_progress(
         The pictures, bit for bit those of `generate`, and which of them the safety checker flagged.
     """
     request, state = begin(bundle, context, **settings)
-    done, piece, total = 0, 1, request.evaluations
+    state = in_pieces(partial(advance, bundle, request), state, request.evaluations, report)
+    return finish(bundle, state)
+
+
+def in_pieces(
+    advance: Callable[[State, int, int], State],
+    state: State,
+    total: int,
+    report: Callable[[int, int], None],
+    piece: int | None = None,
+) -> State:
+    """All evaluations of the loop, in pieces of so many, or of about a second."""
+    done, size = 0, piece or 1
     while done < total:
-        last = min(done + piece, total)
+        last = min(done + size, total)
         started = time.perf_counter()
-        state = jax.block_until_ready(advance(bundle, request, state, done, last))
-        # The first piece may have compiled, so it only sets the pace for the second.
-        piece = max(1, int(_SECONDS_BETWEEN_REPORTS * (last - done) / (time.perf_counter() - started)))
+        state = jax.block_until_ready(advance(state, done, last))
+        if piece is None:
+            # The first piece may have compiled, so it only sets the pace for the second.
+            size = max(1, int(_SECONDS_BETWEEN_REPORTS * (last - done) / (time.perf_counter() - started)))
         done = last
         report(done, total)
-    return finish(bundle, state)
+    return state
 
 
 def begin(

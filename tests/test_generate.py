@@ -32,7 +32,7 @@ from sdipc_jax.images import Preprocessing, preprocess
 from sdipc_jax.models import CLIPVisionModel, StableDiffusionSafetyChecker
 from sdipc_jax.samplers import SAMPLERS
 from tests.random_weights import random_params, random_tree
-from tests.tiny import jax_tree
+from tests.tiny import jax_tree, quick_unet
 
 # The package's attribute of this name is the function.
 MODULE: Any = importlib.import_module("sdipc_jax.generate")
@@ -45,16 +45,8 @@ CLOSE = 2 / 255
 
 @pytest.fixture(scope="module")
 def least(tiny: Bundle) -> Bundle:
-    """The checkpoint with a UNet that compiles quickly: it reads prompts in its middle alone."""
-    unet = dataclasses.replace(
-        tiny.config.unet,
-        block_out_channels=(16,),
-        down_block_types=("DownBlock2D",),
-        up_block_types=("UpBlock2D",),
-        only_cross_attention=(False,),
-        attention_head_dim=(2,),
-    )
-    config = dataclasses.replace(tiny.config, unet=unet)
+    """The checkpoint with a UNet that compiles quickly."""
+    config = dataclasses.replace(tiny.config, unet=quick_unet(tiny.config.unet))
     weights = random_tree(config.abstract_params()["unet"], seed=0)
     return Bundle(tiny.params | {"unet": jax_tree(weights)}, config)
 

@@ -1,5 +1,8 @@
 """The mesh, processes that find each other, and the watchdog."""
 
+import json
+import os
+import re
 import socket
 import threading
 import time
@@ -12,9 +15,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from sdipc_jax import parallel
+from sdipc_jax import Bundle, generate_with_progress, parallel
 from sdipc_jax.errors import InputError, MissingProcessError
 from sdipc_jax.parallel import Watchdog, processes
+from tests.eight_devices import COLLECTIVES, small_bundle
 from tests.processes import finish, free_port, start
 
 
@@ -242,3 +246,79 @@ def test_a_step_that_hangs_ends_the_process() -> None:
     assert "sdipc: a step has taken more than 0.5 s, the usual is 0.01" in err
     assert "in stuck_in_here" in err
     assert 'File "<string>", line 16 in <module>' in err
+
+
+# tests/faults has 4 besides.
+SIZES = ("1", "2", "8")
+
+
+@pytest.fixture(scope="module")
+def eight(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """What `tests.eight_devices` prints."""
+    # Each program is compiled to be looked at, and again when it is called.
+    cache = os.environ.get("JAX_COMPILATION_CACHE_DIR", str(tmp_path_factory.mktemp("compiled")))
+    keep = {"JAX_COMPILATION_CACHE_DIR": cache, "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.3"}
+    ((code, out, err),) = finish([start(["-m", "tests.eight_devices", *SIZES], devices=8, **keep)], 300)
+    assert code == 0, err
+    return json.loads(out)
+
+
+def test_every_device_does_its_part_of_the_work_alone(eight: dict[str, Any]) -> None:
+    assert eight["devices"] == 8
+    alone = np.array(eight["programs"]["1"]["flops"])
+    assert (alone > 1e6).all()
+    for size in SIZES[1:]:
+        program = eight["programs"][size]
+        np.testing.assert_allclose(program["flops"], alone / int(size), rtol=5e-3)
+        assert program["collectives"] == [0, 0]
+
+
+def test_pictures_do_not_depend_on_the_number_of_devices(eight: dict[str, Any]) -> None:
+    alone = np.array(eight["pictures"]["1"])
+    assert len({picture.tobytes() for picture in alone}) == 8
+    for size in SIZES[1:]:
+        found = np.array(eight["pictures"][size])
+        assert found.shape == (7, 8, 8, 3)
+        np.testing.assert_allclose(found, alone[:7], atol=2 / 255)
+
+
+def test_collectives_are_seen(pair: jax.sharding.Mesh) -> None:
+    """What the test above looks for."""
+    spec, whole = jax.sharding.PartitionSpec("data"), jax.sharding.PartitionSpec()
+    total = jax.jit(jax.shard_map(lambda x: jax.lax.psum(x, "data"), mesh=pair, in_specs=spec, out_specs=whole))
+    assert re.search(COLLECTIVES, total.lower(parallel.place(pair, np.ones(4))).compile().as_text())
+
+
+@pytest.fixture(scope="module")
+def quick(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+    return small_bundle(tmp_path_factory.mktemp("quick"))
+
+
+def test_generate_over_a_mesh(quick: Bundle, pair: jax.sharding.Mesh) -> None:
+    shape = (3, quick.config.tokens.length, quick.config.unet.cross_attention_dim)
+    context = jnp.asarray(np.random.default_rng(0).standard_normal(shape, np.float32))
+    settings: dict[str, Any] = {"seeds": 3, "indices": np.arange(3), "steps": 3, "sampler": "pndm"}
+    # A prompt that guidance leads away from of its own for each shows that they stay together.
+    settings["negative"] = jnp.flip(context, 0)
+    settings["guidance_scale"] = np.array([2.0, 3.0, 7.5])
+    reports: list[tuple[int, int]] = []
+    pictures, flagged = parallel.generate(pair, quick, context, lambda *each: reports.append(each), **settings)
+    expected, _ = generate_with_progress(quick, context, lambda *_: None, **settings)
+    assert flagged.tolist() == [False] * 3
+    np.testing.assert_allclose(pictures, expected, atol=2 / 255)
+    assert reports[0] == (1, 4)
+    assert reports[-1] == (4, 4)
+    copied = parallel.replicate(pair, quick)
+    again, _ = parallel.generate(pair, copied, parallel.replicate(pair, context), **settings)
+    np.testing.assert_array_equal(again, pictures)
+    alone = parallel.make_mesh("data=1")
+    np.testing.assert_array_equal(parallel.generate(alone, quick, context, **settings)[0], expected)
+    np.testing.assert_array_equal(parallel.generate(alone, copied, context, **settings)[0], expected)
+
+
+def test_generate_refuses_what_the_sampler_refuses(quick: Bundle, pair: jax.sharding.Mesh) -> None:
+    context = jnp.zeros((2, quick.config.tokens.length, quick.config.unet.cross_attention_dim))
+    with pytest.raises(InputError, match="seeds is -1"):
+        parallel.generate(pair, quick, context, seeds=-1)
+    with pytest.raises(InputError, match="context has shape"):
+        parallel.generate(pair, quick, context[:, 1:], seeds=1)

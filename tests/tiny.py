@@ -98,6 +98,18 @@ def tiny_bundle(folder: Path, *, safety: bool = False, seed: int = 0, **changes:
     return Bundle(jax_tree(params), config)
 
 
+def quick_unet(unet: UNetConfig) -> UNetConfig:
+    """One that compiles in half the time: it reads prompts in its middle alone."""
+    return dataclasses.replace(
+        unet,
+        block_out_channels=(16,),
+        down_block_types=("DownBlock2D",),
+        up_block_types=("UpBlock2D",),
+        only_cross_attention=(False,),
+        attention_head_dim=(2,),
+    )
+
+
 def jax_tree(params: dict[str, Any]) -> dict[str, Any]:
     """The tree with JAX arrays as leaves."""
     return {name: jax_tree(leaf) if isinstance(leaf, dict) else jnp.asarray(leaf) for name, leaf in params.items()}

@@ -2,6 +2,19 @@
 
 from sdipc_jax.parallel.mesh import AXIS, make_mesh, pad, place, replicate
 from sdipc_jax.parallel.processes import abandon, agree, gather, initialize
+from sdipc_jax.parallel.sampling import generate
 from sdipc_jax.parallel.watchdog import Watchdog
 
-__all__ = ["AXIS", "Watchdog", "abandon", "agree", "gather", "initialize", "make_mesh", "pad", "place", "replicate"]
+__all__ = [
+    "AXIS",
+    "Watchdog",
+    "abandon",
+    "agree",
+    "gather",
+    "generate",
+    "initialize",
+    "make_mesh",
+    "pad",
+    "place",
+    "replicate",
+]

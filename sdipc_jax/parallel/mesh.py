@@ -94,9 +94,8 @@ def pad(tree: Tree, multiple: int) -> Tree:
     array([1, 2, 3, 3])
     """
 
-    def fill(leaf: Any) -> np.ndarray:
-        rows = np.asarray(leaf)
-        missing = -len(rows) % multiple
-        return np.concatenate([rows, np.repeat(rows[-1:], missing, axis=0)]) if missing else rows
+    def fill(leaf: Any) -> Any:
+        count = len(leaf)
+        return leaf[np.minimum(np.arange(-(-count // multiple) * multiple), count - 1)] if count % multiple else leaf
 
     return jax.tree.map(fill, tree)

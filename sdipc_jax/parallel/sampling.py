@@ -1,0 +1,104 @@
+"""The sampler over a mesh: on each device the program that one device alone would run, on its own rows."""
+
+from collections.abc import Callable
+from functools import partial
+from math import ceil
+from typing import Any, cast
+
+import jax
+from jax.sharding import Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+from jaxtyping import Array, Bool, Float
+
+from sdipc_jax.bundle import Bundle
+from sdipc_jax.generate import Request, State, advance, begin, finish, in_pieces
+from sdipc_jax.parallel.mesh import AXIS, Tree, pad, place, replicate
+
+# Of the progress bar, where several processes have to cut the loop in the same places.
+_PIECES = 20
+
+
+def generate(
+    mesh: Mesh,
+    bundle: Bundle,
+    context: Float[Array, "N L D"],
+    report: Callable[[int, int], None] | None = None,
+    **settings: Any,
+) -> tuple[Float[Array, "N H W 3"], Bool[Array, " N"]]:
+    """`sdipc_jax.generate` with the pictures divided over the devices of a mesh, which exchange nothing meanwhile.
+
+    A batch that the mesh does not divide is filled up, and what is too many cut off again. Pictures do not depend on
+    the number of devices, but for rounding: programs for batches of another size differ by up to 2 levels of 255. With
+    several processes, all must make the same call with the same values, and all get all pictures.
+
+    Args:
+        mesh: from `make_mesh`.
+        bundle: copied to every device unless `replicate` has done so.
+        report: called with the evaluations done and their total, from time to time.
+        settings: as for `sdipc_jax.generate`.
+
+    Returns:
+        The pictures, and which of them the safety checker flagged; not waited for.
+
+    Raises:
+        InputError: as `sdipc_jax.generate`.
+    """
+    request, state = begin(*_here((bundle, context)), **_here(settings))
+    count, total = len(context), request.evaluations
+    run, decode = partial(advance, bundle, request), partial(finish, bundle)
+    if mesh.size > 1:
+        bundle, request, state = replicate(mesh, bundle), _divided(mesh, request), place(mesh, pad(state, mesh.size))
+        run, decode = partial(advance_on, mesh, bundle, request), partial(finish_on, mesh, bundle)
+    if report is None:
+        state = run(state, 0, total)
+    else:
+        piece = ceil(total / _PIECES) if jax.process_count() > 1 else None
+        state = in_pieces(run, state, total, report, piece)
+    results = decode(state)
+    return results if mesh.size == 1 else _first_rows(mesh, count, results)
+
+
+@partial(jax.jit, static_argnums=0)
+def advance_on(mesh: Mesh, bundle: Bundle, request: Request, state: State, first: Any, last: Any) -> State:
+    """`generate.advance` on each device, with its part of a request and state."""
+    whole, divided = cast(Any, P()), cast(Any, P(AXIS))
+    parts = Request(whole, divided, divided, divided, whole, request.sampler)
+    specs = (whole, parts, divided, whole, whole)
+    return jax.shard_map(advance, mesh=mesh, in_specs=specs, out_specs=divided)(bundle, request, state, first, last)
+
+
+@partial(jax.jit, static_argnums=0)
+def finish_on(mesh: Mesh, bundle: Bundle, state: State) -> tuple[Float[Array, "N H W 3"], Bool[Array, " N"]]:
+    """`generate.finish` on each device, with its part of the state."""
+    return jax.shard_map(finish, mesh=mesh, in_specs=(P(), P(AXIS)), out_specs=P(AXIS))(bundle, state)
+
+
+def _divided(mesh: Mesh, request: Request) -> Request:
+    """A request with its rows on the devices: with each prompt its negative one."""
+    keys, guidance = place(mesh, pad((request.keys, request.guidance_scale), mesh.size))
+    halves = request.context.shape[0] // request.keys.shape[0]
+    each = len(keys) // mesh.size
+    context = request.context.reshape(halves, -1, *request.context.shape[1:]).swapaxes(0, 1)
+    context = pad(context, mesh.size).reshape(mesh.size, each, halves, *request.context.shape[1:])
+    context = place(mesh, context.swapaxes(1, 2).reshape(-1, *request.context.shape[1:]))
+    schedule, eta = replicate(mesh, (request.schedule, request.eta))
+    return Request(schedule, context, keys, guidance, eta, request.sampler)
+
+
+def _here(tree: Tree) -> Tree:
+    """Arrays that are whole on every device as they are on this process's first, without a copy."""
+
+    def one(leaf: Any) -> Any:
+        whole = isinstance(leaf, jax.Array) and len(leaf.sharding.device_set) > 1 and leaf.is_fully_replicated
+        return leaf.addressable_data(0) if whole else leaf
+
+    return jax.tree.map(one, tree)
+
+
+def _first_rows(mesh: Mesh, count: int, tree: Tree) -> Tree:
+    """The first rows of divided arrays, whole on every device, and so on every process."""
+    return jax.jit(_cut, static_argnums=0, out_shardings=NamedSharding(mesh, P()))(count, tree)
+
+
+def _cut(count: int, tree: Tree) -> Tree:
+    return jax.tree.map(lambda leaf: leaf[:count], tree)
