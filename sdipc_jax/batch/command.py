@@ -2,14 +2,11 @@
 
 import itertools
 import os
-import signal
-import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import jax
 import yaml
@@ -27,6 +24,7 @@ from sdipc_jax.checkpoints.load import read_config
 from sdipc_jax.commands import Converter, Report, decide, digests
 from sdipc_jax.errors import InputError
 from sdipc_jax.images import printable
+from sdipc_jax.interruption import Interruption, locked
 from sdipc_jax.outputs import Record
 from sdipc_jax.parallel import make_mesh
 from sdipc_jax.planning import duration
@@ -189,19 +187,19 @@ def batch(settings: BatchSettings, report: Report, make_device: Callable[..., De
         mesh = make_mesh(None, jax.local_devices())
         device = make_device(converter.bundle, converter.projection, job.settings, job.values, mesh)
         total = _rows_of(work, job)
-        with _stop_signals() as stop:
+        with Interruption() as interruption, _alone(job.manifest, index, count):
             run = Run(
                 job=job.settings,
                 manifest=job.manifest,
                 device=device,
                 batch_size=job.settings.batch_size * mesh.size,
                 kept=lambda shard: _kept(job.manifest, work, shard),
-                stopping=lambda progress: stop.is_set() or _too_many(progress, settings),
+                stopping=lambda progress: interruption.requested or _too_many(progress, settings),
                 report=lambda done: report(min(1.0, done / total)),
             )
             wanted = job.source.rows(lambda row: work.wants(row, job.settings.shard_size))
             progress = run(wanted, job.reader)
-            interrupted = stop.is_set()
+            interrupted = interruption.requested
     left = [header for header in work.finished if header.failed]
     before = itertools.chain.from_iterable(_failures(job.manifest, header.shard) for header in left)
     return BatchOutcome(
@@ -304,6 +302,13 @@ def _kept(manifest: Manifest, work: _Work, shard: int) -> list[Record]:
     return [record for record in manifest.records(shard) if record["status"] == "done"]
 
 
+def _alone(manifest: Manifest, index: int, count: int) -> AbstractContextManager[None]:
+    """Refuses to do the same part of the job twice at once, where the folder is on a file system."""
+    if not is_local(manifest.folder):
+        return nullcontext()
+    return locked(Path(manifest.folder, ".processes", f"{index}-of-{count}"))
+
+
 def _rows_of(work: _Work, job: _Job) -> int:
     size = job.settings.shard_size
     whole = sum(min(size, job.rows - shard * size) for shard in work.whole)
@@ -325,21 +330,3 @@ def _stopped(progress: Progress, settings: BatchSettings) -> str | None:
         f"stopped: {progress.failed} rows have failed, more than --max-failures {settings.max_failures}; the finished "
         "shards are whole"
     )
-
-
-@contextmanager
-def _stop_signals() -> Iterator[threading.Event]:
-    """SIGTERM and the first SIGINT ask to stop; the second SIGINT ends the run."""
-    stop = threading.Event()
-
-    def handle(number: int, frame: Any) -> None:
-        if number == signal.SIGINT and stop.is_set():
-            raise KeyboardInterrupt
-        stop.set()
-
-    before = {number: signal.signal(number, handle) for number in (signal.SIGTERM, signal.SIGINT)}
-    try:
-        yield stop
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)

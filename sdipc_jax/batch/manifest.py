@@ -164,6 +164,7 @@ class Manifest:
         present = {path.name for path in self.folder.iterdir()}
         if any(self.path(shard).name not in present for shard in range(shards)):
             return None
+        storage.remove_leftovers(self.folder, "")
         headers = [header for shard in range(shards) if (header := self.header(shard)) is not None]
         if len(headers) < shards:
             return None

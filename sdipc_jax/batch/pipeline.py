@@ -112,13 +112,16 @@ class Run:
         with ThreadPoolExecutor(threads, "reader") as readers, ThreadPoolExecutor(threads, "encoder") as encoders:
             items = map_ahead(readers, reader, rows, ahead=_BATCHES_AHEAD * self.batch_size + threads)
             writer = _Writer(self.job, self.manifest, self.kept, self.progress, encoders)
-            with Ahead(self._batches(items), _BATCHES_AHEAD) as events, Behind(writer, _RESULTS_BEHIND) as behind:
+            ahead = Ahead(self._batches(items), _BATCHES_AHEAD, lambda: self.stopping(self.progress))
+            with ahead as events, Behind(writer, _RESULTS_BEHIND) as behind:
                 self._work(events, behind)
         return self.progress
 
     def _batches(self, items: Iterable[Item]) -> Iterator[Batch | End]:
         """Batches hold rows of one shard, in order, so that they are the same whoever does the shard."""
         for shard, group in itertools.groupby(items, key=lambda item: item.row // self.job.shard_size):
+            if self.stopping(self.progress):
+                return
             ids = Ids({record["id"] for record in self.kept(shard)})
             pending: dict[Size, list[tuple[Item, str]]] = {}
             failed = []
@@ -144,6 +147,8 @@ class Run:
             for event in events:
                 if isinstance(event, End):
                     behind.put(event)
+                elif self.stopping(self.progress):
+                    return
                 else:
                     begun = time.perf_counter()
                     if event.size in compiled:
@@ -160,8 +165,6 @@ class Run:
                     self.progress.seconds = time.perf_counter() - started - compiling
                     behind.put(results)
                     self.report(self.progress.done + self.progress.failed)
-                if self.stopping(self.progress):
-                    return
 
     def _results(self, batch: Batch) -> Results:
         if self.job.vectors:

@@ -66,9 +66,10 @@ class TarShard(Shard):
 
     def __init__(self, folder: epath.Path, shard: int) -> None:
         self.path = folder / f"{shard_name(shard)}.tar"
-        storage.remove_leftovers(folder, self.path.name)
+        storage.remove_leftovers(folder, shard_name(shard))
         self.spool = storage.spool_folder(folder) / storage.temporary_name(self.path.name)
         self.stream = self.spool.open("xb")
+        self.held = storage.hold(self.spool)
 
     def add(self, record: Record, data: bytes) -> None:
         beside = f"{os.path.splitext(record['file'])[0]}.json"
@@ -83,6 +84,7 @@ class TarShard(Shard):
 
     def close(self) -> None:
         self.stream.close()
+        os.close(self.held)
         self.spool.unlink(missing_ok=True)
 
     @staticmethod
@@ -100,11 +102,12 @@ class FolderShard(Shard):
     def __init__(self, folder: epath.Path, shard: int) -> None:
         self.path = folder / shard_name(shard)
         self.files: Files = {}
-        storage.remove_leftovers(folder, self.path.name)
-        self.spool = self.path
+        storage.remove_leftovers(folder, shard_name(shard))
+        self.spool, self.held = self.path, -1
         if storage.is_local(folder):
             self.spool = epath.Path(storage.spool_folder(folder) / storage.temporary_name(self.path.name))
             self.spool.mkdir()
+            self.held = storage.hold(Path(self.spool))
 
     def add(self, record: Record, data: bytes) -> None:
         storage.write(self.spool / record["file"], data)
@@ -119,6 +122,7 @@ class FolderShard(Shard):
 
     def close(self) -> None:
         if storage.is_local(self.path):
+            os.close(self.held)
             shutil.rmtree(self.spool, ignore_errors=True)
 
     @staticmethod
@@ -134,7 +138,7 @@ class VectorShard(Shard):
     def __init__(self, folder: epath.Path, shard: int) -> None:
         self.path = folder / f"{shard_name(shard)}.safetensors"
         self.added: list[tuple[Record, bytes]] = []
-        storage.remove_leftovers(folder, self.path.name)
+        storage.remove_leftovers(folder, shard_name(shard))
 
     def add(self, record: Record, data: bytes) -> None:
         self.added.append((record, data))

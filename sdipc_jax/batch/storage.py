@@ -1,5 +1,6 @@
 """Files, here or on an object store: read and written with retries, whole under their names or not there at all."""
 
+import contextlib
 import errno
 import hashlib
 import os
@@ -81,6 +82,7 @@ def write(path: epath.Path, data: bytes) -> None:
         temporary = Path(path).with_name(temporary_name(path.name))
         try:
             with temporary.open("xb") as stream:
+                _lock(stream.fileno())
                 put(stream, data)
                 sync(stream)
             rename(temporary, path)
@@ -128,17 +130,37 @@ def spool_folder(folder: epath.Path) -> Path:
 
 
 def temporary_name(name: str) -> str:
-    """A name that no finished file has; `leftovers` finds it again."""
+    """A name that no finished file has; `remove_leftovers` finds it again."""
     return f".{name}.{secrets.token_hex(4)}.tmp"
 
 
+def hold(spool: Path) -> int:
+    """Marks a temporary file or folder as being written by this process, as long as the descriptor is open."""
+    descriptor = os.open(spool, os.O_RDONLY)
+    _lock(descriptor)
+    return descriptor
+
+
 def remove_leftovers(folder: epath.Path, name: str) -> None:
-    """Removes what a killed process has left of a file; nothing that is finished."""
-    for path in spool_folder(folder).glob(f".{name}.????????.tmp"):
-        if path.is_dir():
-            shutil.rmtree(path, ignore_errors=True)
-        else:
-            path.unlink(missing_ok=True)
+    """Removes what killed processes have left of files whose names begin so: nothing that is finished, or that another
+    process holds."""
+    for path in spool_folder(folder).glob(f".{name}*.tmp"):
+        with contextlib.suppress(OSError):
+            descriptor = os.open(path, os.O_RDONLY)
+            try:
+                _lock(descriptor)
+                if path.is_dir():
+                    shutil.rmtree(path)
+                else:
+                    path.unlink()
+            finally:
+                os.close(descriptor)
+
+
+def _lock(descriptor: int) -> None:
+    import fcntl  # Not on every system.
+
+    fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
 
 
 def digest(path: epath.Path) -> str:

@@ -41,10 +41,14 @@ def map_ahead(
 
 
 class Ahead(Generic[Value]):
-    """Iterates in a thread of its own, at most `size` values ahead; what is raised there is raised here."""
+    """Iterates in a thread of its own, at most `size` values ahead; what is raised there is raised here.
 
-    def __init__(self, values: Iterator[Value], size: int) -> None:
-        self._values = values
+    Args:
+        stopping: asked while there is nothing to take, and then ends the iteration.
+    """
+
+    def __init__(self, values: Iterator[Value], size: int, stopping: Callable[[], bool] = lambda: False) -> None:
+        self._values, self._stopping = values, stopping
         self._queue: queue.Queue[tuple[Value | None, BaseException | None]] = queue.Queue(size)
         self._closed = threading.Event()
         self._thread = threading.Thread(target=self._run, name="ahead", daemon=True)
@@ -76,7 +80,12 @@ class Ahead(Generic[Value]):
 
     def _iterate(self) -> Iterator[Value]:
         while True:
-            value, error = self._queue.get()
+            try:
+                value, error = self._queue.get(timeout=_SECONDS_BETWEEN_LOOKS)
+            except queue.Empty:
+                if self._stopping():
+                    return
+                continue
             if isinstance(error, StopIteration):
                 return
             if error is not None:
