@@ -62,7 +62,7 @@ def replicate(mesh: Mesh, tree: Tree) -> Tree:
     sharding = NamedSharding(mesh, P())
 
     def copy(leaf: Any) -> jax.Array:
-        if isinstance(leaf, jax.Array) and leaf.sharding.is_equivalent_to(sharding, leaf.ndim):
+        if isinstance(leaf, jax.Array) and leaf.sharding == sharding:
             return leaf
         copies = [jax.device_put(leaf, device) for device in mesh.local_devices]
         return jax.make_array_from_single_device_arrays(np.shape(leaf), sharding, copies)

@@ -87,14 +87,13 @@ def make_cache(
     config.latent_shape(height, width)
     preprocessing = config.vision_side.preprocessing
     pixels = np.stack([preprocess(picture, preprocessing) for picture in pictures])
-    targets = np.stack([_fit(picture, height, width) for picture in pictures])
-    latents, deviation = _in_batches(partial(_encode, bundle), targets, batch_size)
+    targets = np.stack([fit(picture, height, width) for picture in pictures])
+    latents, deviation = _in_batches(partial(encode, bundle), targets, batch_size)
     features = text = None
     if not settings.trains_prompts:
         features = _in_batches(partial(encode_images, bundle), pixels, batch_size)
     if captions is not None and settings.text_weight > 0:
-        tokens = tokenize(bundle, captions, truncate=True)
-        text = _in_batches(partial(text_prompt, bundle), tokens, batch_size)
+        text = encode_captions(bundle, captions, batch_size)
     return Cache(latents, deviation, pixels if settings.trains_prompts else None, features, text)
 
 
@@ -121,9 +120,15 @@ def choose_targets(
     return np.array([other(int(reference)) for reference in references], np.int64)
 
 
+def encode_captions(bundle: Bundle, captions: Sequence[str], batch_size: int = 4) -> Float32[np.ndarray, "N L D"]:
+    """The text states of captions; long ones are cut."""
+    tokens = tokenize(bundle, captions, truncate=True)
+    return _in_batches(partial(text_prompt, bundle), tokens, batch_size)
+
+
 @jax.jit
-def _encode(
-    bundle: Bundle, pictures: UInt8[Array, "N H W 3"]
+def encode(
+    bundle: Bundle, pictures: UInt8[Array | np.ndarray, "N H W 3"]
 ) -> tuple[Float[Array, "N h w C"], Float[Array, "N h w C"]]:
     """Mean and standard deviation of the latents, in the UNet's scale."""
     config = bundle.config
@@ -133,7 +138,8 @@ def _encode(
     return config.vae.scaling_factor * mean.astype(jnp.float32), config.vae.scaling_factor * deviation
 
 
-def _fit(picture: UInt8[np.ndarray, "_ _ 3"], height: int, width: int) -> UInt8[np.ndarray, "height width 3"]:
+def fit(picture: UInt8[np.ndarray, "_ _ 3"], height: int, width: int) -> UInt8[np.ndarray, "height width 3"]:
+    """A picture scaled to cover this size, up or down, and cut around its middle."""
     return np.asarray(ImageOps.fit(Image.fromarray(picture), (width, height), Image.Resampling.BICUBIC))
 
 

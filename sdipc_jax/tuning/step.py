@@ -24,6 +24,8 @@ from sdipc_jax.tuning.settings import TuningSettings
 from sdipc_jax.tuning.trainable import Frozen, split
 
 Metrics = dict[str, Float[Array, ""]]
+# What a step changes of a state: step, params, ema, optimizer.
+Moving = tuple[Any, Any, Any, Any]
 
 
 @partial(
@@ -35,7 +37,7 @@ Metrics = dict[str, Float[Array, ""]]
 class State:
     """All that the next step depends on, but for its batch and key. A pytree.
 
-    A checkpoint of a run needs `step`, `params`, `ema` and `optimizer`; the rest comes from `init`.
+    A checkpoint of a run needs what `moving` gives; the rest comes from `init`.
 
     Attributes:
         step: batches seen, ().
@@ -116,6 +118,17 @@ def step(state: State, batch: Batch, key: Key[Array, ""], *, axis_name: str | No
         state, step=state.step + 1, params=params, ema=_average(state, params), optimizer=optimizer
     )
     return next_state, metrics
+
+
+def moving(state: State) -> Moving:
+    """What a step changes of a state, and a checkpoint of a run holds."""
+    return state.step, state.params, state.ema, state.optimizer
+
+
+def with_moving(state: State, parts: Moving) -> State:
+    """The state with these parts."""
+    step, params, ema, optimizer = parts
+    return dataclasses.replace(state, step=step, params=params, ema=ema, optimizer=optimizer)
 
 
 def row_numbers(batch: Batch, axis_name: str | None = None) -> Int[Array, " N"]:

@@ -1,0 +1,232 @@
+"""The command `tune`: a run's folder, from its file to its results."""
+
+import json
+import sys
+from collections.abc import Sequence
+from contextlib import nullcontext, suppress
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Protocol
+
+import jax
+from jax.sharding import Mesh
+from tqdm import tqdm
+
+from sdipc_jax import parallel
+from sdipc_jax.checkpoints.delta import save_delta
+from sdipc_jax.checkpoints.load import load_weights, read_config
+from sdipc_jax.checkpoints.save import save
+from sdipc_jax.errors import InputError
+from sdipc_jax.images import printable
+from sdipc_jax.interruption import Interruption, locked
+from sdipc_jax.outputs import Record, check_writable, unique_stems
+from sdipc_jax.sheets import write_atomically
+from sdipc_jax.tuning.checkpoints import Checkpoints, Saved, minor_changes
+from sdipc_jax.tuning.config import RunSettings, check_unchanged, read_run
+from sdipc_jax.tuning.data import Batches, data_digest, find_examples
+from sdipc_jax.tuning.feed import Feed
+from sdipc_jax.tuning.loop import Run
+from sdipc_jax.tuning.many import init_many, select
+from sdipc_jax.tuning.metrics import MetricsLog
+from sdipc_jax.tuning.options import ExportSettings, FtSettings, TuneSettings
+from sdipc_jax.tuning.samples import Sheets
+from sdipc_jax.tuning.step import delta, init
+
+_SHOWN_DIGITS = 16
+
+
+class Report(Protocol):
+    """Told how much of the command's work is done, 0 to 1, and in words how it goes."""
+
+    def __call__(self, done: float, text: str = "") -> None: ...
+
+
+@dataclass(frozen=True)
+class Tuned:
+    """What a command of `tune` did.
+
+    Attributes:
+        files: the results.
+        notes: what a person should know.
+        steps: updates of the run in all.
+        loss: of the last update, the mean of all concepts.
+        pictures_per_second: without compilation, samples and checkpoints.
+    """
+
+    files: Sequence[Path]
+    notes: Sequence[str] = ()
+    steps: int | None = None
+    loss: float | None = None
+    pictures_per_second: float | None = None
+
+    def to_json(self) -> Record:
+        """What `--json` prints."""
+        return asdict(self) | {"files": [str(file) for file in self.files]}
+
+    def __str__(self) -> str:
+        parts = [
+            "done" if self.steps is None else f"{self.steps} updates done",
+            "" if self.loss is None else f"loss {self.loss:.4f}",
+            "" if self.pictures_per_second is None else f"{self.pictures_per_second:.3g} pictures/s",
+        ]
+        return f"{', '.join(filter(None, parts))}; see {printable(self.files[0])}"
+
+
+def tune(settings: TuneSettings | ExportSettings, report: Report) -> Tuned:
+    """Tunes, or writes a tuned checkpoint."""
+    return export(settings, report) if isinstance(settings, ExportSettings) else train(settings, report)
+
+
+def export(settings: ExportSettings, report: Report) -> Tuned:
+    """A diffusers folder of what was tuned."""
+    config = read_config(settings.model, settings.clip)
+    check_writable(settings.output.parent)
+    save(load_weights(config, settings.delta), settings.output, dtype=settings.dtype)
+    report(1.0)
+    return Tuned([settings.output])
+
+
+def train(settings: TuneSettings, report: Report) -> Tuned:
+    """A run, from its start or where it stopped, to its results.
+
+    Raises:
+        InputError: anything that is refused; whatever can be is refused before anything is compiled.
+        InterruptedRun: on SIGTERM or SIGINT, with everything saved.
+    """
+    run = read_run(settings.config, "ft" if isinstance(settings, FtSettings) else "ct", settings.changes)
+    mesh = parallel.start(settings)
+    with Interruption() as interruption, locked(run.output_dir) if parallel.is_first() else nullcontext():
+        return _Training(run, settings, mesh, interruption, report).run()
+
+
+class _Training:
+    """A run in its folder. Making one checks everything that can be checked without the weights."""
+
+    def __init__(
+        self, run: RunSettings, settings: TuneSettings, mesh: Mesh, interruption: Interruption, report: Report
+    ) -> None:
+        self.mesh, self.interruption, self.report = mesh, interruption, report
+        self.allowed, self.quiet = settings.allow_change, settings.quiet
+        self.config = config = read_config(run.model, run.clip)
+        _ = config.vision_side
+        height, width = run.height or config.defaults.height, run.width or config.defaults.width
+        config.latent_shape(height, width)
+        self.examples = examples = find_examples(run)
+        labels = list(dict.fromkeys(each.label for each in examples)) if run.each_class else [""]
+        self.concepts = [
+            [number for number, each in enumerate(examples) if label in ("", each.label)] for label in labels
+        ]
+        batch_size = min(run.batch_size, *map(len, self.concepts))
+        if batch_size % mesh.size:
+            raise InputError(
+                f"a batch has {batch_size} pictures and the mesh {mesh.size} devices, expected as many for each: "
+                f"set batch_size to a multiple of {mesh.size}, or --mesh data=N to a divisor of {batch_size}"
+            )
+        resolved = {"batch_size": batch_size, "height": height, "width": width}
+        self.settings = run.model_copy(update=resolved).for_pictures(max(map(len, self.concepts)))
+        self.identity = self.settings.identity() | {
+            "data": f"{len(examples)} pictures, {data_digest(examples)[:_SHOWN_DIGITS]}",
+            "devices": mesh.size,
+            "processes": jax.process_count(),
+        }
+        parallel.agree(self.identity)
+        stems = unique_stems(labels) if run.each_class else ["tuned"]
+        self.results = [run.output_dir / f"{stem}.safetensors" for stem in stems]
+        self.notes: list[str] = []
+        small = sum(each.size[0] < height or each.size[1] < width for each in examples)
+        if small:
+            self.notes.append(
+                f"{small} of {len(examples)} pictures are smaller than {width}x{height} and are scaled up"
+            )
+
+    def run(self) -> Tuned:
+        settings, folder = self.settings, self.settings.output_dir
+        with Checkpoints(folder / "checkpoints", settings.keep, self.log) as checkpoints:
+            saved = checkpoints.newest()
+            # The digest of the weights is not known yet.
+            base = "" if saved is None else saved.values["identity"]["checkpoint"]
+            self.check(saved, self.identity | {"checkpoint": base})
+            if saved is not None and saved.step >= (settings.steps or 0) and all(map(Path.exists, self.results)):
+                self.log("nothing to do: the run is complete")
+                return Tuned(self.results, self.notes, saved.step)
+            if parallel.is_first():
+                lines = "".join(json.dumps(each.record()) + "\n" for each in self.examples)
+                write_atomically(folder / "pictures.jsonl", lines.encode())
+            self.interruption.check()
+            bundle = load_weights(self.config)
+            many = settings.each_class
+            state = init_many(bundle, settings.tuning, len(self.concepts)) if many else init(bundle, settings.tuning)
+            identity = self.identity | {"checkpoint": state.base}
+            self.check(saved, identity)
+            parallel.agree(identity)
+            self.interruption.check()
+            start = 0 if saved is None else saved.step
+            self.log(f"goes on after step {start}" if saved else "starts at step 0")
+            for note in self.notes if saved is None else ():
+                self.log(note)
+            feed = Feed(bundle, settings, self.examples, settings.height or 0, settings.width or 0, self.mesh)
+            batches = Batches(self.examples, settings, self.concepts, feed.make)
+            sheets = Sheets(bundle, settings, self.examples, self.concepts, self.mesh)
+            del bundle  # All that is still needed of it is in the others.
+            progress = _Progress(start, settings.steps or 0, self.report)
+            with (
+                MetricsLog(folder, start, tensorboard=settings.tensorboard)
+                if parallel.is_first()
+                else nullcontext() as metrics
+            ):
+                if metrics is not None and not metrics.complete:
+                    self.log("warning: metrics.jsonl lacks lines of earlier steps")
+                run = Run(settings, state, self.mesh, feed, batches, checkpoints, identity, sheets)
+                state = run.train(saved, metrics, self.interruption, progress)
+        if parallel.is_first():
+            for index, result in enumerate(self.results):
+                save_delta(delta(select(state, index) if many else state), result)
+        return Tuned(self.results, self.notes, settings.steps, progress.loss, progress.speed)
+
+    def check(self, saved: Saved | None, identity: Record) -> None:
+        """Refuses another run's checkpoint, and notes what has changed."""
+        before = identity if saved is None else saved.values["identity"]
+        changes = [f"changed: {line}" for line in check_unchanged(before, identity, self.allowed)]
+        changes += [
+            f"warning: {line}: results may differ in the last bits from those of an uninterrupted run"
+            for line in (minor_changes(saved.versions) if saved else ())
+        ]
+        for line in changes:
+            if line not in self.notes:
+                self.notes.append(line)
+                self.log(line)
+
+    def log(self, message: str) -> None:
+        """Says it, and writes it down with the time."""
+        if not parallel.is_first():
+            return
+        if not self.quiet:
+            tqdm.write(f"sdipc: {message}", file=sys.stderr)
+        line = f"{datetime.now(UTC).isoformat(timespec='seconds')} {message}\n"
+        # The log is for people: the run does not depend on it.
+        with suppress(OSError), (self.settings.output_dir / "log.txt").open("a", encoding="utf-8") as stream:
+            stream.write(line)
+
+
+class _Progress:
+    """Follows the updates from `first` to `last`."""
+
+    def __init__(self, first: int, last: int, report: Report) -> None:
+        self.loss: float | None = None
+        self._first, self._last, self._report = first, last, report
+        self._seconds, self._pictures = 0.0, 0
+
+    @property
+    def speed(self) -> float | None:
+        """Pictures a second, the first update aside: it compiles."""
+        return self._pictures / self._seconds if self._seconds else None
+
+    def __call__(self, update: int, loss: float, pictures: int, seconds: float) -> None:
+        self.loss = loss
+        if update > self._first + 1:
+            self._seconds += seconds
+            self._pictures += pictures
+        speed = "" if self.speed is None else f", {self.speed:.3g} pictures/s"
+        done = (update - self._first) / (self._last - self._first)
+        self._report(done, f"step {update}/{self._last}, loss {loss:.4f}{speed}")

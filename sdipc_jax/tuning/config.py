@@ -1,0 +1,173 @@
+"""A run's file: what to tune, on which pictures, and where the results go."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+import yaml
+from pydantic import BeforeValidator, model_validator
+
+from sdipc_jax.errors import InputError
+from sdipc_jax.images import printable
+from sdipc_jax.outputs import Record
+from sdipc_jax.settings import Count, Side
+from sdipc_jax.tuning.settings import TuningSettings
+
+# What decides no number of the result, or something else stands for: digests of weights and pictures, and `steps`.
+_NO_NUMBERS = {
+    *("model", "clip", "data", "epochs", "output_dir", "tensorboard"),
+    *("save_every", "keep", "sample_every", "sample_pictures"),
+}
+# What may change between two parts of a run, for those who ask for it: the state keeps its form and its meaning.
+CHANGEABLE = {
+    *("learning_rate", "prompt_learning_rate", "weight_decay", "clip_norm", "betas", "text_weight", "dropout"),
+    *("steps", "schedule", "rematerialise", "devices", "processes"),
+}
+
+
+class RunSettings(TuningSettings):
+    """The file of `sdipc tune`, on top of how to tune."""
+
+    model: str = "embedded"
+    """The checkpoint to tune: `embedded`, or a diffusers pipeline folder."""
+    clip: Path | None = None
+    """Folder of the CLIP that the checkpoint was trained with; by default clip/ in the checkpoint's folder."""
+    data: Path
+    """A folder of pictures with one subfolder a class (or of one class, without subfolders), or a .jsonl file with
+    `picture` (from the file's folder), `class` and `caption` on each line."""
+    classes: Annotated[dict[str, str], BeforeValidator(lambda found: _named(found))] | None = None
+    """The classes to use, all if left out: a list, or a mapping from the folders' names to those for captions."""
+    per_class: Count | None = None
+    """Pictures of each class, the first by name; all if left out."""
+    caption: str = "a photo of a {}"
+    """The caption of pictures without one; {} is the class."""
+    random_crop: bool = False
+    """Cut pictures to the target's shape at a random place instead of in the middle."""
+    random_flip: bool = False
+    """Mirror pictures, each with probability one half."""
+    height: Side | None = None
+    """Of the targets in pixels; the checkpoint's own if left out."""
+    width: Side | None = None
+    """Of the targets in pixels; the checkpoint's own if left out."""
+    each_class: bool = False
+    """Every class is a concept of its own: all are tuned in one program, each with the result of a run of its own."""
+    output_dir: Path
+    """The run's folder: checkpoints, metrics, samples, results."""
+    save_every: Count = 50
+    """Updates between two checkpoints."""
+    keep: Count = 2
+    """Checkpoints that are kept."""
+    sample_every: Count | None = None
+    """Updates between two sheets of samples; none if left out."""
+    sample_pictures: Count = 4
+    """Pictures on a sheet, of each concept."""
+    tensorboard: bool = False
+    """Also write metrics for TensorBoard (`pip install 'sdipc-jax[tensorboard]'`)."""
+
+    @model_validator(mode="after")
+    def _checked(self) -> Self:
+        if self.mode == "ft" and self.each_class:
+            raise ValueError("each_class is set in mode ft, expected mode ct: customise, or leave it out")
+        return self
+
+    @property
+    def tuning(self) -> TuningSettings:
+        """How to tune, alone."""
+        return TuningSettings(**{name: getattr(self, name) for name in TuningSettings.model_fields})
+
+    @property
+    def augments(self) -> bool:
+        """Whether a picture differs from time to time, so that nothing of it can be computed once."""
+        return self.random_crop or self.random_flip
+
+    def identity(self) -> Record:
+        """What decides the run's numbers, as JSON has it."""
+        return self.model_dump(mode="json", exclude=_NO_NUMBERS)
+
+
+def read_run(file: Path, mode: Literal["ft", "ct"], overrides: Sequence[str] = ()) -> RunSettings:
+    """A run's settings.
+
+    Args:
+        mode: that the command names.
+        overrides: `KEY=VALUE`, VALUE as in YAML.
+
+    Raises:
+        InputError: the file cannot be read or is no YAML mapping, an override has no =, or a value is refused.
+    """
+    name = printable(file)
+    try:
+        found = yaml.safe_load(file.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise InputError(f"{name}: {error.strerror}, expected a run's settings in YAML: check the path") from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        reason = " ".join(str(error).split())
+        raise InputError(f"{name}: found no readable YAML ({reason}), expected a run's settings: correct it") from None
+    if not isinstance(found, dict) or not all(isinstance(key, str) for key in found):
+        raise InputError(f"{name}: found no mapping, expected `name: value` on each line: correct it")
+    for override in overrides:
+        key, separator, value = override.partition("=")
+        if not separator:
+            raise InputError(f"found {override!r}, expected KEY=VALUE, such as steps=30: write it so")
+        try:
+            found[key] = yaml.safe_load(value)
+        except yaml.YAMLError:
+            raise InputError(f"found {override!r}, expected a value as in YAML: put it in quotes") from None
+    if found.setdefault("mode", mode) != mode:
+        raise InputError(f"{name}: mode is {found['mode']!r}, expected {mode}: use `sdipc tune {found['mode']}`")
+    try:
+        return RunSettings(**found)
+    except InputError as error:
+        raise InputError(f"{name}: {error}") from None
+
+
+def differences(before: Record, now: Record) -> list[str]:
+    """The names under which two runs' identities differ."""
+    return [name for name in sorted(before.keys() | now.keys()) if before.get(name) != now.get(name)]
+
+
+def check_unchanged(before: Record, now: Record, allowed: Sequence[str]) -> list[str]:
+    """Refuses to go on with what another run has begun.
+
+    Args:
+        before: the identity that the checkpoint was saved under.
+        allowed: names that may differ; they must be `CHANGEABLE`.
+
+    Returns:
+        What differs and may, a line each.
+
+    Raises:
+        InputError: with everything that differs and may not.
+    """
+    for name in allowed:
+        if name not in CHANGEABLE:
+            raise InputError(
+                f"allow-change is {name}, expected one of {', '.join(sorted(CHANGEABLE))}: everything else needs a run "
+                "of its own, with another output_dir"
+            )
+    changed = differences(before, now)
+    lines = {name: f"{name}: {before.get(name)} -> {now.get(name)}" for name in changed}
+    refused = [name for name in changed if name not in allowed]
+    if refused:
+        safe = [name for name in refused if name in CHANGEABLE]
+        advice = f", or --allow-change {' '.join(safe)}" if safe == refused else ""
+        raise InputError(
+            f"found a checkpoint of a run with other settings ({'; '.join(lines[name] for name in refused)}), expected "
+            f"the same: change them back, choose another output_dir{advice}"
+        )
+    return [lines[name] for name in changed]
+
+
+def _named(found: Any) -> Any:
+    if isinstance(found, (list, tuple)):
+        return {str(name): class_name(str(name)) for name in found}
+    return found
+
+
+def class_name(folder: str) -> str:
+    """What a folder's name says in a caption.
+
+    >>> class_name("wet_bar")
+    'wet bar'
+    """
+    return folder.replace("_", " ").strip()

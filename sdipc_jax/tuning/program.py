@@ -1,0 +1,50 @@
+"""The compiled step over a mesh: batches divided, everything else on every device."""
+
+from collections.abc import Callable
+from typing import Any, cast
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh
+from jax.sharding import PartitionSpec as P
+
+from sdipc_jax.parallel import AXIS
+from sdipc_jax.tuning.losses import Batch
+from sdipc_jax.tuning.many import step_many
+from sdipc_jax.tuning.step import Metrics, Moving, State, moving, step, with_moving
+
+Train = Callable[[Moving, State, Batch], tuple[Moving, Metrics]]
+
+
+def still(state: State) -> State:
+    """What no step changes, without the rest."""
+    return with_moving(state, cast(Moving, (None, None, None, None)))
+
+
+def train_step(mesh: Mesh, *, many: bool = False) -> Train:
+    """`tuning.step` as one program over a mesh.
+
+    It takes the moving and the still part of a state, whole on every device, and a batch divided by rows. The moving
+    part's memory is used for the next one's. An update's key follows from the settings' seed and its number.
+
+    Args:
+        many: the state is one of several concepts, and the batch has them along a second axis, (N, K, ...): rows
+            first, as for one.
+    """
+
+    def per_device(parts: Moving, rest: State, batch: Batch) -> tuple[Moving, Metrics]:
+        state, settings = with_moving(rest, parts), rest.settings
+
+        def key(count: Any) -> Any:
+            run = jax.random.key(settings.seed, impl="threefry2x32")
+            return jax.random.fold_in(run, count // settings.accumulate)
+
+        if many:
+            batch = cast(Batch, jax.tree.map(lambda leaf: jnp.moveaxis(leaf, 1, 0), batch))
+            state, metrics = step_many(state, batch, jax.vmap(key)(state.step), axis_name=AXIS)
+        else:
+            state, metrics = step(state, batch, key(state.step), axis_name=AXIS)
+        return moving(state), metrics
+
+    mapped = jax.shard_map(per_device, mesh=mesh, in_specs=(P(), P(), P(AXIS)), out_specs=(P(), P()))
+    return jax.jit(mapped, donate_argnums=0)
