@@ -44,7 +44,7 @@ class Interruption:
             InterruptedRun: if asked to stop.
         """
         if self.requested:
-            raise InterruptedRun("interrupted before there was anything to save; the same command starts again")
+            raise InterruptedRun("interrupted before there was anything new to save: the same command starts again")
 
     def __enter__(self) -> Self:
         if threading.current_thread() is not threading.main_thread():

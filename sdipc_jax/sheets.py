@@ -26,6 +26,7 @@ _LONGEST_LABEL = 300
 _LABEL_COLOUR = (70, 70, 70)
 _SMALLEST_CELL = 32
 _SHEET_PIXELS = 40_000_000
+_TEMPORARY = ".sdipc-"
 
 
 def contact_sheet(
@@ -111,7 +112,7 @@ def write_atomically(path: Path, data: bytes) -> None:
     Raises:
         InputError: it cannot be written; the cause is the OSError.
     """
-    temporary = path.parent / f".sdipc-{secrets.token_hex(8)}.tmp"
+    temporary = path.parent / f"{_TEMPORARY}{secrets.token_hex(8)}.tmp"
     try:
         try:
             # Not `tempfile`: its files are private, these get the rights that the user's other files get.
@@ -127,6 +128,12 @@ def write_atomically(path: Path, data: bytes) -> None:
             f"{printable(path)}: {error.strerror} while writing {len(data)} bytes, expected a folder with room for "
             "them: free some space, check the folder's rights, or choose another"
         ) from error
+
+
+def remove_leftovers(folder: Path) -> None:
+    """Removes what killed processes have left of `write_atomically`, from a folder that no other one writes to."""
+    for path in folder.glob(f"{_TEMPORARY}*.tmp"):
+        path.unlink(missing_ok=True)
 
 
 def _fit(picture: UInt8[np.ndarray, "_ _ 3"], cell: int) -> Image.Image:

@@ -7,7 +7,6 @@ mode, step and the digest of the checkpoint that was tuned.
 
 import dataclasses
 import hashlib
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -19,13 +18,14 @@ import jax.numpy as jnp
 import ml_dtypes
 import numpy as np
 from jaxtyping import Array
-from safetensors.numpy import save_file
+from safetensors.numpy import save as to_safetensors
 
 from sdipc_jax.bundle import Bundle, Config, Params
 from sdipc_jax.checkpoints.keys import OVERWRITE, flatten, from_torch, to_torch, torch_name, torch_shape, unflatten
 from sdipc_jax.checkpoints.tensors import read_header, read_metadata
 from sdipc_jax.errors import InputError
 from sdipc_jax.models.deep_prompts import CLIPDeepPrompts, DeepPrompts
+from sdipc_jax.sheets import write_atomically
 
 _EMBEDDINGS = "clip.deep_prompts.embeddings"
 _INVERSE = "clip.inverse.weight"
@@ -121,12 +121,7 @@ def save_delta(delta: Delta, file: str | Path) -> None:
     metadata = {"mode": delta.mode, "step": str(int(delta.step)), "base": delta.base}
     if _EMBEDDINGS in tensors:
         metadata[OVERWRITE] = str(delta.overwrite_first_layer).lower()
-    temporary = target.with_name(f".{target.name}.{os.getpid()}")
-    try:
-        save_file(tensors, temporary, metadata=metadata)
-        os.replace(temporary, target)
-    finally:
-        temporary.unlink(missing_ok=True)
+    write_atomically(target, to_safetensors(tensors, metadata))
 
 
 def load_delta(file: str | Path) -> Delta:

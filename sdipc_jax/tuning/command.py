@@ -21,14 +21,14 @@ from sdipc_jax.errors import InputError
 from sdipc_jax.images import printable
 from sdipc_jax.interruption import Interruption, locked
 from sdipc_jax.outputs import Record, check_writable, unique_stems
-from sdipc_jax.sheets import write_atomically
+from sdipc_jax.sheets import remove_leftovers, write_atomically
 from sdipc_jax.tuning.checkpoints import Checkpoints, Saved, minor_changes
 from sdipc_jax.tuning.config import RunSettings, check_unchanged, read_run
 from sdipc_jax.tuning.data import Batches, data_digest, find_examples
 from sdipc_jax.tuning.feed import Feed
 from sdipc_jax.tuning.loop import Run
 from sdipc_jax.tuning.many import init_many, select
-from sdipc_jax.tuning.metrics import MetricsLog
+from sdipc_jax.tuning.metrics import MetricsLog, check_tensorboard
 from sdipc_jax.tuning.options import ExportSettings, FtSettings, TuneSettings
 from sdipc_jax.tuning.samples import Sheets
 from sdipc_jax.tuning.step import delta, init
@@ -108,6 +108,8 @@ class _Training:
     ) -> None:
         self.mesh, self.interruption, self.report = mesh, interruption, report
         self.allowed, self.quiet = settings.allow_change, settings.quiet
+        if run.tensorboard:
+            check_tensorboard()
         self.config = config = read_config(run.model, run.clip)
         _ = config.vision_side
         height, width = run.height or config.defaults.height, run.width or config.defaults.width
@@ -151,6 +153,7 @@ class _Training:
                 self.log("nothing to do: the run is complete")
                 return Tuned(self.results, self.notes, saved.step)
             if parallel.is_first():
+                remove_leftovers(folder)
                 lines = "".join(json.dumps(each.record()) + "\n" for each in self.examples)
                 write_atomically(folder / "pictures.jsonl", lines.encode())
             self.interruption.check()
@@ -162,11 +165,11 @@ class _Training:
             parallel.agree(identity)
             self.interruption.check()
             start = 0 if saved is None else saved.step
-            self.log(f"goes on after step {start}" if saved else "starts at step 0")
             for note in self.notes if saved is None else ():
                 self.log(note)
             feed = Feed(bundle, settings, self.examples, settings.height or 0, settings.width or 0, self.mesh)
             batches = Batches(self.examples, settings, self.concepts, feed.make)
+            self.interruption.check()
             sheets = Sheets(bundle, settings, self.examples, self.concepts, self.mesh)
             del bundle  # All that is still needed of it is in the others.
             progress = _Progress(start, settings.steps or 0, self.report)
@@ -177,6 +180,7 @@ class _Training:
             ):
                 if metrics is not None and not metrics.complete:
                     self.log("warning: metrics.jsonl lacks lines of earlier steps")
+                self.log(f"goes on after step {start}" if saved else "starts at step 0")
                 run = Run(settings, state, self.mesh, feed, batches, checkpoints, identity, sheets)
                 state = run.train(saved, metrics, self.interruption, progress)
         if parallel.is_first():

@@ -1,6 +1,7 @@
 """What a run says of each update: metrics.jsonl, and TensorBoard's files."""
 
 import errno
+import importlib.util
 import json
 import os
 from pathlib import Path
@@ -23,20 +24,16 @@ class MetricsLog:
         start: updates done; lines of later ones, which will come again, are taken away.
         tensorboard: also write for TensorBoard.
 
-    Raises:
-        InputError: TensorBoard's files are wanted, and what writes them is not installed.
+    Attributes:
+        complete: whether every update done has its line.
     """
 
     def __init__(self, folder: Path, start: int, *, tensorboard: bool = False) -> None:
         self._path = folder / METRICS
         self._board: Any = None
         if tensorboard:
-            try:
-                from tensorboardX import SummaryWriter
-            except ModuleNotFoundError:
-                raise InputError(
-                    "tensorboard is set, but its writer is not installed: pip install 'sdipc-jax[tensorboard]'"
-                ) from None
+            from tensorboardX import SummaryWriter
+
             self._board = SummaryWriter(str(folder / "tensorboard"), purge_step=start + 1)
         # Whole lines, and those alone: a killed process may have left half of one.
         lines = self._path.read_bytes().splitlines(keepends=True)[:start] if self._path.exists() else []
@@ -79,6 +76,16 @@ class MetricsLog:
             for name, value in record.items():
                 if isinstance(value, float):
                     self._board.add_scalar(name, value, record["step"])
+
+
+def check_tensorboard() -> None:
+    """Refuses to write for TensorBoard where that is not possible.
+
+    Raises:
+        InputError: what writes its files is not installed.
+    """
+    if importlib.util.find_spec("tensorboardX") is None:
+        raise InputError("tensorboard is set, but its writer is missing: pip install 'sdipc-jax[tensorboard]'")
 
 
 def _step(line: bytes) -> int | None:
