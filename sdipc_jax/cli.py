@@ -1,7 +1,7 @@
 """The command `sdipc`: parses, calls the library, prints.
 
-Exit codes: 0 done, 1 a bug, 2 refused input, 3 some items failed, 75 interrupted and resumable,
-130 interrupted.
+Exit codes: 0 done, 1 a bug, 2 refused input, 3 some items failed, 75 interrupted and
+resumable, or another process is missing, 130 interrupted.
 """
 
 import contextlib
@@ -17,7 +17,7 @@ import tyro
 from tqdm import tqdm
 
 from sdipc_jax.batch.settings import BatchSettings
-from sdipc_jax.errors import InputError
+from sdipc_jax.errors import InputError, MissingProcessError
 from sdipc_jax.evaluate.command import EvaluateSettings
 from sdipc_jax.settings import (
     CommandSettings,
@@ -46,12 +46,26 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _run(_parse(arguments))
     except InputError as error:
         message, code = str(error), 2
+    except MissingProcessError as error:
+        message, code = str(error), 75
     except KeyboardInterrupt:
         message, code = "interrupted; the pictures named in manifest.jsonl are whole", 130
+    except Exception:
+        _abandon(1)
+        raise
     print(f"sdipc: {message}", file=sys.stderr)
     if "--json" in arguments:
         print(json.dumps({"error": message}))
+    _abandon(code)
     return code
+
+
+def _abandon(code: int) -> None:
+    """Other processes must not wait for one that has failed. Without JAX there are none."""
+    if "jax" in sys.modules:
+        from sdipc_jax import parallel
+
+        parallel.abandon(code)
 
 
 def _parse(arguments: Sequence[str]) -> CommandSettings:
@@ -87,7 +101,7 @@ def _run(settings: CommandSettings) -> int:
     if settings.offline:
         os.environ["HF_HUB_OFFLINE"] = "1"
     # Importing JAX takes seconds, which help and misspelt options need not wait for.
-    from sdipc_jax import commands
+    from sdipc_jax import commands, parallel
     from sdipc_jax.batch import command as batch
     from sdipc_jax.compilation import keep_compiled
     from sdipc_jax.evaluate import command as evaluation
@@ -98,12 +112,13 @@ def _run(settings: CommandSettings) -> int:
         module = {"batch": batch, "evaluate": evaluation}.get(name, commands)
         result = getattr(module, name)(settings, report)
     summary = result.to_json()
-    if settings.json_:
+    # Several processes say the same.
+    if settings.json_ and parallel.is_first():
         print(json.dumps(summary))
-    elif not settings.quiet:
+    elif not settings.quiet and parallel.is_first():
         print(result)
     failures = summary.get("failures", [])
-    for failure in failures:
+    for failure in failures if parallel.is_first() else ():
         print(f"sdipc: {failure['error']}", file=sys.stderr)
     if summary.get("interrupted"):
         return 75

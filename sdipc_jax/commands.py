@@ -3,6 +3,7 @@
 import hashlib
 import json
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -14,20 +15,23 @@ from safetensors import SafetensorError
 from safetensors.numpy import load_file
 from safetensors.numpy import save as to_safetensors
 
+from sdipc_jax import parallel
 from sdipc_jax.bundle import Bundle, Config
 from sdipc_jax.checkpoints.keys import DEEP_PROMPTS_FILE, INVERSE_FILE
 from sdipc_jax.checkpoints.load import load_weights, read_config
 from sdipc_jax.checkpoints.tensors import load_tree, weight_files
 from sdipc_jax.errors import InputError
-from sdipc_jax.generate import generate_with_progress, to_uint8
+from sdipc_jax.generate import to_uint8
 from sdipc_jax.images import preprocess, printable, read_picture
 from sdipc_jax.outputs import OutputFolder, Record, Subject, check_output, check_writable
+from sdipc_jax.parallel import AXIS, Watchdog
 from sdipc_jax.projection import closed_form, convert, default_scale, truncated_pinv
 from sdipc_jax.prompts import edit_prompt, image_prompt, text_prompt
 from sdipc_jax.samplers import SAMPLERS
 from sdipc_jax.settings import (
     Defaults,
     EditSettings,
+    ParallelSettings,
     ProjectionSettings,
     PromptSettings,
     SamplerSettings,
@@ -82,7 +86,7 @@ def vary(settings: VarySettings, report: Report) -> Outcome:
     """Variations of each picture (eqs. 6 and 7)."""
     job = _SamplingJob(settings)
     inputs, failures = _read_all(job.config, settings.pictures)
-    job.check_output([each.subject for each in inputs])
+    job.check([each.subject for each in inputs])
     converter = Converter(job.config, settings)
     context = image_prompt(converter.bundle, converter.vectors(inputs))
     return job.run(converter.bundle, context, [each.subject for each in inputs], report, failures, converter)
@@ -93,7 +97,7 @@ def edit(settings: EditSettings, report: Report) -> Outcome:
     job = _SamplingJob(settings)
     tokens = token_ids(job.config, [settings.text], truncate=settings.truncate)
     inputs, failures = _read_all(job.config, [settings.picture])
-    job.check_output([each.subject for each in inputs])
+    job.check([each.subject for each in inputs])
     converter = Converter(job.config, settings)
     context = edit_prompt(converter.bundle, converter.vectors(inputs), tokens, settings.alpha)
     return job.run(converter.bundle, context, [each.subject for each in inputs], report, failures, converter)
@@ -104,7 +108,7 @@ def text(settings: TextSettings, report: Report) -> Outcome:
     job = _SamplingJob(settings)
     tokens = token_ids(job.config, settings.texts, truncate=settings.truncate)
     subjects = [Subject(prompt, {"text": prompt}) for prompt in settings.texts]
-    job.check_output(subjects)
+    job.check(subjects)
     bundle = load_weights(job.config, settings.tuned)
     return job.run(bundle, text_prompt(bundle, tokens), subjects, report)
 
@@ -212,6 +216,7 @@ class _SamplingJob:
 
     def __init__(self, settings: SamplingSettings) -> None:
         self.settings = settings
+        self.mesh = parallel.start(settings)
         self.config = config = read_config(settings.model, settings.clip, dtype=settings.dtype)
         if isinstance(settings, ProjectionSettings):
             _ = config.vision_side
@@ -222,10 +227,17 @@ class _SamplingJob:
             self.latents = _read_latents(settings.latents, (settings.num_images, *shape))
         self.negative = token_ids(config, [settings.negative_prompt], truncate=settings.truncate)
 
-    def check_output(self, subjects: Sequence[Subject]) -> None:
-        """Refuses an output folder that will not do; the last check, and the last moment to refuse."""
+    def check(self, subjects: Sequence[Subject]) -> None:
+        """Refuses an output folder that will not do, and processes that do not agree; the last moment to refuse."""
         settings = self.settings
-        check_output(settings.output_dir, subjects, settings.num_images, settings.overwrite)
+        if parallel.is_first():
+            check_output(settings.output_dir, subjects, settings.num_images, settings.overwrite)
+        self.record: Record = {
+            "seed": settings.seed,
+            "settings": self._record(),
+            "checkpoint": digests(self.config, settings.tuned),
+        }
+        parallel.agree(self.record | {"inputs": [subject.record for subject in subjects]})
 
     def run(
         self,
@@ -236,48 +248,58 @@ class _SamplingJob:
         failures: Sequence[Record] = (),
         converter: Converter | None = None,
     ) -> Outcome:
-        """Samples `num_images` pictures of each subject; each is saved as soon as its batch is done."""
-        settings = self.settings
-        record = {
-            "seed": settings.seed,
-            "settings": self._record() | (converter.values if converter else {}),
-            "checkpoint": digests(self.config, settings.tuned),
-        }
-        folder = OutputFolder(settings.output_dir, subjects)
-        for failure in failures:
-            folder.add_record(failure)
+        """Samples `num_images` pictures of each subject; each is saved as soon as its batch is done.
+
+        Of several processes each samples on its devices, and the first receives all pictures and saves them.
+        """
+        settings, several = self.settings, jax.process_count() > 1
+        record = self.record | {"settings": self.record["settings"] | (converter.values if converter else {})}
+        folder = OutputFolder(settings.output_dir, subjects) if parallel.is_first() else None
+        if folder:
+            for failure in failures:
+                folder.add_record(failure)
+        negative, bundle = text_prompt(bundle, self.negative), parallel.replicate(self.mesh, bundle)
         rows = [(subject, index) for subject in range(len(subjects)) for index in range(settings.num_images)]
-        size = min(settings.batch_size, len(rows))
-        for first in range(0, len(rows), size):
-            batch = rows[first : first + size]
+        size = min(settings.batch_size * self.mesh.size, len(rows))
+        with Watchdog() as watchdog:
+            for first in range(0, len(rows), size):
+                batch = rows[first : first + size]
 
-            def batch_report(done: int, total: int, first: int = first, count: int = len(batch)) -> None:
-                report((first + count * done / total) / len(rows))
+                def batch_report(done: int, total: int, first: int = first, count: int = len(batch)) -> None:
+                    report((first + count * done / total) / len(rows))
 
-            # A last batch that is not full is filled up, so that it runs the program that is there.
-            pictures, flagged = self._sample(bundle, context, batch + batch[-1:] * (size - len(batch)), batch_report)
-            for (subject, index), picture, is_flagged in zip(batch, pictures, flagged, strict=False):
-                folder.add(subject, index, picture, record | ({"flagged": True} if is_flagged else {}))
+                # A last batch that is not full is filled up, so that it runs the program that is there.
+                filled = batch + batch[-1:] * (size - len(batch))
+                # Only with others is there something to wait for in vain.
+                with watchdog.step() if several else nullcontext():
+                    pictures, flagged = self._sample(bundle, context, negative, filled, batch_report)
+                for (subject, index), picture, is_flagged in zip(batch, pictures, flagged, strict=False):
+                    if folder:
+                        folder.add(subject, index, picture, record | ({"flagged": True} if is_flagged else {}))
+        notes = (*_notes(each.record for each in subjects), *(converter.notes if converter else ()))
+        if folder is None:
+            return Outcome([], [], list(failures), notes)
         records = [line for line in folder.records if "file" in line]
         files = [*(settings.output_dir / line["file"] for line in records), folder.finish()]
-        notes = (*_notes(each.record for each in subjects), *(converter.notes if converter else ()))
         return Outcome(records, files, list(failures), notes)
 
     def _sample(
         self,
         bundle: Bundle,
         context: Float[Array, "P L D"],
+        negative: Float[Array, "1 L D"],
         rows: Sequence[tuple[int, int]],
         report: Callable[[int, int], None],
     ) -> tuple[np.ndarray, np.ndarray]:
         subjects = np.array([subject for subject, _ in rows])
         indices = np.array([index for _, index in rows])
         values, settings = self.values, self.settings
-        pictures, flagged = generate_with_progress(
+        pictures, flagged = parallel.generate(
+            self.mesh,
             bundle,
             context[subjects],
             report,
-            negative=text_prompt(bundle, self.negative),
+            negative=negative,
             seeds=settings.seed,
             indices=indices,
             latents=None if self.latents is None else self.latents[indices],
@@ -293,7 +315,8 @@ class _SamplingJob:
 
     def _record(self) -> Record:
         """Every setting, those left out as the checkpoint has them."""
-        settings = _plain(self.settings, {"pictures", "picture", "texts", "seed", "output_dir"})
+        left_out = {"pictures", "picture", "texts", "seed", "output_dir", *ParallelSettings.model_fields}
+        settings = _plain(self.settings, left_out) | {"mesh": f"{AXIS}={self.mesh.size}"}
         return settings | self.values.model_dump(include=set(settings))
 
 

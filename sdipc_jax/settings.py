@@ -146,7 +146,26 @@ class SamplerSettings(CheckpointSettings):
     """Cut texts that are too long instead of refusing them."""
 
 
-class SamplingSettings(SamplerSettings, ResultSettings):
+class ParallelSettings(Settings):
+    """Which devices work together, and how the processes of several hosts find each other."""
+
+    mesh: Annotated[str | None, _choice("data=N", "all devices of all processes")] = None
+    """Divide the work over N devices."""
+    distributed: bool = False
+    """Be one process of several: the cluster is detected (Slurm, Open MPI, Cloud TPU, Kubernetes)."""
+    coordinator_address: Annotated[str | None, _choice("HOST:PORT", "detected")] = None
+    """Of process 0; with num_processes and process_id instead of detection."""
+    num_processes: Annotated[Count | None, _choice("INT", "detected")] = None
+    """Of the whole job."""
+    process_id: Annotated[Annotated[int, Field(ge=0)] | None, _choice("INT", "detected")] = None
+    """Of this process, from 0."""
+    initialization_timeout: Count = 300
+    """Seconds in which all processes must join."""
+    heartbeat_timeout: Count = 100
+    """Seconds without a sign of life after which a process counts as dead, and the others end."""
+
+
+class SamplingSettings(SamplerSettings, ParallelSettings, ResultSettings):
     """What the commands take that sample pictures of each of a few prompts."""
 
     num_images: NumImages = 4
@@ -154,7 +173,7 @@ class SamplingSettings(SamplerSettings, ResultSettings):
     latents: Annotated[Path | None, _choice("FILE", "drawn from the seed")] = None
     """Safetensors file with the noise to start from: `latents`, float32, (num_images, C, height/f, width/f)."""
     batch_size: Count = 4
-    """Pictures sampled at once; more is faster and takes more memory."""
+    """Pictures sampled at once on each device; more is faster and takes more memory."""
     output_dir: Path = Path("out")
     """Where the pictures, sheet.png and manifest.jsonl go."""
 

@@ -18,13 +18,13 @@ from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
 
 import sdipc_jax as sdipc
-from sdipc_jax import cli, commands
+from sdipc_jax import cli, commands, parallel
 from sdipc_jax.checkpoints.delta import make_delta
 from sdipc_jax.settings import TextSettings, VarySettings
 from sdipc_jax.sheets import read_metadata
 
-# Two pictures at once, whatever the command: one compiled program for all of them.
-PAIR = ("--num-images", "2", "--batch-size", "2")
+# Two pictures at once on one device, whatever the command: one compiled program for all of them.
+PAIR = ("--num-images", "2", "--batch-size", "2", "--mesh", "data=1")
 
 
 def run(*arguments: object) -> int:
@@ -57,7 +57,7 @@ def pictures(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
 
 
 class Sampler:
-    """Stands in for `generate_with_progress` where what it gives does not matter."""
+    """Stands in for `parallel.generate` where what it gives does not matter."""
 
     def __init__(self) -> None:
         self.calls: list[dict[str, Any]] = []
@@ -65,7 +65,7 @@ class Sampler:
         self.before_return: Callable[[], None] = lambda: None
 
     def __call__(
-        self, bundle: sdipc.Bundle, context: Any, report: Callable[[int, int], None], **settings: Any
+        self, mesh: Any, bundle: sdipc.Bundle, context: Any, report: Callable[[int, int], None], **settings: Any
     ) -> tuple[np.ndarray, np.ndarray]:
         self.calls.append({"context": np.asarray(context), **settings})
         report(1, 2)
@@ -80,7 +80,7 @@ class Sampler:
 def sampler(tiny: sdipc.Bundle, monkeypatch: pytest.MonkeyPatch) -> Sampler:
     """Neither samples nor loads again what is in memory."""
     made, load = Sampler(), commands.load_weights
-    monkeypatch.setattr(commands, "generate_with_progress", made)
+    monkeypatch.setattr(parallel, "generate", made)
     monkeypatch.setattr(
         commands, "load_weights", lambda config, tuned: load(config, tuned) if tuned or config != tiny.config else tiny
     )
@@ -120,7 +120,7 @@ def test_vary_writes_pictures_a_sheet_and_a_manifest(
         **dict.fromkeys(("clip", "keep_fraction", "latents", "tuned")),
         **{"dtype": "float32", "offline": False, "cutoff": 0.3, "mode": "tspace", "num_images": 2, "steps": 4},
         **{"guidance_scale": 7.5, "sampler": "ddim", "height": 32, "width": 32, "negative_prompt": "", "eta": 0.0},
-        **{"karras": False, "truncate": False, "batch_size": 2},
+        **{"karras": False, "truncate": False, "batch_size": 2, "mesh": "data=1"},
     }
 
 
@@ -184,7 +184,7 @@ def test_text(tiny_folder: Path, tiny: sdipc.Bundle, tmp_path: Path, sampler: Sa
 
 
 def test_last_batch_is_filled_up(tiny_folder: Path, tmp_path: Path, sampler: Sampler) -> None:
-    arguments = ("--num-images", 3, "--batch-size", 2, "--output-dir", tmp_path)
+    arguments = ("--num-images", 3, "--batch-size", 2, "--mesh", "data=1", "--output-dir", tmp_path)
     assert run("text", "a", "b", "c", "--model", tiny_folder, *arguments) == 0
     assert [call["indices"].tolist() for call in sampler.calls] == [[0, 1], [2, 0], [1, 2], [0, 1], [2, 2]]
     assert len(manifest(tmp_path)) == 9
@@ -194,7 +194,7 @@ def test_last_batch_is_filled_up(tiny_folder: Path, tmp_path: Path, sampler: Sam
 def test_latents_are_used_again_for_each_prompt(tiny_folder: Path, tmp_path: Path, sampler: Sampler) -> None:
     latents = np.random.default_rng(0).standard_normal((3, 4, 8, 8), np.float32)
     save_file({"latents": latents}, tmp_path / "noise.safetensors")
-    arguments = ("--num-images", 3, "--batch-size", 2, "--latents", tmp_path / "noise.safetensors")
+    arguments = ("--num-images", 3, *PAIR[2:], "--latents", tmp_path / "noise.safetensors")
     assert run("text", "a", "b", "--model", tiny_folder, *arguments, "--output-dir", tmp_path / "out") == 0
     assert [call["indices"].tolist() for call in sampler.calls] == [[0, 1], [2, 0], [1, 2]]
     for call in sampler.calls:
@@ -427,8 +427,17 @@ def test_interrupt_while_a_picture_is_written(
     assert len(manifest(tmp_path)) == 1
 
 
+def test_batches_are_of_so_many_on_each_device(tiny_folder: Path, tmp_path: Path, sampler: Sampler) -> None:
+    arguments = ("--model", tiny_folder, "--batch-size", 2, "--output-dir", tmp_path)
+    assert run("text", "a", "b", *arguments, "--num-images", 3) == 0
+    # Of the two devices that there are; the second batch is filled up.
+    assert [call["indices"].tolist() for call in sampler.calls] == [[0, 1, 2, 0], [1, 2, 2, 2]]
+    assert len(list(tmp_path.glob("*-00?.png"))) == 6
+    assert manifest(tmp_path)[0]["settings"]["mesh"] == "data=2"
+
+
 def test_a_bug_is_no_refusal(tiny_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(commands, "generate_with_progress", lambda *_, **__: 1 / 0)
+    monkeypatch.setattr(parallel, "generate", lambda *_, **__: 1 / 0)
     # Python prints the traceback and exits with 1.
     with pytest.raises(ZeroDivisionError):
         run("text", "a", "--model", tiny_folder, *PAIR, "--output-dir", tmp_path)
@@ -502,6 +511,10 @@ def refuse(capsys: pytest.CaptureFixture[str], *arguments: object) -> str:
         (["spectrum", "--cutoff", 1e3], "the largest singular value of the text projection"),
         (["text", "a", "--height", 30], "height is 30, expected a multiple of 4: try 32"),
         (["text", "a", "--width", 2], "width is 2, expected a multiple of 4: try 4"),
+        (["text", "a", "--mesh", "8"], "mesh is '8', expected data=N with N devices, such as data=2"),
+        (["text", "a", "--mesh", "data=3"], "mesh is 'data=3', but there are 2 devices, expected at most data=2"),
+        (["text", "a", "--process-id", 1], "num_processes None and process_id 1, expected all three or none"),
+        (["text", "a", "--num-processes", 0], "num_processes is '0', expected greater than or equal to 1"),
         (["text", "a", "--sampler", "magic"], "sampler is 'magic', expected 'ddim', 'pndm', 'euler', 'euler-a' or"),
         (["text", "a", "--magic", 3], "--magic"),
         (["text", "a", "--seed", -1], "seed is -1"),

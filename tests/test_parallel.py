@@ -7,6 +7,7 @@ import socket
 import threading
 import time
 from collections.abc import Callable
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -14,8 +15,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from PIL import Image
 
-from sdipc_jax import Bundle, generate_with_progress, parallel
+from sdipc_jax import Bundle, cli, generate_with_progress, parallel, save
 from sdipc_jax.errors import InputError, MissingProcessError
 from sdipc_jax.parallel import Watchdog, processes
 from tests.eight_devices import COLLECTIVES, small_bundle
@@ -322,3 +324,74 @@ def test_generate_refuses_what_the_sampler_refuses(quick: Bundle, pair: jax.shar
         parallel.generate(pair, quick, context, seeds=-1)
     with pytest.raises(InputError, match="context has shape"):
         parallel.generate(pair, quick, context[:, 1:], seeds=1)
+
+
+def job(count: int, devices: int, *arguments: object, **each: list[object]) -> list[tuple[int, str, str]]:
+    """Runs `sdipc` as a job of several processes; `each` has options that differ between them."""
+    port = free_port()
+    running = []
+    for process in range(count):
+        own = [word for name, values in each.items() for word in (f"--{name.replace('_', '-')}", values[process])]
+        together = ("--coordinator-address", f"localhost:{port}", "--num-processes", count, "--process-id", process)
+        limits = ("--initialization-timeout", 60, "--heartbeat-timeout", 10)
+        running.append(start(["-m", "sdipc_jax.cli", *arguments, *own, *together, *limits], devices))
+    return finish(running, 240)
+
+
+@pytest.fixture(scope="module")
+def quick_folder(quick: Bundle, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("saved") / "checkpoint"
+    save(quick, folder)
+    return folder
+
+
+def levels(folder: Path) -> dict[str, np.ndarray]:
+    return {path.name: np.asarray(Image.open(path), np.int32) for path in sorted(folder.glob("*-0*.png"))}
+
+
+@pytest.fixture(scope="module")
+def alone(quick_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What one process makes."""
+    folder = tmp_path_factory.mktemp("alone")
+    arguments = ["text", "a", "b c", "--num-images", 3, "--steps", 2, "--batch-size", 2, "--mesh", "data=1"]
+    arguments += ["--model", quick_folder, "--output-dir", folder]
+    assert cli.main([str(word) for word in arguments]) == 0
+    return folder
+
+
+def test_two_processes_make_the_pictures_of_one(quick_folder: Path, alone: Path, tmp_path: Path) -> None:
+    arguments = ["text", "a", "b c", "--num-images", 3, "--steps", 2, "--batch-size", 1, "--model", quick_folder]
+    ended = job(2, 1, *arguments, "--json", output_dir=[tmp_path / "first", tmp_path / "second"])
+    assert [code for code, _, _ in ended] == [0, 0], ended
+    # The first writes and prints for both.
+    assert not (tmp_path / "second").exists()
+    assert ended[1][1] == ""
+    summary = json.loads(ended[0][1])
+    assert [record["settings"]["mesh"] for record in summary["records"]] == ["data=2"] * 6
+    found, expected = levels(tmp_path / "first"), levels(alone)
+    assert list(found) == list(expected)
+    assert len(found) == 6
+    for name, picture in found.items():
+        assert np.abs(picture - expected[name]).max() <= 2
+
+
+def test_processes_with_different_settings_are_refused(quick_folder: Path, tmp_path: Path) -> None:
+    ended = job(2, 1, "text", "a", "--model", quick_folder, "--output-dir", tmp_path / "out", seed=[1, 2])
+    for code, out, err in ended:
+        assert code == 2
+        assert out == ""
+        assert "sdipc: seed is 2 on process 1 and 1 on process 0: start all processes with the same settings" in err
+    assert not (tmp_path / "out").exists()
+
+
+def test_all_end_when_one_refuses(quick_folder: Path, tmp_path: Path) -> None:
+    # Nothing can be written below a file, but that is the first one's concern alone.
+    (tmp_path / "file").touch()
+    began = time.monotonic()
+    (first, _, error), (second, _, _) = job(
+        2, 1, "text", "a", "--model", quick_folder, "--output-dir", tmp_path / "file"
+    )
+    assert first == 2
+    assert "cannot write there" in error
+    assert second not in (0, 2)
+    assert time.monotonic() - began < 60

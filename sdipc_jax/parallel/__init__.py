@@ -1,7 +1,7 @@
 """One program over every device of every host: processes, mesh, sampling, and what ends a run that hangs."""
 
 from sdipc_jax.parallel.mesh import AXIS, make_mesh, pad, place, replicate
-from sdipc_jax.parallel.processes import abandon, agree, gather, initialize
+from sdipc_jax.parallel.processes import abandon, agree, gather, initialize, is_first, start
 from sdipc_jax.parallel.sampling import generate
 from sdipc_jax.parallel.watchdog import Watchdog
 
@@ -13,8 +13,10 @@ __all__ = [
     "gather",
     "generate",
     "initialize",
+    "is_first",
     "make_mesh",
     "pad",
     "place",
     "replicate",
+    "start",
 ]

@@ -6,14 +6,18 @@ import os
 import socket
 import sys
 import time
+import traceback
 from collections.abc import Mapping
 from typing import Any
 
 import jax
 import numpy as np
 from jax.experimental import multihost_utils
+from jax.sharding import Mesh
 
 from sdipc_jax.errors import InputError, MissingProcessError
+from sdipc_jax.parallel.mesh import make_mesh
+from sdipc_jax.settings import ParallelSettings
 
 _SECONDS_BETWEEN_TRIES = 0.2
 _LONGEST_LINE = 1000
@@ -71,6 +75,28 @@ def initialize(
             ) from None
 
 
+def start(settings: ParallelSettings) -> Mesh:
+    """Joins the other processes if the settings say so, and makes the mesh that they ask for.
+
+    Raises:
+        InputError, MissingProcessError: as `initialize` and `make_mesh`.
+    """
+    explicit = (settings.coordinator_address, settings.num_processes, settings.process_id)
+    if settings.distributed or explicit != (None, None, None):
+        initialize(
+            *explicit,
+            initialization_timeout=settings.initialization_timeout,
+            heartbeat_timeout=settings.heartbeat_timeout,
+        )
+        _keep_stdout()
+    return make_mesh(settings.mesh)
+
+
+def is_first() -> bool:
+    """Whether this is process 0, which writes and prints for all."""
+    return jax.process_index() == 0
+
+
 def gather(text: str) -> list[str]:
     """The text of every process, in the order of their ids. All processes must call it."""
     if jax.process_count() == 1:
@@ -105,14 +131,24 @@ def agree(settings: Mapping[str, Any]) -> None:
 
 
 def abandon(code: int) -> None:
-    """Ends a process of several at once, for which the others would wait in vain; does nothing if it is the only one.
+    """Ends a process of several at once, after the traceback of the error that is being handled; does nothing if it is
+    the only one.
 
     Python's own exit would first wait for the others, and they, which wait for this one in a computation, for it.
     """
     if jax.distributed.is_initialized() and jax.process_count() > 1:
+        if sys.exception() is not None:
+            traceback.print_exc()
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(code)
+
+
+def _keep_stdout() -> None:
+    """Gloo, through which CPUs exchange arrays, prints to the standard output, which is for results alone."""
+    sys.stdout.flush()
+    sys.stdout = os.fdopen(os.dup(1), "w", encoding="utf-8")
+    os.dup2(2, 1)
 
 
 def _check(address: str, count: int, process: int) -> None:
