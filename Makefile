@@ -3,8 +3,9 @@ PYTHON ?= python3
 PIP_INSTALL := -m pip install --quiet --disable-pip-version-check --constraint
 BIN := .venv/bin
 PARITY := .venv-parity/bin
+TPU := .venv-tpu/bin
 
-.PHONY: demo test parity lint wheel golden clean
+.PHONY: demo test faults-scale parity lint wheel golden tpu-compile clean
 
 # Installs the package and makes variations and an edit of the pictures in examples/.
 demo: .venv/.demo
@@ -14,6 +15,10 @@ demo: .venv/.demo
 # comparison with PyTorch below compiles as users do.
 test: .venv/.test
 	XLA_FLAGS="$$XLA_FLAGS --xla_backend_optimization_level=0" $(BIN)/python -m pytest --numprocesses=auto --maxprocesses=8 --dist=loadfile
+
+# What jobs of several processes and data sets must withstand: processes killed, stopped and late, disks that fail.
+faults-scale: .venv/.test
+	XLA_FLAGS="$$XLA_FLAGS --xla_backend_optimization_level=0" $(BIN)/python -m pytest tests/faults --override-ini addopts=--strict-markers
 
 # Live comparison with PyTorch. Its own warnings, of which old releases have many, are no concern of ours.
 parity: .venv-parity/.done
@@ -37,6 +42,11 @@ wheel:
 golden: .venv-parity/.done
 	$(PARITY)/python scripts/make_golden.py
 
+# Compiles for TPU pods on a machine that has none; tens of minutes, 8 GB.
+tpu-compile: .venv-tpu/.done
+	JAX_PLATFORMS=cpu $(TPU)/python -m pytest tests/test_compile_tpu.py
+	$(TPU)/python scripts/compile_tpu.py --topology v5e:2x4 v5e:16x16 v6e:2x4 --batch 1 4 16
+
 .venv/bin/python:
 	$(PYTHON) -m venv .venv
 
@@ -57,5 +67,11 @@ golden: .venv-parity/.done
 	$(PARITY)/python $(PIP_INSTALL) constraints-parity.txt --editable '.[parity]'
 	touch $@
 
+# Not in .venv: where libtpu is installed, JAX looks for a TPU.
+.venv-tpu/.done: pyproject.toml constraints.txt
+	$(PYTHON) -m venv .venv-tpu
+	$(TPU)/python $(PIP_INSTALL) constraints.txt --editable '.[test,tpu]'
+	touch $@
+
 clean:
-	rm -rf .venv .venv-parity build out
+	rm -rf .venv .venv-parity .venv-tpu build out

@@ -1,0 +1,252 @@
+"""Compiles the sampler and the tuning step for TPU pods on a machine that has none, and tells what a chip will hold.
+
+python scripts/compile_tpu.py --topology v5e:2x4 --batch 4
+
+Nothing runs: the package libtpu compiles for a topology that it knows by name. Sizes are those of Stable Diffusion 1.5
+with ViT-L/14. `make tpu-compile` installs what this needs.
+"""
+
+import math
+import os
+import re
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, Literal
+
+# libtpu is not to look for a TPU nor to be the only one of its kind on this machine, and JAX is not to start one.
+os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
+os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+
+import jax
+import jax.numpy as jnp
+import tyro
+from jax.experimental import topologies
+from jax.sharding import Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from sdipc_jax.bundle import Bundle, Config, SpecialTokens, VisionSide
+from sdipc_jax.errors import InputError
+from sdipc_jax.generate import Request, begin
+from sdipc_jax.images import Preprocessing
+from sdipc_jax.models import CLIPTextConfig, CLIPVisionConfig, UNetConfig, VAEConfig
+from sdipc_jax.parallel import AXIS, make_mesh
+from sdipc_jax.parallel.sampling import advance_on, finish_on
+from sdipc_jax.samplers import SchedulerConfig
+from sdipc_jax.settings import Defaults
+from sdipc_jax.tuning import TuningSettings
+from sdipc_jax.tuning.losses import Batch
+from sdipc_jax.tuning.program import still, train_step
+from sdipc_jax.tuning.step import State, make_optimizer, moving
+from sdipc_jax.tuning.trainable import split
+
+# Memory of a chip in GiB (cloud.google.com/tpu/docs, the page of each version).
+MEMORY = {"v4": 32, "v5e": 16, "v5p": 95, "v6e": 32}
+_GIB = 2**30
+_BYTES = {"pred": 1, "s8": 1, "u8": 1, "bf16": 2, "f16": 2, "s32": 4, "u32": 4, "f32": 4, "s64": 8, "u64": 8, "f64": 8}
+_COLLECTIVE = re.compile(
+    r" = (?P<shapes>\(.*?\)|\S+) "
+    r"(?P<name>all-reduce|all-gather|all-to-all|reduce-scatter|collective-permute|collective-broadcast)(-start)?\("
+)
+_SHAPE = re.compile(r"\b(?P<dtype>[a-z]+\d*)\[(?P<sides>[\d,]*)\]")
+
+
+@dataclass(frozen=True)
+class Options:
+    """Compiles programs for TPU topologies and prints what a chip holds and does."""
+
+    topology: tuple[str, ...] = ("v5e:2x4",)
+    """Version and shape, such as v5e:2x4, v5e:16x16, v6e:2x4."""
+    batch: tuple[int, ...] = (4,)
+    """Pictures on each chip."""
+    program: tuple[Literal["generate", "tune"], ...] = ("generate", "tune")
+    """The sampler's loop and decoder, the step of SD-IPC-FT, or both."""
+    rematerialise: bool = False
+    """Tune with activations computed again in the backward pass."""
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What the compiler says of a program, for one chip.
+
+    Attributes:
+        arguments: bytes of weights and other inputs.
+        temporaries: bytes at the worst moment, besides arguments and results.
+        flops: with the body of a loop counted once.
+        collectives: bytes of the results by name of the operation.
+        kernels: how often each hand-written kernel is called.
+        seconds: that compiling took.
+    """
+
+    arguments: int
+    temporaries: int
+    flops: float
+    collectives: dict[str, int]
+    kernels: dict[str, int]
+    seconds: float
+
+
+def sd15() -> Config:
+    """Stable Diffusion 1.5 with OpenAI's ViT-L/14, in bfloat16."""
+    scheduler = {
+        **{"_class_name": "DDIMScheduler", "beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012},
+        **{"clip_sample": False, "set_alpha_to_one": False, "steps_offset": 1},
+    }
+    vision = CLIPVisionConfig(1024, 4096, 768, 24, 16, image_size=224, patch_size=14)
+    return Config(
+        folder="sd15",
+        unet=UNetConfig(cross_attention_dim=768),
+        vae=VAEConfig(
+            block_out_channels=(128, 256, 512, 512),
+            down_block_types=("DownEncoderBlock2D",) * 4,
+            up_block_types=("UpDecoderBlock2D",) * 4,
+            layers_per_block=2,
+        ),
+        text=CLIPTextConfig(
+            hidden_size=768, intermediate_size=3072, projection_dim=768, num_hidden_layers=12, num_attention_heads=12
+        ),
+        scheduler=SchedulerConfig.from_json(scheduler),
+        tokens=SpecialTokens(start=49406, end=49407, pad=49407, length=77),
+        defaults=Defaults(height=512, width=512),
+        clip=VisionSide("clip", vision, Preprocessing(), 768, 12),
+        dtype="bfloat16",
+    )
+
+
+def topology_mesh(name: str) -> Mesh:
+    """A mesh of all chips of a topology.
+
+    Raises:
+        InputError: libtpu does not know it.
+    """
+    try:
+        devices = topologies.get_topology_desc(platform="tpu", topology_name=name).devices
+    except Exception as error:
+        raise InputError(f"topology is {name!r}, expected one that libtpu knows, such as v5e:2x4: {error}") from None
+    return make_mesh(None, devices)
+
+
+def lower_generation(mesh: Mesh, config: Config, batch: int) -> dict[str, Any]:
+    """The sampler's two programs, by name; the first takes an evaluation of the UNet for a body of its loop."""
+    count = batch * mesh.size
+    bundle = Bundle(config.abstract_params(), config)
+    context = jax.ShapeDtypeStruct((count, config.tokens.length, config.unet.cross_attention_dim), jnp.float32)
+    request, state = jax.eval_shape(partial(begin, seeds=0), bundle, context)
+    parts = Request(
+        schedule=_on(mesh, P(), request.schedule),
+        context=_on(mesh, P(AXIS), request.context),
+        keys=_on(mesh, P(AXIS), request.keys),
+        guidance_scale=_on(mesh, P(AXIS), request.guidance_scale),
+        eta=_on(mesh, P(), request.eta),
+        sampler=request.sampler,
+    )
+    bundle, state = _on(mesh, P(), bundle), _on(mesh, P(AXIS), state)
+    bound = _on(mesh, P(), jax.ShapeDtypeStruct((), jnp.int32))
+    return {
+        "sampling, a step": advance_on.lower(mesh, bundle, parts, state, bound, bound),
+        "decoding": finish_on.lower(mesh, bundle, state),
+    }
+
+
+def lower_tuning(mesh: Mesh, config: Config, batch: int, settings: TuningSettings) -> dict[str, Any]:
+    """The step of tuning, by name, with all that can be cached in a cache."""
+    bundle = Bundle(config.abstract_params(), config)
+    params, frozen = jax.eval_shape(partial(split, settings=settings), bundle)
+    optimizer = jax.eval_shape(make_optimizer(settings).init, params)
+    count: Any = jax.ShapeDtypeStruct((), jnp.int32)
+    state = State(count, params, None, optimizer, frozen, settings, base="")
+    pictures, side = batch * mesh.size, config.vision_side.vision.image_size
+    channels, height, width = config.latent_shape(config.defaults.height, config.defaults.width)
+    inputs: Any = {
+        "latents": (pictures, height, width, channels),
+        "deviation": (pictures, height, width, channels),
+        "pixels": (pictures, side, side, 3),
+        "text": (pictures, config.tokens.length, config.text.hidden_size),
+    }
+    arrays: Batch = jax.tree.map(
+        lambda shape: jax.ShapeDtypeStruct(shape, jnp.float32), inputs, is_leaf=lambda each: isinstance(each, tuple)
+    )
+    moves, stays = _on(mesh, P(), moving(state)), _on(mesh, P(), still(state))
+    train: Any = train_step(mesh)
+    return {"tuning, a step": train.lower(moves, stays, _on(mesh, P(AXIS), arrays))}
+
+
+def measure(lowered: Any) -> Measured:
+    """Compiles a program and asks what came of it."""
+    started = time.perf_counter()
+    compiled = lowered.compile()
+    seconds = time.perf_counter() - started
+    memory, text = compiled.memory_analysis(), compiled.as_text()
+    collectives: dict[str, int] = {}
+    for name, size in collectives_of(text):
+        collectives[name] = collectives.get(name, 0) + size
+    kernels: dict[str, int] = {}
+    for name in re.findall(r'custom_call_target="([^"]+)"', text):
+        kernels[name] = kernels.get(name, 0) + 1
+    return Measured(
+        arguments=memory.argument_size_in_bytes,
+        temporaries=memory.temp_size_in_bytes,
+        flops=compiled.cost_analysis()["flops"],
+        collectives=collectives,
+        kernels=kernels,
+        seconds=seconds,
+    )
+
+
+def collectives_of(text: str) -> Iterator[tuple[str, int]]:
+    """The name and the bytes of the result of every collective in a compiled program's text.
+
+    >>> list(collectives_of("x = (f32[2,3]{1,0}, bf16[4]) all-reduce(a, b), y = f32[] add(c, d)"))
+    [('all-reduce', 32)]
+    """
+    for match in _COLLECTIVE.finditer(text):
+        shapes = _SHAPE.finditer(match["shapes"])
+        size = sum(
+            _BYTES[each["dtype"]] * math.prod(map(int, filter(None, each["sides"].split(",")))) for each in shapes
+        )
+        yield match["name"], size
+
+
+def _on(mesh: Mesh, spec: P, tree: Any) -> Any:
+    """Shapes that lie on the mesh."""
+    sharding = NamedSharding(mesh, spec)
+    return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), tree)
+
+
+def _line(name: str, measured: Measured, memory: float) -> str:
+    used = (measured.arguments + measured.temporaries) / _GIB
+    collectives = ", ".join(f"{each} {size / 2**20:.1f} MiB" for each, size in measured.collectives.items()) or "none"
+    kernels = ", ".join(f"{each} x {count}" for each, count in measured.kernels.items()) or "the compiler's own"
+    return (
+        f"{name} | {measured.arguments / _GIB:.2f} | {measured.temporaries / _GIB:.2f} | {used / memory:.0%} of "
+        f"{memory:g} | {measured.flops / 1e12:.3g} | {collectives} | {kernels} | {measured.seconds:.0f}"
+    )
+
+
+def main(options: Options) -> None:
+    """Prints a table with a line for each program."""
+    config = sd15()
+    columns = "inputs GiB | temporaries GiB | memory GiB | TFLOP | collectives | kernels | compiled in s"
+    print(f"topology, batch a chip, program | {columns}\n{' | '.join(['---'] * 8)}", flush=True)
+    settings = TuningSettings(steps=1000, dtype="bfloat16", rematerialise=options.rematerialise)
+    for topology in options.topology:
+        mesh = topology_mesh(topology)
+        for batch in options.batch:
+            lowered: dict[str, Any] = {}
+            if "generate" in options.program:
+                lowered |= lower_generation(mesh, config, batch)
+            if "tune" in options.program:
+                lowered |= lower_tuning(mesh, config, batch, settings)
+            for name, program in lowered.items():
+                title = f"{topology}, {batch}, {name}"
+                try:
+                    print(_line(title, measure(program), MEMORY[topology.partition(":")[0]]), flush=True)
+                except jax.errors.JaxRuntimeError as error:
+                    found = re.search(r"Used .*? of .*? hbm\.", str(error))
+                    print(f"{title} | does not fit: {found[0] if found else str(error).splitlines()[0]}", flush=True)
+
+
+if __name__ == "__main__":
+    main(tyro.cli(Options, description=__doc__))
