@@ -17,7 +17,7 @@ import tyro
 from tqdm import tqdm
 
 from sdipc_jax.batch.settings import BatchSettings
-from sdipc_jax.errors import InputError, MissingProcessError
+from sdipc_jax.errors import InputError, InterruptedRun, MissingProcessError
 from sdipc_jax.evaluate.command import EvaluateSettings
 from sdipc_jax.settings import (
     CommandSettings,
@@ -27,6 +27,7 @@ from sdipc_jax.settings import (
     TextSettings,
     VarySettings,
 )
+from sdipc_jax.tuning import options
 
 _COMMANDS: dict[str, Callable[..., CommandSettings]] = {
     "vary": VarySettings,
@@ -34,6 +35,7 @@ _COMMANDS: dict[str, Callable[..., CommandSettings]] = {
     "text": TextSettings,
     "prompt": PromptSettings,
     "batch": BatchSettings,
+    "tune": options.tune,
     "spectrum": SpectrumSettings,
     "evaluate": EvaluateSettings,
 }
@@ -46,7 +48,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _run(_parse(arguments))
     except InputError as error:
         message, code = str(error), 2
-    except MissingProcessError as error:
+    except (InterruptedRun, MissingProcessError) as error:
         message, code = str(error), 75
     except KeyboardInterrupt:
         message, code = "interrupted; the pictures named in manifest.jsonl are whole", 130
@@ -105,11 +107,12 @@ def _run(settings: CommandSettings) -> int:
     from sdipc_jax.batch import command as batch
     from sdipc_jax.compilation import keep_compiled
     from sdipc_jax.evaluate import command as evaluation
+    from sdipc_jax.tuning import command as tuning
 
     keep_compiled()
-    name = next(name for name, kind in _COMMANDS.items() if type(settings) is kind)
+    name = next((name for name, kind in _COMMANDS.items() if type(settings) is kind), "tune")
     with _progress(shown=not settings.quiet and not settings.json_) as report:
-        module = {"batch": batch, "evaluate": evaluation}.get(name, commands)
+        module = {"batch": batch, "evaluate": evaluation, "tune": tuning}.get(name, commands)
         result = getattr(module, name)(settings, report)
     summary = result.to_json()
     # Several processes say the same.
@@ -128,10 +131,11 @@ def _run(settings: CommandSettings) -> int:
 @contextlib.contextmanager
 def _progress(shown: bool) -> Iterator[Any]:
     """A bar on stderr where that is a terminal."""
-    bar_format = "{l_bar}{bar}| {elapsed} < {remaining}"
+    bar_format = "{l_bar}{bar}| {elapsed} < {remaining}{postfix}"
     with tqdm(total=100.0, bar_format=bar_format, disable=None if shown else True, leave=False) as bar:
 
-        def report(done: float) -> None:
+        def report(done: float, text: str = "") -> None:
+            bar.set_postfix_str(text, refresh=False)
             bar.update(100.0 * done - bar.n)
 
         yield report

@@ -22,7 +22,7 @@ from typing import Any, Self
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
-from orbax.checkpoint.options import AtomicityMode, AtomicityOptions
+from orbax.checkpoint.options import AsyncOptions, AtomicityMode, AtomicityOptions
 
 from sdipc_jax.errors import InputError
 from sdipc_jax.images import printable
@@ -99,6 +99,7 @@ class Checkpoints:
         self._pending: Future[None] | None = None
 
     def __enter__(self) -> Self:
+        self.folder.mkdir(parents=True, exist_ok=True)
         self._checkpointer = _checkpointer()
         return self
 
@@ -124,7 +125,7 @@ class Checkpoints:
         return saved if is_first() or not step else _verify(self.folder / step, int(step))
 
     def _newest(self) -> Saved | None:
-        names = [each.name for each in self.folder.iterdir()] if self.folder.is_dir() else []
+        names = [each.name for each in self.folder.iterdir()]
         for name in names:
             if re.fullmatch(rf"\d+{_PARTIAL}", name):
                 shutil.rmtree(self.folder / name, ignore_errors=True)
@@ -175,6 +176,8 @@ class Checkpoints:
         final, partial = self.folder / str(step), self.folder / f"{step}{_PARTIAL}"
         size = sum(array.nbytes for array in arrays.values())
         try:
+            if not self.folder.is_dir():
+                raise FileNotFoundError("the folder is gone")
             self._checkpointer.save(partial.resolve(), args=ocp.args.StandardSave(dict(arrays)))
             self._checkpointer.wait_until_finished()
             if is_first():
@@ -255,6 +258,8 @@ def _checkpointer() -> ocp.AsyncCheckpointer:
     logging.getLogger("absl").setLevel(logging.ERROR)
     return ocp.AsyncCheckpointer(
         ocp.StandardCheckpointHandler(),
+        # Where a folder cannot be made, Orbax's threads would wait for it for minutes, the process's end too.
+        async_options=AsyncOptions(create_directories_asynchronously=False),
         atomicity_options=AtomicityOptions(mode=AtomicityMode.COMMIT_FILE, allow_legacy_atomic_rename=False),
     )
 
