@@ -22,7 +22,7 @@ def draw(path: Path, seed: int, size: tuple[int, int] = (24, 20)) -> Path:
     """A picture of noise, another for each seed."""
     path.parent.mkdir(parents=True, exist_ok=True)
     pixels = np.random.default_rng(seed).integers(0, 256, (*size, 3), np.uint8)
-    Image.fromarray(pixels).save(path)
+    Image.fromarray(pixels).save(path, "PNG")
     return path
 
 
