@@ -11,7 +11,7 @@ import os
 import re
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from typing import Annotated, Any
 
 import tyro
 from tqdm import tqdm
@@ -21,13 +21,29 @@ from sdipc_jax.errors import InputError, InterruptedRun, MissingProcessError
 from sdipc_jax.evaluate.command import EvaluateSettings
 from sdipc_jax.settings import (
     CommandSettings,
+    CtSettings,
     EditSettings,
+    ExportSettings,
+    FtSettings,
     PromptSettings,
     SpectrumSettings,
     TextSettings,
     VarySettings,
 )
-from sdipc_jax.tuning import options
+
+
+def _tune(
+    command: Annotated[
+        Annotated[FtSettings, tyro.conf.subcommand("ft")]
+        | Annotated[CtSettings, tyro.conf.subcommand("ct")]
+        | Annotated[ExportSettings, tyro.conf.subcommand("export")],
+        tyro.conf.OmitSubcommandPrefixes,
+        tyro.conf.arg(name=""),
+    ],
+) -> CommandSettings:
+    """Tuning on one's own pictures."""
+    return command
+
 
 _COMMANDS: dict[str, Callable[..., CommandSettings]] = {
     "vary": VarySettings,
@@ -35,7 +51,7 @@ _COMMANDS: dict[str, Callable[..., CommandSettings]] = {
     "text": TextSettings,
     "prompt": PromptSettings,
     "batch": BatchSettings,
-    "tune": options.tune,
+    "tune": _tune,
     "spectrum": SpectrumSettings,
     "evaluate": EvaluateSettings,
 }

@@ -21,6 +21,7 @@ from sdipc_jax.errors import InputError
 from sdipc_jax.images import printable
 from sdipc_jax.interruption import Interruption, locked
 from sdipc_jax.outputs import Record, check_writable, unique_stems
+from sdipc_jax.settings import ExportSettings, FtSettings, TuneSettings
 from sdipc_jax.sheets import remove_leftovers, write_atomically
 from sdipc_jax.tuning.checkpoints import Checkpoints, Saved, minor_changes
 from sdipc_jax.tuning.config import RunSettings, check_unchanged, read_run
@@ -29,7 +30,6 @@ from sdipc_jax.tuning.feed import Feed
 from sdipc_jax.tuning.loop import Run
 from sdipc_jax.tuning.many import init_many, select
 from sdipc_jax.tuning.metrics import MetricsLog, check_tensorboard
-from sdipc_jax.tuning.options import ExportSettings, FtSettings, TuneSettings
 from sdipc_jax.tuning.samples import Sheets
 from sdipc_jax.tuning.step import delta, init
 
