@@ -64,7 +64,7 @@ def loaded(tiny: sdipc.Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(commands, "load_weights", lambda config, tuned: tiny)
 
 
-def run(job: Path, device: Any = None, **options: Any) -> command.BatchOutcome:
+def run(job: Path, device: Any = None, **options: Any) -> Any:
     settings = BatchSettings(job=job, **options)
     return command.batch(settings, lambda done: None, *(() if device is None else (device,)))
 
@@ -533,6 +533,44 @@ def test_launchers_say_which_process(
     assert BatchSettings(job=Path("job.yaml"), process_index=1, process_count=2).process() == (1, 2)
     with pytest.raises(InputError, match="expected both"):
         BatchSettings(job=Path("job.yaml"), process_index=1)
+
+
+# Plans.
+
+
+def test_plans_from_given_numbers_run_nothing(
+    job: Make, pictures: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(command, "Converter", refuse)
+    given = "--pictures 100000 --seconds 2 --bytes 1e6 --chips 8 --hosts 2 --price 10".split()
+    path = job(source=pictures, shard_size=100)
+    assert cli.main(["batch", str(path), "--plan", "--json", *given]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert (found["seconds"], found["shards"], found["bytes"]) == (25_000, 1000, 10**11)
+    assert found["cost"] == pytest.approx(25_000 / 3600 * 10)
+    assert not (tmp_path / "out").exists()
+    with pytest.raises(InputError, match="found pictures without plan"):
+        BatchSettings(job=path, pictures=3)
+
+
+def test_plans_from_what_is_measured(job: Make, pictures: Path, tmp_path: Path) -> None:
+    class Slow(Stub):
+        def pictures(self, batch: Any) -> Any:
+            # Compilation does not count.
+            time.sleep(0.5 if not self.batches else 0.1)
+            return super().pictures(batch)
+
+    path = job(source=pictures, shard_size=5)
+    outcome = run(path, Slow(), plan=True, chips=4)
+    # Two devices took 0.1 s for a batch of four.
+    assert 0.05 <= outcome.measured.sample < 0.1
+    assert outcome.plan.pictures == 10
+    assert outcome.plan.seconds == pytest.approx(10 * outcome.measured.sample / 4, rel=0.01)
+    run(path, Stub())
+    shards = [path.stat().st_size for path in (tmp_path / "out").glob("shard-*")]
+    assert outcome.measured.bytes == pytest.approx(sum(shards) / 10, rel=0.3)
+    with pytest.raises(InputError, match=r"none of the first 1 rows can be used: .*no\.png"):
+        run(job("bad", source=write_rows(tmp_path / "in.jsonl", [{"picture": "no.png"}])), Stub(), plan=True)
 
 
 # Threads.

@@ -15,6 +15,7 @@ from etils import epath
 from sdipc_jax.batch.items import Reader, digest_of
 from sdipc_jax.batch.manifest import Header, Manifest
 from sdipc_jax.batch.pipeline import Device, Progress, Run
+from sdipc_jax.batch.plan import Measured, PlanOutcome, measure, plan_job
 from sdipc_jax.batch.sampler import Sampler
 from sdipc_jax.batch.settings import BatchSettings, JobSettings, Row
 from sdipc_jax.batch.sources import Folder, Source, open_source
@@ -168,31 +169,52 @@ class _Work:
         return shard in self.whole or row in self.partly.get(shard, ())
 
 
-def batch(settings: BatchSettings, report: Report, make_device: Callable[..., Device] = Sampler.make) -> BatchOutcome:
-    """Does what is left of a job, or of this process's shards of it.
+def batch(
+    settings: BatchSettings, report: Report, make_device: Callable[..., Device] = Sampler.make
+) -> BatchOutcome | PlanOutcome:
+    """Does what is left of a job, or of this process's shards of it; or plans it.
 
     Args:
         make_device: makes what runs batches, from `Sampler.make`'s arguments.
     """
-    index, count = _process(settings)
     job = _Job.make(read_job(settings.job))
+    return _plan(job, settings, make_device) if settings.plan else _run(job, settings, report, make_device)
+
+
+def _plan(job: _Job, settings: BatchSettings, make_device: Callable[..., Device]) -> PlanOutcome:
+    devices = jax.local_device_count()
+
+    def measured() -> Measured:
+        device, _ = _device(job, make_device)
+        return measure(job.settings, job.source, job.reader, device, devices)
+
+    return plan_job(settings, job.settings, job.rows, devices, measured)
+
+
+def _device(job: _Job, make_device: Callable[..., Device]) -> tuple[Device, tuple[str, ...]]:
+    """What runs batches on this process's devices, and what a person should know about it."""
+    converter = Converter(job.config, job.settings)
+    mesh = make_mesh(None, jax.local_devices())
+    return make_device(converter.bundle, converter.projection, job.settings, job.values, mesh), converter.notes
+
+
+def _run(job: _Job, settings: BatchSettings, report: Report, make_device: Callable[..., Device]) -> BatchOutcome:
+    index, count = _process(settings)
     job.manifest.claim()
     mine = range(index, job.shards, count)
     work = _left(job.manifest, mine, settings)
     started = time.perf_counter()
     progress, notes, interrupted = Progress(), tuple(work.notes), False
     if work.whole or work.partly:
-        converter = Converter(job.config, job.settings)
-        notes += converter.notes
-        mesh = make_mesh(None, jax.local_devices())
-        device = make_device(converter.bundle, converter.projection, job.settings, job.values, mesh)
+        device, told = _device(job, make_device)
+        notes += told
         total = _rows_of(work, job)
         with Interruption() as interruption, _alone(job.manifest, index, count):
             run = Run(
                 job=job.settings,
                 manifest=job.manifest,
                 device=device,
-                batch_size=job.settings.batch_size * mesh.size,
+                batch_size=job.settings.batch_size * jax.local_device_count(),
                 kept=lambda shard: _kept(job.manifest, work, shard),
                 stopping=lambda progress: interruption.requested or _too_many(progress, settings),
                 report=lambda done: report(min(1.0, done / total)),

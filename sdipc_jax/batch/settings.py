@@ -12,6 +12,7 @@ from sdipc_jax.settings import (
     CommandSettings,
     Count,
     Finite,
+    Positive,
     ProjectionSettings,
     SamplerSettings,
     Seed,
@@ -26,6 +27,7 @@ _LAUNCHERS = (
     ("OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_SIZE"),
 )
 
+_PLANNED = ("pictures", "seconds", "bytes", "chips", "hosts", "price")
 _Path = Annotated[str, Field(min_length=1)]
 
 
@@ -48,6 +50,28 @@ class BatchSettings(CommandSettings):
     """Try the failed rows of finished shards again."""
     max_failures: Annotated[Annotated[int, Field(ge=0)] | None, _option("INT", "no limit")] = None
     """Stop when more rows than this have failed in this run."""
+
+    plan: bool = False
+    """Say how long the job will take, what it will store and cost; write nothing."""
+    pictures: Annotated[Count | None, _option("INT", "the job's rows")] = None
+    """With --plan: how many."""
+    seconds: Annotated[Positive | None, _option("FLOAT", "measured here, on a batch")] = None
+    """With --plan: what a chip takes for a picture."""
+    bytes: Annotated[Positive | None, _option("FLOAT", "measured here, on a batch")] = None
+    """With --plan: what is stored of a picture, with its records."""
+    chips: Annotated[Count | None, _option("INT", "those of this machine")] = None
+    """With --plan: of all hosts together."""
+    hosts: Annotated[Count | None, _option("INT", "1")] = None
+    """With --plan: each with as many cores as this machine."""
+    price: Annotated[Positive | None, _option("FLOAT", "none")] = None
+    """With --plan: of all machines together for an hour."""
+
+    @model_validator(mode="after")
+    def _only_with_plan(self) -> Self:
+        given = [name for name in _PLANNED if getattr(self, name) is not None]
+        if given and not self.plan:
+            raise ValueError(f"found {given[0]} without plan, expected both or neither: add --plan")
+        return self
 
     @model_validator(mode="after")
     def _both_or_none(self) -> Self:

@@ -25,6 +25,7 @@ from PIL import Image
 import sdipc_jax as sdipc
 from sdipc_jax import commands
 from sdipc_jax.batch import command, storage
+from sdipc_jax.batch.sampler import Sampler
 from sdipc_jax.batch.settings import BatchSettings
 from sdipc_jax.images import decode_picture, preprocess
 from tests.batch_jobs import Stub, draw, draw_all, manifest, records, write_job, write_rows
@@ -53,8 +54,8 @@ def sdipc_batch(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., subpr
     return begin
 
 
-def run(job: Path, device: Any, **options: Any) -> command.BatchOutcome:
-    """The command in this process, on a stub of the device."""
+def run(job: Path, device: Any = Sampler.make, **options: Any) -> Any:
+    """The command in this process."""
     return command.batch(BatchSettings(job=job, **options), lambda done: None, device)
 
 

@@ -1,0 +1,136 @@
+"""What a job will take: `sdipc batch JOB.yaml --plan`, from numbers that are given or measured here."""
+
+import itertools
+import json
+import os
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from sdipc_jax.batch.items import Item, Reader
+from sdipc_jax.batch.pipeline import Device
+from sdipc_jax.batch.sampler import Batch
+from sdipc_jax.batch.settings import BatchSettings, JobSettings
+from sdipc_jax.batch.shards import encode_picture, encode_vector
+from sdipc_jax.batch.sources import Source
+from sdipc_jax.errors import InputError
+from sdipc_jax.outputs import Record
+from sdipc_jax.planning import Plan, Stage, plan
+
+# As long as an id, which what is not written has none of.
+_ID = "0" * 64
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What one picture takes on this machine.
+
+    Attributes:
+        read: seconds of one core: reading, decoding, preparing.
+        sample: seconds of one device, compilation left out.
+        encode: seconds of one core.
+        bytes: stored, with its records.
+    """
+
+    read: float
+    sample: float
+    encode: float
+    bytes: float
+
+
+@dataclass(frozen=True)
+class PlanOutcome:
+    """What `--plan` tells."""
+
+    plan: Plan
+    measured: Measured | None
+
+    def to_json(self) -> Record:
+        """What `--json` prints."""
+        measured = None if self.measured is None else vars(self.measured)
+        return self.plan.to_json() | {"measured": measured}
+
+    def __str__(self) -> str:
+        if self.measured is None:
+            return str(self.plan)
+        found = self.measured
+        return (
+            f"measured here, a picture: {found.read:.3g} s to read, {found.sample:.3g} s to sample, "
+            f"{found.encode:.3g} s to encode, {found.bytes:.0f} bytes\n{self.plan}"
+        )
+
+
+def plan_job(
+    settings: BatchSettings, job: JobSettings, rows: int, devices: int, measure: Callable[[], Measured]
+) -> PlanOutcome:
+    """The plan of a job.
+
+    Args:
+        rows: of the job, where no other number is asked for.
+        devices: of this machine, where no number of chips is given.
+        measure: called where seconds or bytes are not given.
+    """
+    known = settings.seconds is not None and settings.bytes is not None
+    measured = None if known else measure()
+    chips, hosts = settings.chips or devices, settings.hosts or 1
+    seconds, stored = settings.seconds, settings.bytes
+    stages = []
+    if measured is not None:
+        seconds = measured.sample if seconds is None else seconds
+        stored = measured.bytes if stored is None else stored
+        cores = hosts * (os.cpu_count() or 1)
+        stages = [Stage("read", measured.read, cores), Stage("encode", measured.encode, cores)]
+    assert seconds is not None
+    assert stored is not None
+    found = plan(
+        settings.pictures or rows,
+        [Stage("sample", seconds, chips), *stages],
+        bytes_per_picture=stored,
+        shard_size=job.shard_size,
+        hosts=hosts,
+        price_per_hour=settings.price,
+    )
+    return PlanOutcome(found, measured)
+
+
+def measure(job: JobSettings, source: Source, reader: Reader, device: Device, devices: int) -> Measured:
+    """Times the first batch of rows that can be used, after a run that compiles.
+
+    Raises:
+        InputError: none of the first rows can be used.
+    """
+    count = job.batch_size * devices
+    rows = list(itertools.islice(source.rows(lambda row: row < 2 * count), 2 * count))
+    # Loads what is loaded once, such as the tokenizer.
+    reader(rows[0])
+    read, items = _timed(lambda: [reader(row) for row in rows])
+    good = [item for item in items if item.error is None]
+    good = [item for item in good if item.size == good[0].size][:count]
+    if not good:
+        raise InputError(f"none of the first {len(rows)} rows can be used: {items[0].error}")
+    # A batch takes as long as a full one.
+    good = list(itertools.islice(itertools.cycle(good), count))
+    _run(job, device, good)
+    sample, results = _timed(lambda: _run(job, device, good))
+    encode, files = _timed(
+        lambda: [encode_vector(each) if job.vectors else encode_picture(each, job) for each in results]
+    )
+    lines = sum(len(json.dumps(item.record | {"id": _ID, "sha256": _ID})) for item in good)
+    stored = sum(map(len, files)) + lines
+    if not job.vectors and job.container == "tar":
+        # The record again beside the picture, a header of 512 bytes for each, half a block of padding.
+        stored += lines + count * 2 * (512 + 256)
+    return Measured(read / len(rows), sample / count * devices, encode / count, stored / count)
+
+
+def _run(job: JobSettings, device: Device, items: Sequence[Item]) -> Any:
+    if job.vectors:
+        return device.vectors(items)
+    return device.pictures(Batch(items[0].size, items, [item.key for item in items]))[0]
+
+
+def _timed(work: Callable[[], Any]) -> tuple[float, Any]:
+    started = time.perf_counter()
+    result = work()
+    return time.perf_counter() - started, result
