@@ -365,6 +365,8 @@ def test_delta_file_round_trip(
     loaded = sdipc.load(str(tiny_folder), tuned=file)
     assert loaded.config == bundle.config
     jax.tree.map(np.testing.assert_array_equal, loaded.params, bundle.params)
+    tuning.save_delta(delta, file.parent / "again.safetensors")
+    assert (file.parent / "again.safetensors").read_bytes() == file.read_bytes()
     again = tuning.load_delta(file)
     assert (again.mode, again.step, again.base) == ("ft", 2, tuning.digest(tiny))
     features = sdipc.encode_images(loaded, cache.pixels)

@@ -7,6 +7,7 @@ mode, step and the digest of the checkpoint that was tuned.
 
 import dataclasses
 import hashlib
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -114,14 +115,14 @@ def apply_delta(bundle: Bundle, delta: Delta, *, check: bool = True) -> Bundle:
 
 
 def save_delta(delta: Delta, file: str | Path) -> None:
-    """Writes a delta file. It appears under its name only when it is whole."""
+    """Writes a delta file: the same bytes for the same delta, and under its name only when it is whole."""
     target = Path(file)
     target.parent.mkdir(parents=True, exist_ok=True)
     tensors = {name: np.array(tensor, np.float32, order="C") for name, tensor in delta.tensors.items()}
     metadata = {"mode": delta.mode, "step": str(int(delta.step)), "base": delta.base}
     if _EMBEDDINGS in tensors:
         metadata[OVERWRITE] = str(delta.overwrite_first_layer).lower()
-    write_atomically(target, to_safetensors(tensors, metadata))
+    write_atomically(target, _in_order(to_safetensors(tensors, metadata)))
 
 
 def load_delta(file: str | Path) -> Delta:
@@ -146,6 +147,16 @@ def load_delta(file: str | Path) -> Delta:
         base=metadata["base"],
         overwrite_first_layer=metadata.get(OVERWRITE) == "true",
     )
+
+
+def _in_order(file: bytes) -> bytes:
+    """A safetensors file with its metadata sorted: safetensors writes them in any order, and equal deltas should be
+    equal files."""
+    length = int.from_bytes(file[:8], "little")
+    header = json.loads(file[8 : 8 + length])
+    header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
+    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+    return file[:8] + text.ljust(length) + file[8 + length :]
 
 
 def _name(path: tuple[str, ...]) -> str:

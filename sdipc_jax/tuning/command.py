@@ -149,9 +149,6 @@ class _Training:
             # The digest of the weights is not known yet.
             base = "" if saved is None else saved.values["identity"]["checkpoint"]
             self.check(saved, self.identity | {"checkpoint": base})
-            if saved is not None and saved.step >= (settings.steps or 0) and all(map(Path.exists, self.results)):
-                self.log("nothing to do: the run is complete")
-                return Tuned(self.results, self.notes, saved.step)
             if parallel.is_first():
                 remove_leftovers(folder)
                 lines = "".join(json.dumps(each.record()) + "\n" for each in self.examples)
@@ -163,6 +160,9 @@ class _Training:
             identity = self.identity | {"checkpoint": state.base}
             self.check(saved, identity)
             parallel.agree(identity)
+            if saved is not None and saved.step >= (settings.steps or 0) and all(map(Path.exists, self.results)):
+                self.log("nothing to do: the run is complete")
+                return Tuned(self.results, self.notes, saved.step)
             self.interruption.check()
             start = 0 if saved is None else saved.step
             for note in self.notes if saved is None else ():
