@@ -5,7 +5,7 @@ BIN := .venv/bin
 PARITY := .venv-parity/bin
 TPU := .venv-tpu/bin
 
-.PHONY: demo test faults-scale parity lint wheel golden tpu-compile clean
+.PHONY: demo test faults-scale faults-tuning parity lint wheel golden tpu-compile clean
 
 # Installs the package and makes variations and an edit of the pictures in examples/.
 demo: .venv/.demo
@@ -18,7 +18,11 @@ test: .venv/.test
 
 # What jobs of several processes and data sets must withstand: processes killed, stopped and late, disks that fail.
 faults-scale: .venv/.test
-	XLA_FLAGS="$$XLA_FLAGS --xla_backend_optimization_level=0" $(BIN)/python -m pytest tests/faults --override-ini addopts=--strict-markers
+	XLA_FLAGS="$$XLA_FLAGS --xla_backend_optimization_level=0" $(BIN)/python -m pytest tests/faults/test_batch.py tests/faults/test_parallel.py --override-ini addopts=--strict-markers
+
+# What a tuning run must withstand: killed and stopped in the middle, checkpoints damaged, disks full.
+faults-tuning: .venv/.test
+	XLA_FLAGS="$$XLA_FLAGS --xla_backend_optimization_level=0" $(BIN)/python -m pytest tests/faults/test_tuning.py tests/test_tune_checkpoints.py --override-ini addopts=--strict-markers
 
 # Live comparison with PyTorch. Its own warnings, of which old releases have many, are no concern of ours.
 parity: .venv-parity/.done

@@ -211,8 +211,11 @@ def save_many(folder: Path, tree: Any) -> None:
             checkpoints.save(step, tree, {"data": step})
 
 
-def test_a_full_disk(small_disk: Path) -> None:
+@pytest.mark.parametrize("noticed", ["before", "meanwhile"])
+def test_a_full_disk(small_disk: Path, noticed: str, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = small_disk / "checkpoints"
+    if noticed == "meanwhile":
+        monkeypatch.setattr(module, "_SPARE_BYTES", -(2**30))
     large = {"x": np.random.default_rng(0).standard_normal(300_000).astype(np.float32)}
     with pytest.raises(InputError) as error:
         save_many(folder, large)

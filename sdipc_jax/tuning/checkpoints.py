@@ -5,6 +5,7 @@ and each file, the settings, the versions and the position in the data. A folder
 whole, and `N.corrupt` when it turned out to be damaged.
 """
 
+import errno
 import hashlib
 import json
 import logging
@@ -34,6 +35,8 @@ MANIFEST = "MANIFEST.json"
 # The results of a run may differ in the last bits between versions of these.
 _PACKAGES = ("sdipc-jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy")
 _PARTIAL, _CORRUPT = ".partial", ".corrupt"
+# For what is written beside the arrays.
+_SPARE_BYTES = 2**20
 
 
 @dataclass(frozen=True)
@@ -73,8 +76,14 @@ class Saved:
                     "it is another run's, choose another output_dir"
                 )
         abstract = {name: np.empty(leaf.shape, leaf.dtype) for name, leaf in named.items()}
-        with _checkpointer() as checkpointer:
-            found = checkpointer.restore(self.folder.resolve(), args=ocp.args.StandardRestore(abstract))
+        try:
+            with _checkpointer() as checkpointer:
+                found = checkpointer.restore(self.folder.resolve(), args=ocp.args.StandardRestore(abstract))
+        except Exception as error:  # Orbax and its file drivers raise almost anything.
+            raise InputError(
+                f"{printable(self.folder)}: could not be read ({_reason(error)}) although it was whole a moment ago, "
+                "expected it to stay as it is: bring the folder back, and give the same command again"
+            ) from error
         for name, array in found.items():
             if _sha256(array) != self.arrays[name]["sha256"]:
                 raise InputError(
@@ -178,6 +187,8 @@ class Checkpoints:
         try:
             if not self.folder.is_dir():
                 raise FileNotFoundError("the folder is gone")
+            if shutil.disk_usage(self.folder).free < size + _SPARE_BYTES:
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
             self._checkpointer.save(partial.resolve(), args=ocp.args.StandardSave(dict(arrays)))
             self._checkpointer.wait_until_finished()
             if is_first():
@@ -197,10 +208,9 @@ class Checkpoints:
         except Exception as error:  # Orbax and its file drivers raise almost anything.
             if is_first():
                 shutil.rmtree(partial, ignore_errors=True)
-            reason = " ".join(str(error).split())[:500] or type(error).__name__
             raise InputError(
-                f"{printable(final)}: the checkpoint of {size} bytes could not be written ({reason}), expected a "
-                "folder with room for it: free some space or bring the folder back, and give the same command again; "
+                f"{printable(final)}: the checkpoint of {size} bytes could not be written ({_reason(error)}), expected "
+                "a folder with room for it: free some space or bring the folder back, and give the same command again; "
                 "the checkpoints before are intact"
             ) from error
         self._log(f"saved step {step}")
@@ -254,8 +264,8 @@ class _Damage(Exception):
 
 
 def _checkpointer() -> ocp.AsyncCheckpointer:
-    # Orbax tells the world of every step that it takes.
-    logging.getLogger("absl").setLevel(logging.ERROR)
+    # Orbax tells of every step that it takes. Errors come as exceptions.
+    logging.getLogger("absl").setLevel(logging.CRITICAL)
     return ocp.AsyncCheckpointer(
         ocp.StandardCheckpointHandler(),
         # Where a folder cannot be made, Orbax's threads would wait for it for minutes, the process's end too.
@@ -279,6 +289,10 @@ def _verify(folder: Path, step: int) -> Saved:
         if found.get(name) != digest:
             raise _Damage(f"{name} {'is not what was written' if name in found else 'is missing'}")
     return Saved(folder, step, manifest["values"], manifest["versions"], manifest["arrays"])
+
+
+def _reason(error: Exception) -> str:
+    return " ".join(str(error).split())[:500] or type(error).__name__
 
 
 def _named(tree: Any) -> dict[str, Any]:
