@@ -121,9 +121,8 @@ def agree(settings: Mapping[str, Any]) -> None:
     texts = gather(json.dumps(settings, sort_keys=True))
     for process, text in enumerate(texts):
         if text != texts[0]:
-            here, first = json.loads(text), json.loads(texts[0])
-            name = next(name for name in sorted(here | first) if here.get(name) != first.get(name))
-            found, expected = (json.dumps(each.get(name))[:_SHOWN] for each in (here, first))
+            name, *values = _difference("", json.loads(text), json.loads(texts[0]))
+            found, expected = (json.dumps(value)[:_SHOWN] for value in values)
             raise InputError(
                 f"{name} is {found} on process {process} and {expected} on process 0: start all processes with the "
                 "same settings, inputs and files"
@@ -142,6 +141,20 @@ def abandon(code: int) -> None:
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(code)
+
+
+def _difference(name: str, here: Any, there: Any) -> tuple[str, Any, Any]:
+    """Where two values differ first, and what is there.
+
+    >>> _difference("", {"a": 1, "b": [{"c": 2}, 3]}, {"a": 1, "b": [{"c": 4}, 3]})
+    ('b.0.c', 2, 4)
+    """
+    if isinstance(here, list) and isinstance(there, list):
+        here, there = dict(enumerate(here)), dict(enumerate(there))
+    if not (isinstance(here, dict) and isinstance(there, dict)):
+        return name.removeprefix("."), here, there
+    key = next(key for key in sorted(here | there) if here.get(key) != there.get(key))
+    return _difference(f"{name}.{key}", here.get(key), there.get(key))
 
 
 def _keep_stdout() -> None:
