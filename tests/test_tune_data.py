@@ -194,6 +194,30 @@ def test_a_run_is_read_from_yaml_and_overrides(tmp_path: Path) -> None:
         read_run(tmp_path / "none.yaml", "ft")
 
 
+@pytest.mark.parametrize(
+    "name, mode, pictures, updates",
+    [
+        ("imagenet", "ft", 100, 2500),
+        ("celeba-hq", "ft", 100, 1250),
+        ("places365", "ft", 100, 2500),
+        ("concept", "ct", 5, 30),
+        ("embedded-ct", "ct", 12, 30),
+        ("embedded-ft", "ft", 12, 60),
+    ],
+)
+def test_the_configurations_that_ship(name: str, mode: Any, pictures: int, updates: int) -> None:
+    folder = Path(__file__).parent.parent
+    found = read_run(folder / f"configs/tune-{name}.yaml", mode)
+    assert found.for_pictures(pictures).steps == updates
+    assert found.variant == "both"
+    if found.classes is not None and found.per_class is not None:
+        assert len(found.classes) * found.per_class == pictures
+    if name.startswith("embedded"):
+        examples = find_examples(found.model_copy(update={"data": folder / found.data}))
+        assert len(examples) == pictures
+        assert {"green apple", "owl"} < {each.caption for each in examples}
+
+
 def test_a_changed_run_is_refused_with_what_has_changed() -> None:
     before = {"learning_rate": 1e-5, "prompt_length": 50, "data": "100 pictures, ab"}
     assert check_unchanged(before, dict(before), []) == []
