@@ -18,7 +18,7 @@ test: .venv/.test
 
 # What jobs of several processes and data sets must withstand: processes killed, stopped and late, disks that fail.
 faults-scale: .venv/.test
-	XLA_FLAGS="$$XLA_FLAGS --xla_backend_optimization_level=0" $(BIN)/python -m pytest tests/faults/test_batch.py tests/faults/test_parallel.py --override-ini addopts=--strict-markers
+	XLA_FLAGS="$$XLA_FLAGS --xla_backend_optimization_level=0" $(BIN)/python -m pytest tests/faults/test_batch.py tests/faults/test_parallel.py tests/faults/test_scale.py --override-ini addopts=--strict-markers
 
 # What a tuning run must withstand: killed and stopped in the middle, checkpoints damaged, disks full.
 faults-tuning: .venv/.test

@@ -10,6 +10,7 @@ import os
 import signal
 import tarfile
 import time
+import tracemalloc
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
@@ -28,8 +29,9 @@ from PIL import Image
 import sdipc_jax as sdipc
 from sdipc_jax import cli, commands
 from sdipc_jax.batch import command, storage
-from sdipc_jax.batch.settings import BatchSettings
+from sdipc_jax.batch.settings import BatchSettings, JobSettings
 from sdipc_jax.batch.shards import VectorShard
+from sdipc_jax.batch.sources import open_source
 from sdipc_jax.batch.threads import Ahead, Behind, map_ahead
 from sdipc_jax.errors import InputError
 from sdipc_jax.generate import to_uint8
@@ -269,6 +271,20 @@ def test_hostile_tar_members_are_not_unpacked(job: Make, pictures: Path, tmp_pat
     assert not (tmp_path.parent / "up.png").exists()
 
 
+def test_lines_are_not_kept(tmp_path: Path) -> None:
+    with (tmp_path / "in.jsonl").open("w") as stream:
+        stream.writelines(f'{{"picture": "{number}.png"}}\n' for number in range(100_000))
+    tracemalloc.start()
+    try:
+        source = open_source(JobSettings(source=str(tmp_path / "in.jsonl")))
+        assert source.fingerprint()[1] == 100_000
+        rows = source.rows(lambda row: row % 1000 == 0)
+        assert [row.values["picture"] for row in rows] == [f"{number}.png" for number in range(0, 100_000, 1000)]
+        assert tracemalloc.get_traced_memory()[1] < 2e6
+    finally:
+        tracemalloc.stop()
+
+
 # What is done again, and what is not.
 
 
@@ -417,6 +433,39 @@ def test_flaky_storage_is_tried_again(job: Make, pictures: Path, monkeypatch: py
         monkeypatch.setattr(storage, name, flaky(getattr(storage, name)))
     assert run(job(source=pictures), Stub()).manifest == clean
     assert failed > 3
+
+
+@pytest.mark.parametrize("values", [{"container": "tar"}, {"container": "folder"}, {"vectors": True}])
+def test_object_stores_have_no_renames(
+    job: Make, pictures: Path, tmp_path: Path, values: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clean = run(job("clean", source=pictures, **values), Stub()).manifest
+
+    def rename(source: Any, target: Any) -> None:
+        raise AssertionError("what is put there appears under its name when it is complete")
+
+    for name in ("is_local", "rename"):
+        monkeypatch.setattr(storage, name, rename if name == "rename" else lambda path: False)
+    order: list[str] = []
+    written = type(epath.Path(".")).write_bytes
+
+    def write_bytes(self: Any, data: bytes) -> int:
+        order.append(self.name)
+        return written(self, data)
+
+    monkeypatch.setattr(type(epath.Path(".")), "write_bytes", write_bytes)
+    path = job(source=pictures, **values)
+    assert run(path, Stub()).manifest == clean
+    # The manifest is the mark that a shard is complete: it comes after everything else.
+    marks = [place for place, name in enumerate(order) if name.endswith(".jsonl")]
+    assert [order[place] for place in marks] == [f"shard-{shard:05d}.jsonl" for shard in range(3)]
+    if values.get("container") == "folder":
+        assert [name for name in order if name.endswith(".png")] == [f"{row:09d}.png" for row in range(10)]
+        assert marks[0] == order.index("000000003.png") + 1
+    assert run(path, refuse, verify=True).skipped == 3
+    flip(next((tmp_path / "out").glob("shard-00001.[ts]*"), tmp_path / "out" / "shard-00001" / "000000004.png"))
+    assert run(path, Stub(), verify=True).progress.shards == 1
+    assert run(path, refuse, verify=True).manifest == clean
 
 
 @pytest.mark.parametrize("container", ["tar", "folder"])

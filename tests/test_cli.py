@@ -22,8 +22,8 @@ OPTIONS = {
     "edit": [*COMMON, "alpha"],
     "text": [name for name in COMMON if name not in ("cutoff", "scale")],
     "prompt": [*CHECKPOINT, "cutoff", "scale", "output", "text", "alpha"],
-    "batch": "process-index process-count verify retry-failed max-failures plan pictures seconds bytes chips hosts price json quiet "
-    "offline".split(),
+    "batch": """process-index process-count verify retry-failed max-failures plan pictures seconds bytes chips hosts
+    price json quiet offline""".split(),
     "spectrum": [*CHECKPOINT, "cutoff", "scale", "keep-fraction", "picture", "output-dir"],
 }
 

@@ -75,7 +75,7 @@ class Run:
             "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.1",
             "XLA_FLAGS": "--xla_backend_optimization_level=0",
         }
-        process = subprocess.Popen(
+        return subprocess.Popen(
             [sys.executable, "-m", "sdipc_jax.cli", "tune", self.mode, str(config), *arguments],
             env=environment,
             cwd=Path(__file__).parent.parent,
@@ -83,7 +83,6 @@ class Run:
             stderr=subprocess.PIPE,
             text=True,
         )
-        return process
 
     def finish(self, *arguments: str, code: int = 0) -> str:
         """Runs the command to its end, and gives its stderr."""

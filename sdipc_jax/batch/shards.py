@@ -108,6 +108,8 @@ class FolderShard(Shard):
             self.spool = epath.Path(storage.spool_folder(folder) / storage.temporary_name(self.path.name))
             self.spool.mkdir()
             self.held = storage.hold(Path(self.spool))
+        else:
+            self.path.mkdir(parents=True, exist_ok=True)
 
     def add(self, record: Record, data: bytes) -> None:
         storage.write(self.spool / record["file"], data)
