@@ -21,6 +21,7 @@ from sdipc_jax.checkpoints.keys import DEEP_PROMPTS_FILE, INVERSE_FILE
 from sdipc_jax.checkpoints.load import load_weights, read_config
 from sdipc_jax.checkpoints.tensors import load_tree, weight_files
 from sdipc_jax.errors import InputError
+from sdipc_jax.files import write_atomically
 from sdipc_jax.generate import to_uint8
 from sdipc_jax.images import preprocess, printable, read_picture
 from sdipc_jax.outputs import OutputFolder, Record, Subject, check_output, check_writable
@@ -41,7 +42,7 @@ from sdipc_jax.settings import (
     TextSettings,
     VarySettings,
 )
-from sdipc_jax.sheets import thumbnail, write_atomically
+from sdipc_jax.sheets import thumbnail
 from sdipc_jax.spectrum import Spectrum, measure, plot
 from sdipc_jax.tokens import token_ids
 from sdipc_jax.vision import encode_images

@@ -3,8 +3,6 @@
 import io
 import json
 import math
-import os
-import secrets
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,6 +14,7 @@ from PIL import Image, ImageDraw, ImageFont
 from PIL.PngImagePlugin import PngImageFile, PngInfo
 
 from sdipc_jax.errors import InputError
+from sdipc_jax.files import write_atomically
 from sdipc_jax.images import printable, read_bytes
 
 _KEYWORD = "sdipc"
@@ -26,7 +25,6 @@ _LONGEST_LABEL = 300
 _LABEL_COLOUR = (70, 70, 70)
 _SMALLEST_CELL = 32
 _SHEET_PIXELS = 40_000_000
-_TEMPORARY = ".sdipc-"
 
 
 def contact_sheet(
@@ -104,36 +102,6 @@ def read_metadata(path: Path) -> dict[str, Any]:
             "look in manifest.jsonl beside the original"
         ) from None
     return metadata
-
-
-def write_atomically(path: Path, data: bytes) -> None:
-    """Writes a file that is whole under its name, and on the disk, or is not there at all.
-
-    Raises:
-        InputError: it cannot be written; the cause is the OSError.
-    """
-    temporary = path.parent / f"{_TEMPORARY}{secrets.token_hex(8)}.tmp"
-    try:
-        try:
-            # Not `tempfile`: its files are private, these get the rights that the user's other files get.
-            with open(temporary, "xb") as stream:
-                stream.write(data)
-                stream.flush()
-                os.fsync(stream.fileno())
-            os.replace(temporary, path)
-        finally:
-            temporary.unlink(missing_ok=True)
-    except OSError as error:
-        raise InputError(
-            f"{printable(path)}: {error.strerror} while writing {len(data)} bytes, expected a folder with room for "
-            "them: free some space, check the folder's rights, or choose another"
-        ) from error
-
-
-def remove_leftovers(folder: Path) -> None:
-    """Removes what killed processes have left of `write_atomically`, from a folder that no other one writes to."""
-    for path in folder.glob(f"{_TEMPORARY}*.tmp"):
-        path.unlink(missing_ok=True)
 
 
 def _fit(picture: UInt8[np.ndarray, "_ _ 3"], cell: int) -> Image.Image:

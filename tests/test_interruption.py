@@ -75,6 +75,8 @@ def test_even_a_deaf_process_ends_at_once() -> None:
 
 
 def test_handlers_come_back() -> None:
+    # A job that a shell runs in the background ignores this signal from the start.
+    first = signal.signal(signal.SIGINT, signal.default_int_handler)
     before = signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)
     with Interruption() as interruption:
         interruption.check()
@@ -86,6 +88,7 @@ def test_handlers_come_back() -> None:
     assert (signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)) == before
     with pytest.raises(KeyboardInterrupt):
         os.kill(os.getpid(), signal.SIGINT)
+    signal.signal(signal.SIGINT, first)
 
 
 def test_a_lock_keeps_others_out_and_dies_with_its_process(tmp_path: Path) -> None:

@@ -12,8 +12,9 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
 from sdipc_jax.errors import InputError
+from sdipc_jax.files import write_atomically
 from sdipc_jax.images import read_picture
-from sdipc_jax.sheets import contact_sheet, read_metadata, save_png, write_atomically
+from sdipc_jax.sheets import contact_sheet, read_metadata, save_png
 
 RED, GREEN, BLUE = (255, 0, 0), (0, 255, 0), (0, 0, 255)
 

@@ -25,8 +25,8 @@ from sdipc_jax.bundle import Bundle, Config, Params
 from sdipc_jax.checkpoints.keys import OVERWRITE, flatten, from_torch, to_torch, torch_name, torch_shape, unflatten
 from sdipc_jax.checkpoints.tensors import read_header, read_metadata
 from sdipc_jax.errors import InputError
+from sdipc_jax.files import write_atomically
 from sdipc_jax.models.deep_prompts import CLIPDeepPrompts, DeepPrompts
-from sdipc_jax.sheets import write_atomically
 
 _EMBEDDINGS = "clip.deep_prompts.embeddings"
 _INVERSE = "clip.inverse.weight"

@@ -26,10 +26,10 @@ import orbax.checkpoint as ocp
 from orbax.checkpoint.options import AsyncOptions, AtomicityMode, AtomicityOptions
 
 from sdipc_jax.errors import InputError
+from sdipc_jax.files import write_atomically
 from sdipc_jax.images import printable
 from sdipc_jax.outputs import Record
 from sdipc_jax.parallel import gather, is_first
-from sdipc_jax.sheets import write_atomically
 
 MANIFEST = "MANIFEST.json"
 # The results of a run may differ in the last bits between versions of these.
