@@ -5,6 +5,7 @@ resumable, or another process is missing, 130 interrupted.
 """
 
 import contextlib
+import importlib
 import io
 import json
 import os
@@ -54,6 +55,12 @@ _COMMANDS: dict[str, Callable[..., CommandSettings]] = {
     "tune": _tune,
     "spectrum": SpectrumSettings,
     "evaluate": EvaluateSettings,
+}
+# Where a command is, if not in `commands`.
+_MODULES = {
+    "batch": "sdipc_jax.batch.command",
+    "evaluate": "sdipc_jax.evaluate.command",
+    "tune": "sdipc_jax.tuning.command",
 }
 
 
@@ -118,27 +125,26 @@ def _one_line(box: str) -> str:
 def _run(settings: CommandSettings) -> int:
     if settings.offline:
         os.environ["HF_HUB_OFFLINE"] = "1"
-    # Importing JAX takes seconds, which help and misspelt options need not wait for.
-    from sdipc_jax import commands, parallel
-    from sdipc_jax.batch import command as batch
+    # Importing JAX takes seconds, which help and misspelt options need not wait for; nor need a command for another's
+    # packages.
+    from sdipc_jax import parallel
     from sdipc_jax.compilation import keep_compiled
-    from sdipc_jax.evaluate import command as evaluation
-    from sdipc_jax.tuning import command as tuning
 
     keep_compiled()
     name = next((name for name, kind in _COMMANDS.items() if type(settings) is kind), "tune")
+    module = importlib.import_module(_MODULES.get(name, "sdipc_jax.commands"))
     with _progress(shown=not settings.quiet and not settings.json_) as report:
-        module = {"batch": batch, "evaluate": evaluation, "tune": tuning}.get(name, commands)
         result = getattr(module, name)(settings, report)
     summary = result.to_json()
-    # Several processes say the same.
-    if settings.json_ and parallel.is_first():
-        print(json.dumps(summary))
-    elif not settings.quiet and parallel.is_first():
-        print(result)
     failures = summary.get("failures", [])
-    for failure in failures if parallel.is_first() else ():
-        print(f"sdipc: {failure['error']}", file=sys.stderr)
+    # Several processes say the same.
+    if parallel.is_first():
+        if settings.json_:
+            print(json.dumps(summary))
+        elif not settings.quiet:
+            print(result)
+        for failure in failures:
+            print(f"sdipc: {failure['error']}", file=sys.stderr)
     if summary.get("interrupted"):
         return 75
     return 3 if failures else 0
