@@ -1,8 +1,11 @@
-"""Files that are whole or not there."""
+"""Files: written whole or not at all, and settings read from YAML."""
 
 import os
 import secrets
 from pathlib import Path
+from typing import Any
+
+import yaml
 
 from sdipc_jax.errors import InputError
 from sdipc_jax.images import printable
@@ -38,3 +41,35 @@ def remove_leftovers(folder: Path) -> None:
     """Removes what killed processes have left of `write_atomically`, from a folder that no other one writes to."""
     for path in folder.glob(f"{_TEMPORARY}*.tmp"):
         path.unlink(missing_ok=True)
+
+
+def rename(source: str | os.PathLike[str], target: str | os.PathLike[str]) -> None:
+    """Renames, and waits until the new name is on the disk."""
+    os.replace(source, target)
+    folder = os.open(os.path.dirname(os.path.abspath(target)), os.O_RDONLY)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)
+
+
+def read_yaml(path: Path, file: str, content: str) -> dict[str, Any]:
+    """The mapping in a file of settings.
+
+    Args:
+        file, content: what errors say was expected: the file, and in it.
+
+    Raises:
+        InputError: it cannot be read, or is no YAML mapping.
+    """
+    name = printable(path)
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise InputError(f"{name}: {error.strerror}, expected {file}: check the path") from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        reason = " ".join(str(error).split())
+        raise InputError(f"{name}: found no readable YAML ({reason}), expected {content}: correct it") from None
+    if not isinstance(values, dict) or not all(isinstance(key, str) for key in values):
+        raise InputError(f"{name}: found no mapping, expected `name: value` on each line: correct it")
+    return values

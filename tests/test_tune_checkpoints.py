@@ -179,8 +179,8 @@ def test_an_error_while_saving_comes_out(folder: Path, monkeypatch: pytest.Monke
         raise RuntimeError("the writer has fallen over")
 
     save(folder, 1)
-    rename = module._rename
-    monkeypatch.setattr(module, "_rename", fail)
+    rename = module.rename
+    monkeypatch.setattr(module, "rename", fail)
     said: list[str] = []
     with pytest.raises(InputError, match=r"checkpoints/2: the checkpoint of \d+ bytes .*fallen over"):
         save(folder, 2)
@@ -188,7 +188,7 @@ def test_an_error_while_saving_comes_out(folder: Path, monkeypatch: pytest.Monke
         checkpoints.save(2, tree(2), {"data": 2})
         with pytest.raises(InputError, match="fallen over"):
             checkpoints.save(3, tree(3), {"data": 3})
-        monkeypatch.setattr(module, "_rename", rename)
+        monkeypatch.setattr(module, "rename", rename)
         checkpoints.save(4, tree(4), {"data": 4})
     assert said == ["saved step 4"]
     assert sorted(os.listdir(folder)) == ["1", "4"]

@@ -9,7 +9,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import jax
-import yaml
 from etils import epath
 
 from sdipc_jax.batch.items import Reader, digest_of
@@ -24,6 +23,7 @@ from sdipc_jax.bundle import Config
 from sdipc_jax.checkpoints.load import read_config
 from sdipc_jax.commands import Converter, Report, decide, digests
 from sdipc_jax.errors import InputError
+from sdipc_jax.files import read_yaml
 from sdipc_jax.images import printable
 from sdipc_jax.interruption import Interruption, locked
 from sdipc_jax.outputs import Record
@@ -247,20 +247,11 @@ def read_job(path: Path) -> JobSettings:
     Raises:
         InputError: it cannot be read, is no YAML mapping, or holds what is no setting of a job.
     """
-    name = printable(path)
-    try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise InputError(f"{name}: {error.strerror}, expected a job's file: check the path") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        reason = " ".join(str(error).split())
-        raise InputError(f"{name}: found no readable YAML ({reason}), expected a job's settings: correct it") from None
-    if not isinstance(values, dict) or not all(isinstance(key, str) for key in values):
-        raise InputError(f"{name}: found no mapping, expected `name: value` on each line: correct it")
+    values = read_yaml(path, "a job's file", "a job's settings")
     try:
         return JobSettings(**values)
     except InputError as error:
-        raise InputError(f"{name}: {error}") from None
+        raise InputError(f"{printable(path)}: {error}") from None
 
 
 def _process(settings: BatchSettings) -> tuple[int, int]:

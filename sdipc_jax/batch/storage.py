@@ -15,6 +15,7 @@ from typing import IO, Any, TypeVar
 from etils import epath
 
 from sdipc_jax.errors import InputError
+from sdipc_jax.files import rename
 from sdipc_jax.images import MAX_BYTES, printable, read_bytes
 
 Result = TypeVar("Result")
@@ -176,7 +177,7 @@ def digest(path: epath.Path) -> str:
     return retrying(attempt)
 
 
-# The three things that a disk is asked to do; everything that is written goes through them.
+# What a disk is asked to do, with `rename`; everything that is written goes through them.
 
 
 def put(stream: IO[bytes], data: Any) -> None:
@@ -188,13 +189,3 @@ def sync(stream: IO[bytes]) -> None:
     """Waits until an open file is on the disk."""
     stream.flush()
     os.fsync(stream.fileno())
-
-
-def rename(source: str | os.PathLike[str], target: str | os.PathLike[str]) -> None:
-    """Renames, and waits until the new name is on the disk."""
-    os.replace(source, target)
-    folder = os.open(os.path.dirname(os.path.abspath(target)), os.O_RDONLY)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)

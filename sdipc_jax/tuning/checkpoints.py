@@ -26,7 +26,7 @@ import orbax.checkpoint as ocp
 from orbax.checkpoint.options import AsyncOptions, AtomicityMode, AtomicityOptions
 
 from sdipc_jax.errors import InputError
-from sdipc_jax.files import write_atomically
+from sdipc_jax.files import rename, write_atomically
 from sdipc_jax.images import printable
 from sdipc_jax.outputs import Record
 from sdipc_jax.parallel import gather, is_first
@@ -204,7 +204,7 @@ class Checkpoints:
                 }
                 manifest["sha256"] = _json_digest(manifest)
                 write_atomically(partial / MANIFEST, json.dumps(manifest, indent=1).encode())
-                _rename(partial, final)
+                rename(partial, final)
         except Exception as error:  # Orbax and its file drivers raise almost anything.
             if is_first():
                 shutil.rmtree(partial, ignore_errors=True)
@@ -231,7 +231,7 @@ class Checkpoints:
             count += 1
             aside = folder.with_name(f"{folder.name}{_CORRUPT}-{count}")
         try:
-            _rename(folder, aside)
+            rename(folder, aside)
         except OSError as error:
             raise InputError(
                 f"{printable(folder)}: {error.strerror}, expected to rename the damaged checkpoint to {aside.name}: "
@@ -316,13 +316,3 @@ def _file_digests(folder: Path) -> dict[str, str]:
             with path.open("rb") as stream:
                 digests[path.relative_to(folder).as_posix()] = hashlib.file_digest(stream, "sha256").hexdigest()
     return digests
-
-
-def _rename(source: Path, target: Path) -> None:
-    """Renames, and waits until the new name is on the disk."""
-    os.rename(source, target)
-    descriptor = os.open(target.parent, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -8,6 +8,7 @@ import yaml
 from pydantic import BeforeValidator, model_validator
 
 from sdipc_jax.errors import InputError
+from sdipc_jax.files import read_yaml
 from sdipc_jax.images import printable
 from sdipc_jax.outputs import Record
 from sdipc_jax.settings import Count, Side
@@ -96,15 +97,7 @@ def read_run(file: Path, mode: Literal["ft", "ct"], overrides: Sequence[str] = (
         InputError: the file cannot be read or is no YAML mapping, an override has no =, or a value is refused.
     """
     name = printable(file)
-    try:
-        found = yaml.safe_load(file.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise InputError(f"{name}: {error.strerror}, expected a run's settings in YAML: check the path") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        reason = " ".join(str(error).split())
-        raise InputError(f"{name}: found no readable YAML ({reason}), expected a run's settings: correct it") from None
-    if not isinstance(found, dict) or not all(isinstance(key, str) for key in found):
-        raise InputError(f"{name}: found no mapping, expected `name: value` on each line: correct it")
+    found = read_yaml(file, "a run's settings in YAML", "a run's settings")
     for override in overrides:
         key, separator, value = override.partition("=")
         if not separator:
