@@ -1,6 +1,7 @@
 """A run's output folder: pictures, manifest.jsonl with a line for each, and sheet.png."""
 
 import contextlib
+import hashlib
 import json
 import os
 import re
@@ -85,6 +86,15 @@ class OutputFolder:
         path = self.folder / _SHEET
         save_png(path, np.asarray(contact_sheet(rows, labels=[subject.name for subject in self.subjects])), {})
         return path
+
+
+def digest_of(content: Any) -> str:
+    """The sha256 of anything that JSON can hold, of bytes by their own digest."""
+
+    def encode(value: Any) -> str:
+        return hashlib.sha256(value).hexdigest() if isinstance(value, bytes) else str(value)
+
+    return hashlib.sha256(json.dumps(content, sort_keys=True, default=encode).encode()).hexdigest()
 
 
 def check_output(folder: Path, subjects: Sequence[Subject], num_images: int, overwrite: bool) -> None:

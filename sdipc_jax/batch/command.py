@@ -11,7 +11,7 @@ from pathlib import Path
 import jax
 from etils import epath
 
-from sdipc_jax.batch.items import Reader, digest_of
+from sdipc_jax.batch.items import Reader
 from sdipc_jax.batch.manifest import Header, Manifest
 from sdipc_jax.batch.pipeline import Device, Progress, Run
 from sdipc_jax.batch.plan import Measured, PlanOutcome, measure, plan_job
@@ -26,7 +26,7 @@ from sdipc_jax.errors import InputError
 from sdipc_jax.files import read_yaml
 from sdipc_jax.images import printable
 from sdipc_jax.interruption import Interruption, locked
-from sdipc_jax.outputs import Record
+from sdipc_jax.outputs import Record, digest_of
 from sdipc_jax.parallel import make_mesh
 from sdipc_jax.planning import duration
 from sdipc_jax.settings import Defaults

@@ -1,7 +1,6 @@
 """From a row of the data set to what the device needs, and to the id that names it for ever."""
 
 import hashlib
-import json
 import threading
 from collections import Counter
 from dataclasses import dataclass
@@ -17,7 +16,7 @@ from sdipc_jax.batch.storage import read_input
 from sdipc_jax.bundle import Config
 from sdipc_jax.errors import InputError
 from sdipc_jax.images import decode_picture, preprocess
-from sdipc_jax.outputs import Record
+from sdipc_jax.outputs import Record, digest_of
 from sdipc_jax.settings import Defaults
 from sdipc_jax.tokens import token_ids
 
@@ -160,15 +159,6 @@ class Ids:
 def index_of(item_id: str) -> int:
     """The number of the variation that a row without a seed is: the first 32 bits of its id."""
     return int(item_id[:8], 16)
-
-
-def digest_of(content: Any) -> str:
-    """The sha256 of anything that JSON can hold, of bytes by their own digest."""
-
-    def encode(value: Any) -> str:
-        return hashlib.sha256(value).hexdigest() if isinstance(value, bytes) else str(value)
-
-    return hashlib.sha256(json.dumps(content, sort_keys=True, default=encode).encode()).hexdigest()
 
 
 @lru_cache(maxsize=4096)

@@ -9,6 +9,7 @@ import json
 import os
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from sdipc_jax.batch import storage
 from sdipc_jax.batch.shards import Files, shard_name
 from sdipc_jax.errors import InputError
 from sdipc_jax.images import printable
-from sdipc_jax.outputs import Record
+from sdipc_jax.outputs import Record, digest_of
 
 _JOB, _MANIFEST = "job.json", "manifest.json"
 _SHOWN = 200
@@ -60,10 +61,10 @@ class Manifest:
     folder: epath.Path
     job: Record
 
-    @property
+    @cached_property
     def digest(self) -> str:
         """Names the job."""
-        return _sha256([json.dumps(self.job, sort_keys=True)])
+        return digest_of(self.job)
 
     def claim(self) -> None:
         """Makes the folder this job's.

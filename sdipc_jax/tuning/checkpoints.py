@@ -28,7 +28,7 @@ from orbax.checkpoint.options import AsyncOptions, AtomicityMode, AtomicityOptio
 from sdipc_jax.errors import InputError
 from sdipc_jax.files import rename, write_atomically
 from sdipc_jax.images import printable
-from sdipc_jax.outputs import Record
+from sdipc_jax.outputs import Record, digest_of
 from sdipc_jax.parallel import gather, is_first
 
 MANIFEST = "MANIFEST.json"
@@ -202,7 +202,7 @@ class Checkpoints:
                     },
                     "files": _file_digests(partial),
                 }
-                manifest["sha256"] = _json_digest(manifest)
+                manifest["sha256"] = digest_of(manifest)
                 write_atomically(partial / MANIFEST, json.dumps(manifest, indent=1).encode())
                 rename(partial, final)
         except Exception as error:  # Orbax and its file drivers raise almost anything.
@@ -278,7 +278,7 @@ def _verify(folder: Path, step: int) -> Saved:
     try:
         manifest = json.loads((folder / MANIFEST).read_bytes())
         expected = manifest.pop("sha256")
-        if _json_digest(manifest) != expected or manifest["step"] != step:
+        if digest_of(manifest) != expected or manifest["step"] != step:
             raise _Damage(f"{MANIFEST} is not what was written")
         found = _file_digests(folder)
     except OSError as error:
@@ -303,10 +303,6 @@ def _named(tree: Any) -> dict[str, Any]:
 def _sha256(array: np.ndarray) -> str:
     content: Any = np.ascontiguousarray(array).view(np.uint8)
     return hashlib.sha256(content).hexdigest()
-
-
-def _json_digest(values: Any) -> str:
-    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
 
 
 def _file_digests(folder: Path) -> dict[str, str]:

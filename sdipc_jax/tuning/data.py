@@ -1,6 +1,5 @@
 """The pictures that a run learns from, and the order in which it sees them."""
 
-import hashlib
 import json
 import os
 from collections import Counter
@@ -16,7 +15,7 @@ from jaxtyping import UInt8
 
 from sdipc_jax.errors import InputError
 from sdipc_jax.images import printable, read_picture
-from sdipc_jax.outputs import Record
+from sdipc_jax.outputs import Record, digest_of
 from sdipc_jax.tuning.cache import choose_targets
 from sdipc_jax.tuning.config import RunSettings, class_name
 
@@ -116,8 +115,7 @@ def find_examples(settings: RunSettings) -> list[Example]:
 
 def data_digest(examples: Sequence[Example]) -> str:
     """Names the data: the same pictures with the same classes and captions in the same order."""
-    lines = [[each.sha256, each.label, each.caption] for each in examples]
-    return hashlib.sha256(json.dumps(lines).encode()).hexdigest()
+    return digest_of([[each.sha256, each.label, each.caption] for each in examples])
 
 
 class Draw(NamedTuple):

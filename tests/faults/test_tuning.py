@@ -21,7 +21,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from sdipc_jax.tuning.checkpoints import MANIFEST, Checkpoints, _json_digest, _verify
+from sdipc_jax.outputs import digest_of
+from sdipc_jax.tuning.checkpoints import MANIFEST, Checkpoints, _verify
 from tests.tuning_runs import Run, end, kill, write_pictures, write_small_checkpoint
 
 
@@ -321,7 +322,7 @@ def test_12_other_versions_are_told(started: Run, clean: Run) -> None:
     manifest = json.loads(path.read_text())
     del manifest["sha256"]
     manifest["versions"]["jax"] = "0.9.2"
-    path.write_text(json.dumps(manifest | {"sha256": _json_digest(manifest)}))
+    path.write_text(json.dumps(manifest | {"sha256": digest_of(manifest)}))
     message = started.finish()
     assert "warning: jax 0.9.2 -> " in message
     assert "may differ in the last bits" in message
