@@ -13,7 +13,7 @@ from etils import epath
 
 from sdipc_jax.batch.items import Reader
 from sdipc_jax.batch.manifest import Header, Manifest
-from sdipc_jax.batch.pipeline import Device, Progress, Run
+from sdipc_jax.batch.pipeline import SHOWN_FAILURES, Device, Progress, Run
 from sdipc_jax.batch.plan import Measured, PlanOutcome, measure, plan_job
 from sdipc_jax.batch.sampler import Sampler
 from sdipc_jax.batch.settings import BatchSettings, JobSettings, Row
@@ -32,7 +32,6 @@ from sdipc_jax.planning import duration
 from sdipc_jax.settings import Defaults
 from sdipc_jax.tokens import token_ids
 
-_SHOWN_FAILURES = 10
 # What decides every row's result; what a row may say itself is part of the row's key.
 _DECISIVE = ("dtype", "cutoff", "keep_fraction", "scale", "mode", "truncate")
 _SAMPLING = ("steps", "guidance_scale", "sampler", "eta", "karras")
@@ -231,7 +230,7 @@ def _run(job: _Job, settings: BatchSettings, report: Report, make_device: Callab
         mine=len(mine),
         skipped=len(work.finished),
         progress=progress,
-        failures=list(itertools.islice(itertools.chain(progress.failures, before), _SHOWN_FAILURES)),
+        failures=list(itertools.islice(itertools.chain(progress.failures, before), SHOWN_FAILURES)),
         failed=progress.failed + sum(header.failed for header in left),
         seconds=time.perf_counter() - started,
         interrupted=interrupted,
@@ -301,8 +300,7 @@ def _left(manifest: Manifest, mine: range, settings: BatchSettings) -> _Work:
             work.notes.append(f"{problem}: the shard is done again")
             work.whole.add(shard)
         elif header.failed and settings.retry_failed:
-            failed = {record["row"] for record in manifest.records(shard) if record["status"] == "failed"}
-            work.partly[shard] = failed
+            work.partly[shard] = {record["row"] for record in _failures(manifest, shard)}
         else:
             work.finished.append(header)
     return work

@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from functools import partial
 from hashlib import sha256
 from typing import Protocol
 
@@ -18,7 +19,7 @@ from sdipc_jax.batch.items import Ids, Item, Size, index_of
 from sdipc_jax.batch.manifest import Manifest
 from sdipc_jax.batch.sampler import Batch
 from sdipc_jax.batch.settings import JobSettings
-from sdipc_jax.batch.shards import Shard, container, encode_picture, encode_vector, file_name
+from sdipc_jax.batch.shards import Shard, container, encode, file_name
 from sdipc_jax.batch.sources import RawRow
 from sdipc_jax.batch.threads import Ahead, Behind, map_ahead
 from sdipc_jax.errors import InputError
@@ -28,7 +29,7 @@ from sdipc_jax.parallel import Watchdog
 
 _BATCHES_AHEAD = 2
 _RESULTS_BEHIND = 4
-_SHOWN_FAILURES = 10
+SHOWN_FAILURES = 10
 
 
 # A batch, its pictures or vectors, and which of them the safety checker flagged.
@@ -80,7 +81,7 @@ class Progress:
 
     def fail(self, record: Record) -> None:
         self.failed += 1
-        if len(self.failures) < _SHOWN_FAILURES:
+        if len(self.failures) < SHOWN_FAILURES:
             self.failures.append(record)
 
 
@@ -153,10 +154,10 @@ class Run:
                     begun = time.perf_counter()
                     if event.size in compiled:
                         with watchdog.step():
-                            results = self._results(event)
+                            results = run_batch(self.job, self.device, event)
                         self.progress.busy += time.perf_counter() - begun
                     else:
-                        results = self._results(event)
+                        results = run_batch(self.job, self.device, event)
                         compiled.add(event.size)
                         compiling += time.perf_counter() - begun
                     self.progress.batches += 1
@@ -166,10 +167,12 @@ class Run:
                     behind.put(results)
                     self.report(self.progress.done + self.progress.failed)
 
-    def _results(self, batch: Batch) -> Results:
-        if self.job.vectors:
-            return batch, self.device.vectors(batch.items), np.zeros(len(batch.items), bool)
-        return batch, *self.device.pictures(batch)
+
+def run_batch(job: JobSettings, device: Device, batch: Batch) -> Results:
+    """A batch's pictures or vectors, as the job asks for."""
+    if job.vectors:
+        return batch, device.vectors(batch.items), np.zeros(len(batch.items), bool)
+    return batch, *device.pictures(batch)
 
 
 class _Writer:
@@ -193,10 +196,8 @@ class _Writer:
             return
         batch, results, flagged = event
         shard = self._open(batch.items[0].row // self.job.shard_size)
-        encode = encode_vector if self.job.vectors else self._encode
-        for item, item_id, data, is_flagged in zip(
-            batch.items, batch.ids, self.encoders.map(encode, results), flagged, strict=True
-        ):
+        files = self.encoders.map(partial(encode, job=self.job), results)
+        for item, item_id, data, is_flagged in zip(batch.items, batch.ids, files, flagged, strict=True):
             self._add(shard, _success(item, item_id, data, self.job, bool(is_flagged)), data)
 
     def close(self) -> None:
@@ -204,9 +205,6 @@ class _Writer:
         if self.shard is not None:
             self.shard.close()
             self.shard = None
-
-    def _encode(self, pixels: np.ndarray) -> bytes:
-        return encode_picture(pixels, self.job)
 
     def _open(self, number: int) -> Shard:
         if self.shard is None:

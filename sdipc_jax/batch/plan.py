@@ -4,15 +4,15 @@ import itertools
 import json
 import os
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from sdipc_jax.batch.items import Item, Reader
-from sdipc_jax.batch.pipeline import Device
+from sdipc_jax.batch.items import Reader
+from sdipc_jax.batch.pipeline import Device, run_batch
 from sdipc_jax.batch.sampler import Batch
 from sdipc_jax.batch.settings import BatchSettings, JobSettings
-from sdipc_jax.batch.shards import encode_picture, encode_vector
+from sdipc_jax.batch.shards import encode
 from sdipc_jax.batch.sources import Source
 from sdipc_jax.errors import InputError
 from sdipc_jax.outputs import Record
@@ -111,23 +111,16 @@ def measure(job: JobSettings, source: Source, reader: Reader, device: Device, de
         raise InputError(f"none of the first {len(rows)} rows can be used: {items[0].error}")
     # A batch takes as long as a full one.
     good = list(itertools.islice(itertools.cycle(good), count))
-    _run(job, device, good)
-    sample, results = _timed(lambda: _run(job, device, good))
-    encode, files = _timed(
-        lambda: [encode_vector(each) if job.vectors else encode_picture(each, job) for each in results]
-    )
+    batch = Batch(good[0].size, good, [item.key for item in good])
+    run_batch(job, device, batch)
+    sample, (_, results, _) = _timed(lambda: run_batch(job, device, batch))
+    encoding, files = _timed(lambda: [encode(each, job) for each in results])
     lines = sum(len(json.dumps(item.record | {"id": _ID, "sha256": _ID})) for item in good)
     stored = sum(map(len, files)) + lines
     if not job.vectors and job.container == "tar":
         # The record again beside the picture, a header of 512 bytes for each, half a block of padding.
         stored += lines + count * 2 * (512 + 256)
-    return Measured(read / len(rows), sample / count * devices, encode / count, stored / count)
-
-
-def _run(job: JobSettings, device: Device, items: Sequence[Item]) -> Any:
-    if job.vectors:
-        return device.vectors(items)
-    return device.pictures(Batch(items[0].size, items, [item.key for item in items]))[0]
+    return Measured(read / len(rows), sample / count * devices, encoding / count, stored / count)
 
 
 def _timed(work: Callable[[], Any]) -> tuple[float, Any]:

@@ -13,7 +13,7 @@ from pathlib import Path
 import ml_dtypes
 import numpy as np
 from etils import epath
-from jaxtyping import Float32, UInt8
+from jaxtyping import Float32, Shaped, UInt8
 from PIL import Image
 from safetensors import deserialize
 from safetensors.numpy import save
@@ -189,6 +189,11 @@ def shard_name(shard: int) -> str:
 def file_name(row: int, job: JobSettings) -> str:
     """A result's name in its shard: by row, so that no input's name can matter."""
     return f"{row:09d}" if job.vectors else f"{row:09d}.{job.format}"
+
+
+def encode(result: Shaped[np.ndarray, "..."], job: JobSettings) -> bytes:
+    """The file of a picture, or the bytes of a vector, as the job asks for."""
+    return encode_vector(result) if job.vectors else encode_picture(result, job)
 
 
 def encode_picture(pixels: UInt8[np.ndarray, "H W 3"], job: JobSettings) -> bytes:
