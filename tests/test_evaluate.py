@@ -13,6 +13,7 @@ import scipy.stats
 from PIL import Image
 
 from sdipc_jax import Bundle, closed_form, convert
+from sdipc_jax.batches import in_batches
 from sdipc_jax.errors import InputError
 from sdipc_jax.evaluate import backbone, editing, metrics, pictures, retrieval
 from sdipc_jax.evaluate.command import EvaluateSettings, Evaluation, evaluate
@@ -157,7 +158,7 @@ def test_in_batches_always_has_one_shape() -> None:
         shapes.append(x.shape)
         return 2 * x
 
-    assert retrieval.in_batches(double, np.arange(7), size=3).tolist() == list(range(0, 14, 2))
+    assert in_batches(double, np.arange(7), size=3).tolist() == list(range(0, 14, 2))
     assert set(shapes) == {(3,)}
 
 

@@ -16,10 +16,10 @@ from embedded.data import Examples, clip_batch, end_places, examples
 from embedded.training import Budget, Tree, train
 from embedded.unet import Denoiser
 from embedded.vae import Autoencoder
+from sdipc_jax.batches import in_batches
 from sdipc_jax.checkpoints.keys import flatten
 from sdipc_jax.evaluate.corpus import Corpus
 from sdipc_jax.evaluate.metrics import cosines, recall
-from sdipc_jax.evaluate.retrieval import in_batches
 from sdipc_jax.models import CLIPTextConfig, CLIPVisionConfig, UNetConfig, VAEConfig
 from sdipc_jax.projection import truncated_pinv
 

@@ -14,9 +14,10 @@ from jaxtyping import Array, Bool, Float, Float32, Int, UInt8
 
 from sdipc_jax.batch.items import Item, Size, index_of
 from sdipc_jax.batch.settings import JobSettings
+from sdipc_jax.batches import in_batches, pad
 from sdipc_jax.bundle import Bundle
 from sdipc_jax.generate import advance, begin, finish
-from sdipc_jax.parallel import AXIS, pad, place, replicate
+from sdipc_jax.parallel import AXIS, place, replicate
 from sdipc_jax.projection import Projection, convert
 from sdipc_jax.prompts import edit_prompt, text_prompt
 from sdipc_jax.settings import Defaults
@@ -79,12 +80,11 @@ class Sampler:
     def vectors(self, items: Sequence[Item]) -> Float32[np.ndarray, "N D_text"]:
         """Each item's vector (eq. 6): the weighted mean of those of its pictures."""
         pixels = np.stack([each for item in items for each in item.pixels])
-        step = _ENCODED * self.mesh.size
-        chunks = (pad(pixels[first : first + step], step) for first in range(0, len(pixels), step))
-        encoded = [
-            np.asarray(_encode(self.mesh, self.bundle, self.projection, place(self.mesh, each))) for each in chunks
-        ]
-        rows = iter(np.concatenate(encoded))
+
+        def encode(part: np.ndarray) -> Array:
+            return _encode(self.mesh, self.bundle, self.projection, place(self.mesh, part))
+
+        rows = iter(in_batches(encode, pixels, size=_ENCODED * self.mesh.size))
         means = []
         for item in items:
             weights = np.asarray(item.record.get("weights", [1.0]), np.float64)

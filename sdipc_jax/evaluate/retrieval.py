@@ -1,6 +1,5 @@
 """Pictures and captions in the three spaces of CLIP, and which caption each picture finds (the paper's Table 1)."""
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -8,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float, Float32, Int, Shaped, UInt8
 
+from sdipc_jax.batches import in_batches
 from sdipc_jax.bundle import Bundle
 from sdipc_jax.evaluate.corpus import Corpus
 from sdipc_jax.evaluate.metrics import cosines, ranks, unit
@@ -18,24 +18,8 @@ from sdipc_jax.prompts import end_positions, text_prompt
 from sdipc_jax.tokens import tokenize
 from sdipc_jax.vision import encode_images
 
-BATCH = 64
-
 Pictures = UInt8[np.ndarray, "N H W 3"]
 Vectors = Float[np.ndarray, "N D"]
-
-
-def in_batches(function: Callable[..., Any], *arrays: np.ndarray, size: int = BATCH) -> np.ndarray:
-    """A compiled function of rows over any number of rows: the last batch is filled up, so that there is one shape.
-
-    >>> in_batches(lambda x: 2 * x, np.arange(5), size=2).tolist()
-    [0, 2, 4, 6, 8]
-    """
-    count = len(arrays[0])
-    parts = []
-    for first in range(0, count, size):
-        rows = np.arange(first, first + size) % count
-        parts.append(np.asarray(function(*(array[rows] for array in arrays))))
-    return np.concatenate(parts)[:count]
 
 
 @dataclass(frozen=True)

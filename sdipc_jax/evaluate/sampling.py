@@ -10,9 +10,9 @@ import numpy as np
 from jaxtyping import Array, Float, Int, UInt8
 from PIL import Image
 
+from sdipc_jax.batches import in_batches
 from sdipc_jax.bundle import Bundle, apply
 from sdipc_jax.commands import Report
-from sdipc_jax.evaluate.retrieval import in_batches
 from sdipc_jax.generate import generate, to_uint8
 
 Pictures = UInt8[np.ndarray, "N H W 3"]

@@ -85,17 +85,3 @@ def place(mesh: Mesh, tree: Tree) -> Tree:
         return jax.make_array_from_single_device_arrays(shape, sharding, rows)
 
     return jax.tree.map(divide, tree)
-
-
-def pad(tree: Tree, multiple: int) -> Tree:
-    """Repeats the last row of arrays (N, ...) until `multiple` divides their number; the caller cuts them off again.
-
-    >>> pad(np.array([1, 2, 3]), 4)
-    array([1, 2, 3, 3])
-    """
-
-    def fill(leaf: Any) -> Any:
-        count = len(leaf)
-        return leaf[np.minimum(np.arange(-(-count // multiple) * multiple), count - 1)] if count % multiple else leaf
-
-    return jax.tree.map(fill, tree)

@@ -10,9 +10,10 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Bool, Float
 
+from sdipc_jax.batches import pad
 from sdipc_jax.bundle import Bundle
 from sdipc_jax.generate import Request, State, advance, begin, finish, in_pieces
-from sdipc_jax.parallel.mesh import AXIS, Tree, pad, place, replicate
+from sdipc_jax.parallel.mesh import AXIS, Tree, place, replicate
 
 # Of the progress bar, where several processes have to cut the loop in the same places.
 _PIECES = 20

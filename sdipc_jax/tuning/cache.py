@@ -1,6 +1,6 @@
 """Pictures and captions as training reads them, computed once."""
 
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, cast
@@ -11,6 +11,7 @@ import numpy as np
 from jaxtyping import Array, Float, Float32, Int, UInt8
 from PIL import Image, ImageOps
 
+from sdipc_jax.batches import in_batches
 from sdipc_jax.bundle import Bundle, apply
 from sdipc_jax.errors import InputError
 from sdipc_jax.images import preprocess
@@ -88,10 +89,10 @@ def make_cache(
     preprocessing = config.vision_side.preprocessing
     pixels = np.stack([preprocess(picture, preprocessing) for picture in pictures])
     targets = np.stack([fit(picture, height, width) for picture in pictures])
-    latents, deviation = _in_batches(partial(encode, bundle), targets, batch_size)
+    latents, deviation = in_batches(partial(encode, bundle), targets, size=batch_size)
     features = text = None
     if not settings.trains_prompts:
-        features = _in_batches(partial(encode_images, bundle), pixels, batch_size)
+        features = in_batches(partial(encode_images, bundle), pixels, size=batch_size)
     if captions is not None and settings.text_weight > 0:
         text = encode_captions(bundle, captions, batch_size)
     return Cache(latents, deviation, pixels if settings.trains_prompts else None, features, text)
@@ -123,7 +124,7 @@ def choose_targets(
 def encode_captions(bundle: Bundle, captions: Sequence[str], batch_size: int = 4) -> Float32[np.ndarray, "N L D"]:
     """The text states of captions; long ones are cut."""
     tokens = tokenize(bundle, captions, truncate=True)
-    return _in_batches(partial(text_prompt, bundle), tokens, batch_size)
+    return in_batches(partial(text_prompt, bundle), tokens, size=batch_size)
 
 
 @jax.jit
@@ -141,13 +142,3 @@ def encode(
 def fit(picture: UInt8[np.ndarray, "_ _ 3"], height: int, width: int) -> UInt8[np.ndarray, "height width 3"]:
     """A picture scaled to cover this size, up or down, and cut around its middle."""
     return np.asarray(ImageOps.fit(Image.fromarray(picture), (width, height), Image.Resampling.BICUBIC))
-
-
-def _in_batches(function: Callable[[np.ndarray], Any], rows: np.ndarray, size: int) -> Any:
-    """The function's results for all rows; the last batch is filled up with copies of the last row."""
-    results = []
-    for first in range(0, len(rows), size):
-        part = rows[first : first + size]
-        filled = np.concatenate([part, np.repeat(part[-1:], size - len(part), axis=0)])
-        results.append(jax.tree.map(np.asarray, function(filled)))
-    return jax.tree.map(lambda *parts: np.concatenate(parts)[: len(rows)], *results)
