@@ -1,6 +1,8 @@
 """What several test modules share: one checkpoint in miniature, written and loaded once."""
 
 import dataclasses
+import subprocess
+from collections.abc import Iterator
 from pathlib import Path
 
 import jax
@@ -33,3 +35,14 @@ def other_pad(tiny: Bundle, tmp_path_factory: pytest.TempPathFactory) -> Bundle:
     folder = tmp_path_factory.mktemp("other-pad")
     tokens = write_tokenizer(folder / "tokenizer", pad="!")
     return dataclasses.replace(tiny, config=dataclasses.replace(tiny.config, folder=str(folder), tokens=tokens))
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system of 4 MB."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=4m", "none", folder], capture_output=True).returncode:
+        pytest.skip("mounting a small file system needs rights that are not there")
+    yield folder
+    subprocess.run(["umount", folder], check=True)

@@ -4,8 +4,7 @@ import hashlib
 import json
 import os
 import shutil
-import subprocess
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -192,17 +191,6 @@ def test_an_error_while_saving_comes_out(folder: Path, monkeypatch: pytest.Monke
         checkpoints.save(4, tree(4), {"data": 4})
     assert said == ["saved step 4"]
     assert sorted(os.listdir(folder)) == ["1", "4"]
-
-
-@pytest.fixture
-def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """A file system of 4 MB."""
-    folder = tmp_path / "disk"
-    folder.mkdir()
-    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=4m", "none", folder], capture_output=True).returncode:
-        pytest.skip("mounting a small file system needs rights that are not there")
-    yield folder
-    subprocess.run(["umount", folder], check=True)
 
 
 def save_many(folder: Path, tree: Any) -> None:

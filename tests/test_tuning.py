@@ -20,12 +20,11 @@ from sdipc_jax import tuning
 from sdipc_jax.bundle import Bundle
 from sdipc_jax.checkpoints.keys import flatten, torch_name
 from sdipc_jax.errors import InputError
-from sdipc_jax.models import UNetConfig
 from sdipc_jax.samplers import SchedulerConfig
 from sdipc_jax.tuning import losses
 from sdipc_jax.tuning.step import row_numbers
 from tests.compare import relative_error
-from tests.tiny import SCHEDULER, tiny_bundle
+from tests.tiny import SCHEDULER, SMALL_UNET, tiny_bundle
 
 KEY = jax.random.key(5)
 CAPTIONS = ["a cat", "a dog", "a red cat", "", "two dogs"]
@@ -68,17 +67,7 @@ def ct_cache(cache: tuning.Cache) -> tuning.Cache:
 @pytest.fixture(scope="module")
 def small(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
     """A checkpoint with the tiny one's shapes and a UNet of one level, which compiles in half the time."""
-    unet = UNetConfig(
-        sample_size=8,
-        block_out_channels=(16,),
-        down_block_types=("CrossAttnDownBlock2D",),
-        up_block_types=("CrossAttnUpBlock2D",),
-        norm_num_groups=4,
-        cross_attention_dim=24,
-        attention_head_dim=2,
-        layers_per_block=1,
-    )
-    return tiny_bundle(tmp_path_factory.mktemp("small") / "parts", unet=unet)
+    return tiny_bundle(tmp_path_factory.mktemp("small") / "parts", unet=SMALL_UNET)
 
 
 @pytest.fixture(scope="module")

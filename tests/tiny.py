@@ -31,6 +31,18 @@ SCHEDULER = {
     "trained_betas": None,
 }
 
+# A UNet of one level, with the tiny checkpoint's shapes: it compiles in half the time.
+SMALL_UNET = UNetConfig(
+    sample_size=8,
+    block_out_channels=(16,),
+    down_block_types=("CrossAttnDownBlock2D",),
+    up_block_types=("CrossAttnUpBlock2D",),
+    norm_num_groups=4,
+    cross_attention_dim=24,
+    attention_head_dim=2,
+    layers_per_block=1,
+)
+
 
 def write_tokenizer(folder: Path, pad: str = END) -> SpecialTokens:
     """A byte-level CLIP tokenizer without merges: one token a letter."""

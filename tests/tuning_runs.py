@@ -4,7 +4,6 @@ import json
 import os
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -14,26 +13,15 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from sdipc_jax.models import UNetConfig
-from tests.tiny import write_checkpoint
+from tests import processes
+from tests.tiny import SMALL_UNET, write_checkpoint
 
 PATIENCE = 300
-# One level: it compiles in half the time.
-SMALL = UNetConfig(
-    sample_size=8,
-    block_out_channels=(16,),
-    down_block_types=("CrossAttnDownBlock2D",),
-    up_block_types=("CrossAttnUpBlock2D",),
-    norm_num_groups=4,
-    cross_attention_dim=24,
-    attention_head_dim=2,
-    layers_per_block=1,
-)
 
 
 def write_small_checkpoint(folder: Path, seed: int = 0) -> Path:
     """A checkpoint folder whose programs compile fast."""
-    return write_checkpoint(folder, unet=SMALL, seed=seed)
+    return write_checkpoint(folder, unet=SMALL_UNET, seed=seed)
 
 
 def write_pictures(folder: Path, classes: Mapping[str, int]) -> Path:
@@ -68,20 +56,12 @@ class Run:
         self.folder.parent.mkdir(parents=True, exist_ok=True)
         config = self.folder.with_suffix(".yaml")
         config.write_text(json.dumps(self.values | {"output_dir": str(self.folder)}))
-        environment = os.environ | {
-            "JAX_PLATFORMS": "cpu",
-            "JAX_NUM_CPU_DEVICES": str(self.devices),
-            "JAX_COMPILATION_CACHE_DIR": str(self.cache),
-            "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.1",
-            "XLA_FLAGS": "--xla_backend_optimization_level=0",
-        }
-        return subprocess.Popen(
-            [sys.executable, "-m", "sdipc_jax.cli", "tune", self.mode, str(config), *arguments],
-            env=environment,
-            cwd=Path(__file__).parent.parent,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
+        return processes.start(
+            ["-m", "sdipc_jax.cli", "tune", self.mode, config, *arguments],
+            self.devices,
+            JAX_COMPILATION_CACHE_DIR=str(self.cache),
+            JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS="0.1",
+            XLA_FLAGS="--xla_backend_optimization_level=0",
         )
 
     def finish(self, *arguments: str, code: int = 0) -> str:

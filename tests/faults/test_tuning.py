@@ -14,7 +14,7 @@ import subprocess
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -232,17 +232,6 @@ def test_05_to_07_damaged_checkpoints(started: Run, clean: Run) -> None:
     assert "found no checkpoint that is whole" in message
     assert all(f"{step}" in message for step in (27, 30))
     assert started.lines() == lines
-
-
-@pytest.fixture
-def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """A file system of 4 MB."""
-    folder = tmp_path / "disk"
-    folder.mkdir()
-    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=4m", "none", folder], capture_output=True).returncode:
-        pytest.skip("mounting a small file system needs rights that are not there")
-    yield folder
-    subprocess.run(["umount", folder], check=True)
 
 
 def test_08_a_full_disk(half: Run, make_ct: Callable[..., Run], clean: Run, small_disk: Path) -> None:
