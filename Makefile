@@ -4,6 +4,9 @@ PIP_INSTALL := -m pip install --quiet --disable-pip-version-check --constraint
 BIN := .venv/bin
 PARITY := .venv-parity/bin
 TPU := .venv-tpu/bin
+# Nearly all the time of the tests is compilation of programs that run once: LLVM's quickest level halves it. The
+# comparison with PyTorch compiles as users do.
+QUICK_PYTEST := XLA_FLAGS="$$XLA_FLAGS --xla_backend_optimization_level=0" $(BIN)/python -m pytest
 
 .PHONY: demo test faults-scale faults-tuning parity lint wheel golden tpu-compile clean
 
@@ -11,18 +14,16 @@ TPU := .venv-tpu/bin
 demo: .venv/.demo
 	$(BIN)/python scripts/demo.py
 
-# Nearly all the time of the tests is compilation of programs that run once: LLVM's quickest level halves it. The
-# comparison with PyTorch below compiles as users do.
 test: .venv/.test
-	XLA_FLAGS="$$XLA_FLAGS --xla_backend_optimization_level=0" $(BIN)/python -m pytest --numprocesses=auto --maxprocesses=8 --dist=loadfile
+	$(QUICK_PYTEST) --numprocesses=auto --maxprocesses=8 --dist=loadfile
 
 # What jobs of several processes and data sets must withstand: processes killed, stopped and late, disks that fail.
 faults-scale: .venv/.test
-	XLA_FLAGS="$$XLA_FLAGS --xla_backend_optimization_level=0" $(BIN)/python -m pytest tests/faults/test_batch.py tests/faults/test_parallel.py tests/faults/test_scale.py --override-ini addopts=--strict-markers
+	$(QUICK_PYTEST) tests/faults/test_batch.py tests/faults/test_parallel.py tests/faults/test_scale.py --override-ini addopts=--strict-markers
 
 # What a tuning run must withstand: killed and stopped in the middle, checkpoints damaged, disks full.
 faults-tuning: .venv/.test
-	XLA_FLAGS="$$XLA_FLAGS --xla_backend_optimization_level=0" $(BIN)/python -m pytest tests/faults/test_tuning.py tests/test_tune_checkpoints.py --override-ini addopts=--strict-markers
+	$(QUICK_PYTEST) tests/faults/test_tuning.py tests/test_tune_checkpoints.py --override-ini addopts=--strict-markers
 
 # Live comparison with PyTorch. Its own warnings, of which old releases have many, are no concern of ours.
 parity: .venv-parity/.done

@@ -10,7 +10,8 @@ from jaxtyping import Array, Bool, Float
 
 from sdipc_jax.models.layers import DType, GroupNorm, conv, dense, gelu, layer_norm, precision
 
-# Above this many scores (16 MB) they leave a CPU's cache, and a pass over queries in blocks of this many wins.
+# Above this many scores (16 MB) they leave a CPU's cache, and a pass over queries in blocks of this many wins; with
+# few keys, as of a prompt, it wins nothing.
 _CACHED_SCORES = 2**22
 _QUERIES = 512
 

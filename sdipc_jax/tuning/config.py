@@ -26,6 +26,21 @@ CHANGEABLE = {
 }
 
 
+def class_name(folder: str) -> str:
+    """What a folder's name says in a caption.
+
+    >>> class_name("wet_bar")
+    'wet bar'
+    """
+    return folder.replace("_", " ").strip()
+
+
+def _named(found: Any) -> Any:
+    if isinstance(found, (list, tuple)):
+        return {str(name): class_name(str(name)) for name in found}
+    return found
+
+
 class RunSettings(TuningSettings):
     """The file of `sdipc tune`, on top of how to tune."""
 
@@ -36,7 +51,7 @@ class RunSettings(TuningSettings):
     data: Path
     """A folder of pictures with one subfolder a class (or of one class, without subfolders), or a .jsonl file with
     `picture` (from the file's folder), `class` and `caption` on each line."""
-    classes: Annotated[dict[str, str], BeforeValidator(lambda found: _named(found))] | None = None
+    classes: Annotated[dict[str, str], BeforeValidator(_named)] | None = None
     """The classes to use, all if left out: a list, or a mapping from the folders' names to those for captions."""
     per_class: Count | None = None
     """Pictures of each class, the first by name; all if left out."""
@@ -114,11 +129,6 @@ def read_run(file: Path, mode: Literal["ft", "ct"], overrides: Sequence[str] = (
         raise InputError(f"{name}: {error}") from None
 
 
-def differences(before: Record, now: Record) -> list[str]:
-    """The names under which two runs' identities differ."""
-    return [name for name in sorted(before.keys() | now.keys()) if before.get(name) != now.get(name)]
-
-
 def check_unchanged(before: Record, now: Record, allowed: Sequence[str]) -> list[str]:
     """Refuses to go on with what another run has begun.
 
@@ -138,7 +148,7 @@ def check_unchanged(before: Record, now: Record, allowed: Sequence[str]) -> list
                 f"allow-change is {name}, expected one of {', '.join(sorted(CHANGEABLE))}: everything else needs a run "
                 "of its own, with another output_dir"
             )
-    changed = differences(before, now)
+    changed = [name for name in sorted(before.keys() | now.keys()) if before.get(name) != now.get(name)]
     lines = {name: f"{name}: {before.get(name)} -> {now.get(name)}" for name in changed}
     refused = [name for name in changed if name not in allowed]
     if refused:
@@ -149,18 +159,3 @@ def check_unchanged(before: Record, now: Record, allowed: Sequence[str]) -> list
             f"the same: change them back, choose another output_dir{advice}"
         )
     return [lines[name] for name in changed]
-
-
-def _named(found: Any) -> Any:
-    if isinstance(found, (list, tuple)):
-        return {str(name): class_name(str(name)) for name in found}
-    return found
-
-
-def class_name(folder: str) -> str:
-    """What a folder's name says in a caption.
-
-    >>> class_name("wet_bar")
-    'wet bar'
-    """
-    return folder.replace("_", " ").strip()
