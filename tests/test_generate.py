@@ -295,6 +295,31 @@ def non_splat_constants(text: str) -> int:
     return sum(int(np.prod([int(side) for side in shape.split("x")[:-1]])) for shape in shapes)
 
 
+def products(text: str, rows: int) -> tuple[int, int]:
+    """Matrix products with so many rows in a compiled program's text: within loops, and before or after them."""
+    parts = re.split(r"\n(?=(?:ENTRY )?%?[\w.-]+ \([^\n]*\{\n)", text)
+    computations = {re.match(r"(?:ENTRY )?%?([\w.-]+)", part.strip())[1]: part for part in parts}  # type: ignore[index]
+    within: set[str] = set()
+    waiting = re.findall(r"\bbody=%?([\w.-]+)", text)
+    while waiting:
+        if (name := waiting.pop()) not in within:
+            within.add(name)
+            waiting += re.findall(r"\b(?:calls|to_apply|body|condition)=%?([\w.-]+)", computations[name])
+    counts = {name: len(re.findall(rf"= f32\[{rows},\d+\]\S* dot\(", part)) for name, part in computations.items()}
+    inside = sum(count for name, count in counts.items() if name in within)
+    return inside, sum(counts.values()) - inside
+
+
+def test_keys_and_values_of_the_prompt_are_computed_once(least: Bundle, context: jax.Array) -> None:
+    """XLA moves what no step changes out of the loop, so that it needs no code of ours; this tells if it ceases to."""
+    request, state = begin(least, context, seeds=0, steps=STEPS)
+    text = advance.lower(least, request, state, 0, STEPS).compile().as_text()
+    inside, outside = products(text, rows=2 * len(context) * context.shape[1])
+    assert inside == 0
+    paths = [jax.tree_util.keystr(path) for path, _ in jax.tree.leaves_with_path(least.params["unet"])]
+    assert outside == sum("attn2" in path and ("to_k" in path or "to_v" in path) for path in paths) > 0
+
+
 def test_the_loop_holds_no_weights_and_never_leaves_the_device(least: Bundle, context: jax.Array) -> None:
     request, state = begin(least, context, seeds=0, steps=STEPS, eta=0.5)
     leaves_device = re.compile(r"callback|infeed|outfeed|stablehlo\.(send|recv)")
