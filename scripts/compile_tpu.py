@@ -26,16 +26,13 @@ import tyro
 from jax.experimental import topologies
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
+from sizes import sd15
 
-from sdipc_jax.bundle import Bundle, Config, SpecialTokens, VisionSide
+from sdipc_jax.bundle import Bundle, Config
 from sdipc_jax.errors import InputError
 from sdipc_jax.generate import Request, begin
-from sdipc_jax.images import Preprocessing
-from sdipc_jax.models import CLIPTextConfig, CLIPVisionConfig, UNetConfig, VAEConfig
 from sdipc_jax.parallel import AXIS, make_mesh
 from sdipc_jax.parallel.sampling import advance_on, finish_on
-from sdipc_jax.samplers import SchedulerConfig
-from sdipc_jax.settings import Defaults
 from sdipc_jax.tuning import TuningSettings
 from sdipc_jax.tuning.losses import Batch
 from sdipc_jax.tuning.program import still, train_step
@@ -86,33 +83,6 @@ class Measured:
     collectives: dict[str, int]
     kernels: dict[str, int]
     seconds: float
-
-
-def sd15() -> Config:
-    """Stable Diffusion 1.5 with OpenAI's ViT-L/14, in bfloat16."""
-    scheduler = {
-        **{"_class_name": "DDIMScheduler", "beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012},
-        **{"clip_sample": False, "set_alpha_to_one": False, "steps_offset": 1},
-    }
-    vision = CLIPVisionConfig(1024, 4096, 768, 24, 16, image_size=224, patch_size=14)
-    return Config(
-        folder="sd15",
-        unet=UNetConfig(cross_attention_dim=768),
-        vae=VAEConfig(
-            block_out_channels=(128, 256, 512, 512),
-            down_block_types=("DownEncoderBlock2D",) * 4,
-            up_block_types=("UpDecoderBlock2D",) * 4,
-            layers_per_block=2,
-        ),
-        text=CLIPTextConfig(
-            hidden_size=768, intermediate_size=3072, projection_dim=768, num_hidden_layers=12, num_attention_heads=12
-        ),
-        scheduler=SchedulerConfig.from_json(scheduler),
-        tokens=SpecialTokens(start=49406, end=49407, pad=49407, length=77),
-        defaults=Defaults(height=512, width=512),
-        clip=VisionSide("clip", vision, Preprocessing(), 768, 12),
-        dtype="bfloat16",
-    )
 
 
 def topology_mesh(name: str) -> Mesh:
@@ -227,7 +197,7 @@ def _line(name: str, measured: Measured, memory: float) -> str:
 
 def main(options: Options) -> None:
     """Prints a table with a line for each program."""
-    config = sd15()
+    config = sd15("bfloat16")
     columns = "inputs GiB | temporaries GiB | memory GiB | TFLOP | collectives | kernels | compiled in s"
     print(f"topology, batch a chip, program | {columns}\n{' | '.join(['---'] * 8)}", flush=True)
     settings = TuningSettings(steps=1000, dtype="bfloat16", rematerialise=options.rematerialise)

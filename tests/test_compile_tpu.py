@@ -6,14 +6,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from compile_tpu import Measured, collectives_of
+from sizes import sd15
 
-from scripts.compile_tpu import Measured, collectives_of, sd15
 from tests.processes import finish, start
 
 COMPILING = """
 import dataclasses, json, sys
+sys.path.insert(0, "scripts")
 from pathlib import Path
-from scripts.compile_tpu import lower_generation, lower_tuning, measure, topology_mesh
+from compile_tpu import lower_generation, lower_tuning, measure, topology_mesh
 from sdipc_jax.tuning import TuningSettings
 from tests.eight_devices import small_bundle
 config = dataclasses.replace(small_bundle(Path(sys.argv[1])).config, dtype="bfloat16")
@@ -47,7 +49,7 @@ def test_collectives_and_their_bytes() -> None:
 
 
 def test_sizes_are_those_of_stable_diffusion() -> None:
-    parts = sd15().abstract_params()
+    parts = sd15("bfloat16").abstract_params()
     counts = {name: sum(_sizes(part)) for name, part in parts.items()}
     # As counted in PyTorch's checkpoints.
     assert counts["unet"] == 859_520_964

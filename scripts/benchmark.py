@@ -1,0 +1,194 @@
+"""What the parts of a picture take, in this package and in PyTorch, against what the machine can do.
+
+    python scripts/benchmark.py --small                       # the checkpoint that ships
+    python scripts/benchmark.py                               # Stable Diffusion 1.5, random weights
+    .venv-parity/bin/python scripts/benchmark.py --against torch     # beside PyTorch, which make parity installs
+
+Each side is a process of its own, stopped while the other runs. A number is the median of so many runs, taken in the
+order A B B A. No ratio is printed where other processes took more than 5% of the processor meanwhile: they slow PyTorch
+more than JAX. FLOP are useful ones: matrix products and convolutions, counted; their share is that of a matrix product
+timed in the same way.
+"""
+
+import dataclasses
+import itertools
+import json
+import os
+import signal
+import statistics
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import tyro
+from benchmarks.work import COPIED, Part, Ready, Work
+
+from sdipc_jax.files import write_atomically
+
+SCRIPTS = Path(__file__).resolve().parent
+SIDES = {
+    "JAX": ("benchmarks.jax_side",),
+    "torch": ("benchmarks.torch_side",),
+    "torch.compile": ("benchmarks.torch_side", "--compile"),
+}
+MACHINE = (Work("product"), Work("copy"))
+
+
+@dataclass(frozen=True)
+class Options:
+    """Times the parts of a picture."""
+
+    small: bool = False
+    """The checkpoint that ships, instead of Stable Diffusion 1.5's sizes with random weights."""
+    against: Literal["nothing", "torch"] = "nothing"
+    """Run PyTorch beside, as it is and through torch.compile."""
+    parts: tuple[Part, ...] = ("unet", "decode", "encode", "picture")
+    """What to time."""
+    batch: tuple[int, ...] = (1,)
+    """Pictures at once; 64 are encoded."""
+    steps: tuple[int, ...] = (20,)
+    """Of whole pictures."""
+    runs: int = 5
+    """Of each side."""
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    """Of weights and arithmetic."""
+    output: Path = Path("build/benchmark.json")
+    """Where the numbers go, besides the table."""
+
+
+@dataclass(frozen=True)
+class Timed:
+    """One side's numbers for a work."""
+
+    ready: Ready
+    seconds: list[float]
+    peak_bytes: int
+
+    @property
+    def median(self) -> float:
+        return statistics.median(self.seconds)
+
+
+class Process:
+    """A side that waits to be told to run, and is stopped while it waits."""
+
+    def __init__(self, side: str, work: Work) -> None:
+        module, *flags = SIDES[side]
+        command = [sys.executable, "-m", module, *flags]
+        # The random weights are those of the tests.
+        paths = os.pathsep.join(map(str, (SCRIPTS, SCRIPTS.parent)))
+        environment, pipe = os.environ | {"PYTHONPATH": paths}, subprocess.PIPE
+        self._process = subprocess.Popen(command, stdin=pipe, stdout=pipe, text=True, env=environment)
+        self.ready = Ready(**self._ask(dataclasses.asdict(work)))
+        self._process.send_signal(signal.SIGSTOP)
+
+    def run(self) -> dict[str, float]:
+        """One run."""
+        self._process.send_signal(signal.SIGCONT)
+        found = self._ask("run")
+        self._process.send_signal(signal.SIGSTOP)
+        return found
+
+    def processor_seconds(self) -> float:
+        """That it has used so far, in all threads."""
+        fields = Path(f"/proc/{self._process.pid}/stat").read_text().rpartition(")")[2].split()
+        return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+    def end(self) -> None:
+        self._process.kill()
+        self._process.communicate()
+
+    def _ask(self, question: Any) -> Any:
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        self._process.stdin.write(json.dumps(question) + "\n")
+        self._process.stdin.flush()
+        answer = self._process.stdout.readline()
+        if not answer:
+            sys.exit(f"benchmark.py: a side ended with code {self._process.wait()}; its message is above")
+        return json.loads(answer)
+
+
+def busy_seconds() -> float:
+    """What all processors have worked since the machine started."""
+    user, nice, system, _, _, *rest = map(int, Path("/proc/stat").read_text().splitlines()[0].split()[1:])
+    return (user + nice + system + sum(rest)) / os.sysconf("SC_CLK_TCK")
+
+
+def time_work(work: Work, sides: list[str], runs: int) -> tuple[dict[str, Timed], float]:
+    """Every side's numbers, and the share of the processors that others took meanwhile."""
+    processes: dict[str, Process] = {}
+    try:
+        for side in sides:
+            processes[side] = Process(side, work)
+        seconds: dict[str, list[float]] = {side: [] for side in sides}
+        peaks = dict.fromkeys(sides, 0)
+        before = busy_seconds(), sum(each.processor_seconds() for each in processes.values())
+        # A B B A A B B A ...: no side is always the first.
+        orders = itertools.islice(itertools.cycle((sides, sides[::-1])), runs)
+        for side in itertools.chain.from_iterable(orders):
+            found = processes[side].run()
+            seconds[side].append(found["seconds"])
+            peaks[side] = int(found["peak_bytes"])
+        own = sum(each.processor_seconds() for each in processes.values()) - before[1]
+        total = sum(map(sum, seconds.values())) * len(os.sched_getaffinity(0))
+        others = max(0.0, busy_seconds() - before[0] - own) / total
+        return {side: Timed(processes[side].ready, seconds[side], peaks[side]) for side in sides}, others
+    finally:
+        for process in processes.values():
+            process.end()
+
+
+def works(options: Options) -> list[Work]:
+    """What was asked for."""
+    model: Literal["embedded", "sd15"] = "embedded" if options.small else "sd15"
+    found = []
+    for part in options.parts:
+        batches = (64,) if part == "encode" else options.batch
+        steps = options.steps if part == "picture" else (0,)
+        found += [Work(part, model, batch, count, options.dtype) for batch in batches for count in steps]
+    return found
+
+
+def row(work: Work, timed: dict[str, Timed], others: float, product: float) -> list[str]:
+    """A line of the table."""
+    ours = timed["JAX"]
+    rate = ours.ready.flops / ours.median
+    cells = [work.title]
+    for each in timed.values():
+        cells.append(f"{each.median:.4g}")
+    rivals = [each.median for side, each in timed.items() if side != "JAX"]
+    if rivals:
+        cells.append(f"{min(rivals) / ours.median:.2f}" if others <= 0.05 else f"not told: others took {others:.0%}")
+    cells.append(f"{rate / 1e9:.4g}" if rate else f"{2 * 4 * COPIED / ours.median / 1e9:.3g} GB/s")
+    cells.append(f"{rate / product:.0%}" if rate else "-")
+    again = ours.ready.compiled_again
+    cells.append(f"{ours.ready.compiled:.1f}, {again:.1f}")
+    cells += [f"{each.peak_bytes / 2**30:.2f}" for each in timed.values()]
+    return cells
+
+
+def main(options: Options) -> None:
+    """Prints the table as it grows, and writes all numbers."""
+    sides = ["JAX"] if options.against == "nothing" else list(SIDES)
+    product = 0.0
+    record = []
+    heading = ["", *(f"{side}, s" for side in sides), *(["best of PyTorch / JAX"] if len(sides) > 1 else [])]
+    heading += ["GFLOP/s", "of the product", "first run, s: cold, cached", *(f"{side}, peak GiB" for side in sides)]
+    for work in (*(dataclasses.replace(each, dtype=options.dtype) for each in MACHINE), *works(options)):
+        timed, others = time_work(work, sides, options.runs)
+        if work.part == "product":
+            product = timed["JAX"].ready.flops / timed["JAX"].median
+            print("; ".join(each.ready.versions for each in timed.values()))
+            print(f"\n| {' | '.join(heading)} |\n|{'---|' * len(heading)}")
+        print(f"| {' | '.join(row(work, timed, others, product))} |", flush=True)
+        numbers = {side: dataclasses.asdict(each) for side, each in timed.items()}
+        record.append({"work": dataclasses.asdict(work), "sides": numbers, "others": others})
+    options.output.parent.mkdir(parents=True, exist_ok=True)
+    write_atomically(options.output, (json.dumps(record, indent=2) + "\n").encode())
+
+
+if __name__ == "__main__":
+    main(tyro.cli(Options, description=__doc__))

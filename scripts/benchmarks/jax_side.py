@@ -1,0 +1,98 @@
+"""This package, timed. `python -m benchmarks.jax_side`, with a work on stdin."""
+
+import os
+import tempfile
+import time
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from sizes import sd15
+
+import sdipc_jax as sdipc
+from benchmarks.flops import flops_of
+from benchmarks.work import COPIED, GUIDANCE, PRODUCT, Ready, Work, process_peak, serve
+from sdipc_jax.bundle import Bundle
+from sdipc_jax.checkpoints.load import load_weights, read_config
+from sdipc_jax.generate import advance, begin, finish, to_uint8
+from tests.random_weights import random_tree
+
+
+class JaxSide:
+    def make(self, work: Work) -> tuple[Ready, Callable[[], Any]]:
+        """Compiles twice: with nothing there, and with what the first left on the disk."""
+        run, flops = self.program(work)
+        with tempfile.TemporaryDirectory() as cache:
+            jax.config.update("jax_compilation_cache_dir", cache)
+            jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+            compiled = []
+            for _ in range(2):
+                jax.clear_caches()
+                started = time.perf_counter()
+                run()
+                compiled.append(time.perf_counter() - started)
+        device = jax.local_devices()[0].device_kind
+        return Ready(flops, compiled[0], compiled[1], f"{device}, jax {jax.__version__}, {work.dtype}"), run
+
+    def program(self, work: Work) -> tuple[Callable[[], Any], float]:
+        """What to run, and its arithmetic."""
+        if work.part == "product":
+            x = jnp.ones((PRODUCT, PRODUCT), work.dtype)
+            product = jax.jit(lambda x: jnp.dot(x, x, precision="highest"))
+            return (lambda: jax.block_until_ready(product(x))), 2.0 * PRODUCT**3
+        if work.part == "copy":
+            numbers = jnp.zeros(COPIED, jnp.float32)
+            # Something new, so that it cannot be left away.
+            copy = jax.jit(lambda x: x + 1)
+            return (lambda: jax.block_until_ready(copy(numbers))), 0.0
+        bundle = bundle_for(work)
+        config = bundle.config
+        if work.part == "encode":
+            side = config.vision_side.vision.image_size
+            pixels = jnp.asarray(np.random.default_rng(0).standard_normal((work.batch, side, side, 3), np.float32))
+            projection = sdipc.closed_form(bundle, scale=27.5)
+
+            def encode() -> Any:
+                return jax.block_until_ready(sdipc.convert(projection, sdipc.encode_images(bundle, pixels)))
+
+            return encode, flops_of(sdipc.encode_images, bundle, pixels)
+        shape = (work.batch, config.tokens.length, config.unet.cross_attention_dim)
+        context = jnp.asarray(np.random.default_rng(1).standard_normal(shape, np.float32))
+        settings: dict[str, Any] = {"seeds": 0, "indices": np.arange(work.batch), "guidance_scale": GUIDANCE}
+        settings |= {"negative": context[:1] * 0.5, "steps": work.steps or 50, "sampler": "ddim"}
+        request, state = begin(bundle, context, **settings)
+        step = flops_of(advance, bundle, request, state, 0, 1)
+        decoding = flops_of(finish, bundle, state)
+        if work.part == "unet":
+            return (lambda: jax.block_until_ready(advance(bundle, request, state, 0, 1))), step
+        if work.part == "decode":
+            return (lambda: jax.block_until_ready(finish(bundle, state))), decoding
+
+        def pictures() -> Any:
+            return to_uint8(sdipc.generate(bundle, context, **settings))
+
+        return pictures, work.steps * step + decoding
+
+    def peak_bytes(self) -> int:
+        """The device's, where it tells."""
+        stats = jax.local_devices()[0].memory_stats()
+        return stats["peak_bytes_in_use"] if stats else process_peak()
+
+
+def bundle_for(work: Work) -> Bundle:
+    """The parts that the work needs, and no others."""
+    if work.model == "embedded":
+        return load_weights(read_config("embedded", dtype=work.dtype))
+    config = sd15(work.dtype)
+    needed = {"unet": ["unet"], "decode": ["vae"], "encode": ["clip"], "picture": ["unet", "vae"]}[work.part]
+    shapes = config.abstract_params()
+    shapes = {name: shapes[name] for name in needed}
+    params = {name: random_tree(shapes[name], seed=0) for name in needed}
+    return Bundle(jax.tree.map(lambda leaf, like: jnp.asarray(leaf, like.dtype), params, shapes), config)
+
+
+if __name__ == "__main__":
+    os.environ.setdefault("JAX_ENABLE_COMPILATION_CACHE", "true")
+    serve(JaxSide())

@@ -1,0 +1,97 @@
+"""What is timed, and how the sides and the one who times them talk: a line of JSON each way."""
+
+import dataclasses
+import json
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Literal, Protocol
+
+Part = Literal["product", "copy", "unet", "decode", "encode", "picture"]
+
+# Sides of the square matrices of the product; numbers of the array that is copied.
+PRODUCT, COPIED = 4096, 2**27
+GUIDANCE = 7.5
+
+
+@dataclass(frozen=True)
+class Work:
+    """One thing to time.
+
+    Attributes:
+        part: a matrix product and a copy, which tell what the machine can do; one guided evaluation of the UNet with
+            the sampler's step; decoding; encoding pictures to vectors; whole pictures from prompts.
+        model: `sd15`, with random weights, or `embedded`.
+        batch: pictures.
+        steps: of whole pictures.
+    """
+
+    part: Part
+    model: Literal["sd15", "embedded"] = "sd15"
+    batch: int = 1
+    steps: int = 0
+    dtype: str = "float32"
+
+    @property
+    def title(self) -> str:
+        """For people."""
+        names = {
+            "product": f"matrix product, {PRODUCT} x {PRODUCT}",
+            "copy": f"copy of {COPIED * 4 / 2**30:g} GiB",
+            "unet": "guided UNet step",
+            "decode": "decoding",
+            "encode": "pictures to vectors",
+            "picture": f"picture, {self.steps} steps",
+        }
+        return names[self.part] + (f", batch {self.batch}" if self.part not in ("product", "copy") else "")
+
+
+@dataclass(frozen=True)
+class Ready:
+    """What a side tells before it is timed.
+
+    Attributes:
+        flops: useful ones of a run, matrix products and convolutions; 0 where the side does not count them.
+        compiled: seconds until the first run was done, with nothing compiled before.
+        compiled_again: the same with the programs in the cache on the disk; None without one.
+        versions: of what was used, in words.
+    """
+
+    flops: float
+    compiled: float
+    compiled_again: float | None
+    versions: str
+
+
+class Side(Protocol):
+    """Something that can be timed."""
+
+    def make(self, work: Work) -> tuple[Ready, Callable[[], Any]]:
+        """The run of a work, which ends when its result is there."""
+
+    def peak_bytes(self) -> int:
+        """The most memory so far: the device's, or the process's where the device is the CPU."""
+
+
+def serve(side: Side) -> None:
+    """Runs whenever it is asked to, and says how long it took."""
+    # Whatever libraries print must not come between.
+    answers, sys.stdout = sys.stdout, sys.stderr
+
+    def answer(value: Any) -> None:
+        print(json.dumps(value), file=answers, flush=True)
+
+    ready, run = side.make(Work(**json.loads(sys.stdin.readline())))
+    answer(dataclasses.asdict(ready))
+    for _ in sys.stdin:
+        started = time.perf_counter()
+        run()
+        answer({"seconds": time.perf_counter() - started, "peak_bytes": side.peak_bytes()})
+
+
+def process_peak() -> int:
+    """The most memory that this process has had."""
+    import resource
+
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024

@@ -1,0 +1,52 @@
+"""How arithmetic is counted, and that a side can be asked to run. Speed itself is never tested."""
+
+import benchmark
+import jax
+import jax.numpy as jnp
+import pytest
+from benchmarks.flops import flops_of
+from benchmarks.work import Work
+from sizes import sd15
+
+from sdipc_jax.bundle import Bundle
+from sdipc_jax.generate import advance, begin, finish
+
+
+def test_products_and_convolutions_are_counted() -> None:
+    x, y = jnp.ones((3, 5)), jnp.ones((5, 7))
+    product = 2 * 3 * 5 * 7
+    assert flops_of(jnp.matmul, x, y) == product
+    assert flops_of(lambda x, y: jnp.tanh(x @ y) + 1, x, y) == product
+    assert flops_of(lambda x, y: jax.lax.scan(lambda carry, _: (carry, carry @ y), x, None, length=4), x, y) == (
+        4 * product
+    )
+    assert flops_of(lambda x, y: jax.lax.cond(x.sum() > 0, lambda: x @ y, lambda: jnp.zeros((3, 7))), x, y) == product
+    pictures, kernel = jnp.ones((2, 6, 5, 4)), jnp.ones((3, 3, 2, 8))
+
+    def convolve(pictures: jax.Array, kernel: jax.Array) -> jax.Array:
+        layout = ("NHWC", "HWIO", "NHWC")
+        return jax.lax.conv_general_dilated(
+            pictures, kernel, (1, 1), "SAME", dimension_numbers=layout, feature_group_count=2
+        )
+
+    assert flops_of(convolve, pictures, kernel) == 2 * (2 * 6 * 5 * 8) * (3 * 3 * 2)
+
+
+def test_stable_diffusion_takes_what_others_counted() -> None:
+    """0.803 TFLOP for an evaluation of the UNet at 64 x 64 and 2.51 for the decoder, as published counts have it."""
+    config = sd15("float32")
+    bundle = Bundle(config.abstract_params(), config)
+    context = jax.ShapeDtypeStruct((1, 77, 768), jnp.float32)
+    request, state = jax.eval_shape(lambda bundle, x: begin(bundle, x, negative=x, seeds=0), bundle, context)
+    step = flops_of(lambda bundle, request, state: advance(bundle, request, state, 0, 1), bundle, request, state)
+    assert step == pytest.approx(2 * 0.803e12, rel=2e-3)
+    assert flops_of(finish, bundle, state) == pytest.approx(2.51e12, rel=5e-3)
+
+
+def test_a_side_is_timed() -> None:
+    timed, _ = benchmark.time_work(Work("encode", "embedded", batch=2), ["JAX"], runs=3)
+    found = timed["JAX"]
+    assert len(found.seconds) == 3
+    assert min(found.seconds) > 0
+    assert found.ready.flops > 1e6
+    assert found.peak_bytes > 2**20
