@@ -45,7 +45,7 @@ class Options:
     against: Literal["nothing", "torch"] = "nothing"
     """Run PyTorch beside, as it is and through torch.compile."""
     parts: tuple[Part, ...] = ("unet", "decode", "encode", "picture")
-    """What to time."""
+    """What to time; a step of tuning takes --small."""
     batch: tuple[int, ...] = (1,)
     """Pictures at once; 64 are encoded."""
     steps: tuple[int, ...] = (20,)
@@ -172,6 +172,10 @@ def row(work: Work, timed: dict[str, Timed], others: float, product: float) -> l
 
 def main(options: Options) -> None:
     """Prints the table as it grows, and writes all numbers."""
+    if "tune" in options.parts and not options.small:
+        sys.exit(
+            "benchmark.py: found the part tune without --small, expected both: the step is timed on its checkpoint"
+        )
     sides = ["JAX"] if options.against == "nothing" else list(SIDES)
     product = 0.0
     record = []

@@ -13,7 +13,8 @@ from sizes import sd15
 
 import sdipc_jax as sdipc
 from benchmarks.flops import flops_of
-from benchmarks.work import COPIED, GUIDANCE, PRODUCT, Ready, Work, process_peak, serve
+from benchmarks.work import COPIED, GUIDANCE, PRODUCT, Ready, Work, process_peak, serve, tuning_batch
+from sdipc_jax import tuning
 from sdipc_jax.bundle import Bundle
 from sdipc_jax.checkpoints.load import load_weights, read_config
 from sdipc_jax.generate import advance, begin, finish, to_uint8
@@ -58,6 +59,8 @@ class JaxSide:
                 return jax.block_until_ready(sdipc.convert(projection, sdipc.encode_images(bundle, pixels)))
 
             return encode, flops_of(sdipc.encode_images, bundle, pixels)
+        if work.part == "tune":
+            return tuning_step(bundle, work.batch)
         shape = (work.batch, config.tokens.length, config.unet.cross_attention_dim)
         context = jnp.asarray(np.random.default_rng(1).standard_normal(shape, np.float32))
         settings: dict[str, Any] = {"seeds": 0, "indices": np.arange(work.batch), "guidance_scale": GUIDANCE}
@@ -79,6 +82,18 @@ class JaxSide:
         """The device's, where it tells."""
         stats = jax.local_devices()[0].memory_stats()
         return stats["peak_bytes_in_use"] if stats else process_peak()
+
+
+def tuning_step(bundle: Bundle, batch: int) -> tuple[Callable[[], Any], float]:
+    """A step with everything that it does, drawing its random numbers included."""
+    state = tuning.init(bundle, tuning.TuningSettings(mode="ct"))
+    arrays, key = tuning_batch(bundle.config, batch), jax.random.key(0)
+
+    def step() -> None:
+        nonlocal state
+        state, _ = jax.block_until_ready(tuning.step(state, arrays, key))
+
+    return step, flops_of(tuning.step, state, arrays, key)
 
 
 def bundle_for(work: Work) -> Bundle:

@@ -8,6 +8,7 @@ import sys
 import time
 from collections.abc import Callable
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 # Before diffusers, which would warn of its own old parts.
@@ -15,16 +16,19 @@ os.environ.setdefault("DIFFUSERS_VERBOSITY", "error")
 
 import diffusers
 import jax
+import jax.numpy as jnp
 import numpy as np
 import torch
 from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
 from sizes import sd15
 from transformers import CLIPVisionConfig, CLIPVisionModel
 
-from benchmarks.work import COPIED, GUIDANCE, PRODUCT, Ready, Work, process_peak, serve
+from benchmarks.work import COPIED, GUIDANCE, PRODUCT, Ready, Work, process_peak, serve, tuning_batch
+from sdipc_jax import tuning
 from sdipc_jax.bundle import Params
 from sdipc_jax.checkpoints.load import load_weights, read_config
 from tests.parity.oracle import options, with_weights
+from tests.parity.tuning_oracle import Twin
 from tests.random_weights import random_tree
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
@@ -64,6 +68,8 @@ class TorchSide:
         if work.part == "copy":
             numbers = torch.zeros(COPIED, device=DEVICE)
             return lambda: numbers + 1
+        if work.part == "tune":
+            return self._tuning(work.batch)
         config = read_config("embedded") if work.model == "embedded" else sd15("float32")
         params = load_weights(config).params if work.model == "embedded" else None
 
@@ -126,6 +132,25 @@ class TorchSide:
         pixels = np.random.default_rng(0).standard_normal((batch, side, side, 3), np.float32)
         inputs = self._place(torch.tensor(pixels)).permute(0, 3, 1, 2)
         return lambda: vision(inputs).pooler_output @ joint @ text
+
+    def _tuning(self, batch: int) -> Callable[[], Any]:
+        """The plain loop's step, with random numbers that are there already."""
+        self._inference.__exit__(None, None, None)
+        torch.set_grad_enabled(True)
+        bundle, settings = load_weights(read_config("embedded")), tuning.TuningSettings(mode="ct")
+        arrays, state = tuning_batch(bundle.config, batch), tuning.init(bundle, settings)
+        draws = tuning.draw(jax.random.key(0), jnp.arange(batch), state.frozen, settings, arrays)
+        twin = Twin(Path(bundle.config.folder), state)
+        twin.unet = self._compile(twin.unet.to(memory_format=torch.channels_last))
+        optimizer = torch.optim.AdamW(twin.trained.values(), lr=5e-6, weight_decay=1e-2)
+
+        def step() -> None:
+            optimizer.zero_grad()
+            twin.loss(arrays, draws).backward()
+            torch.nn.utils.clip_grad_norm_(twin.trained.values(), 1.0)
+            optimizer.step()
+
+        return step
 
     def _module(self, module: Any) -> Any:
         return self._compile(module.to(DEVICE, self._dtype, memory_format=torch.channels_last))

@@ -8,7 +8,11 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
-Part = Literal["product", "copy", "unet", "decode", "encode", "picture"]
+import numpy as np
+
+from sdipc_jax.bundle import Config
+
+Part = Literal["product", "copy", "unet", "decode", "encode", "picture", "tune"]
 
 # Sides of the square matrices of the product; numbers of the array that is copied.
 PRODUCT, COPIED = 4096, 2**27
@@ -21,7 +25,8 @@ class Work:
 
     Attributes:
         part: a matrix product and a copy, which tell what the machine can do; one guided evaluation of the UNet with
-            the sampler's step; decoding; encoding pictures to vectors; whole pictures from prompts.
+            the sampler's step; decoding; encoding pictures to vectors; whole pictures from prompts; a step of
+            SD-IPC-CT.
         model: `sd15`, with random weights, or `embedded`.
         batch: pictures.
         steps: of whole pictures.
@@ -43,6 +48,7 @@ class Work:
             "decode": "decoding",
             "encode": "pictures to vectors",
             "picture": f"picture, {self.steps} steps",
+            "tune": "step of SD-IPC-CT",
         }
         return names[self.part] + (f", batch {self.batch}" if self.part not in ("product", "copy") else "")
 
@@ -95,3 +101,15 @@ def process_peak() -> int:
     import resource
 
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+def tuning_batch(config: Config, count: int) -> Any:
+    """Random pictures and latents of a step of SD-IPC-CT."""
+    generator = np.random.default_rng(0)
+    channels, height, width = config.latent_shape(config.defaults.height, config.defaults.width)
+    side = config.vision_side.vision.image_size
+    return {
+        "latents": generator.standard_normal((count, height, width, channels), np.float32),
+        "deviation": np.full((count, height, width, channels), 0.1, np.float32),
+        "pixels": generator.standard_normal((count, side, side, 3), np.float32),
+    }
