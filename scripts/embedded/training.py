@@ -52,10 +52,10 @@ class Budget:
     muon: bool = False
     floor: float = 0.02
 
-    def rate(self, state: State, first_step: int, first_second: float) -> float:
-        share = min(1.0, (state.seconds - first_second) / (60 * self.minutes))
+    def rate(self, state: State) -> float:
+        share = min(1.0, state.seconds / (60 * self.minutes))
         cosine = self.floor + (1 - self.floor) * 0.5 * (1 + np.cos(np.pi * share))
-        return self.learning_rate * cosine * min(1.0, (state.step - first_step + 1) / self.warmup)
+        return self.learning_rate * cosine * min(1.0, (state.step + 1) / self.warmup)
 
 
 def _optimizer(budget: Budget) -> optax.GradientTransformation:
@@ -140,7 +140,7 @@ def train(
         if refresh is not None and (state.step % _REFRESH == 0 or not refreshed):
             refreshed = refresh(state.params)
         batch = batches(state.step) | refreshed
-        rate = jnp.float32(budget.rate(state, 0, 0.0))
+        rate = jnp.float32(budget.rate(state))
         state.params, state.ema, state.optimizer, metrics = compiled(
             state.params, state.ema, state.optimizer, batch, jnp.int32(state.step), rate
         )
