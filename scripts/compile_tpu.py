@@ -6,7 +6,9 @@ Nothing runs: the package libtpu compiles for a topology that it knows by name. 
 with ViT-L/14. `make tpu-compile` installs what this needs.
 """
 
+import itertools
 import math
+import multiprocessing
 import os
 import re
 import time
@@ -50,6 +52,9 @@ _COLLECTIVE = re.compile(
 _SHAPE = re.compile(r"\b(?P<dtype>[a-z]+\d*)\[(?P<sides>[\d,]*)\]")
 
 
+Program = Literal["generate", "tune"]
+
+
 @dataclass(frozen=True)
 class Options:
     """Compiles programs for TPU topologies and prints what a chip holds and does."""
@@ -58,7 +63,7 @@ class Options:
     """Version and shape, such as v5e:2x4, v5e:16x16, v6e:2x4."""
     batch: tuple[int, ...] = (4,)
     """Pictures on each chip."""
-    program: tuple[Literal["generate", "tune"], ...] = ("generate", "tune")
+    program: tuple[Program, ...] = ("generate", "tune")
     """The sampler's loop and decoder, the step of SD-IPC-FT, or both."""
     rematerialise: bool = False
     """Tune with activations computed again in the backward pass."""
@@ -191,27 +196,35 @@ def _line(name: str, measured: Measured, memory: float) -> str:
     )
 
 
+def compile_one(topology: str, batch: int, program: Program, rematerialise: bool) -> None:
+    """Prints a line for each program of this kind."""
+    config, mesh = sd15("bfloat16"), topology_mesh(topology)
+    if program == "generate":
+        lowered = lower_generation(mesh, config, batch)
+    else:
+        settings = TuningSettings(steps=1000, dtype="bfloat16", rematerialise=rematerialise)
+        lowered = lower_tuning(mesh, config, batch, settings)
+    for name, each in lowered.items():
+        title = f"{topology}, {batch}, {name}"
+        try:
+            print(_line(title, measure(each), MEMORY[topology.partition(":")[0]]), flush=True)
+        except jax.errors.JaxRuntimeError as error:
+            found = re.search(r"Used .*? of .*? hbm\.", str(error))
+            print(f"{title} | does not fit: {found[0] if found else str(error).splitlines()[0]}", flush=True)
+
+
 def main(options: Options) -> None:
     """Prints a table with a line for each program."""
-    config = sd15("bfloat16")
     columns = "inputs GiB | temporaries GiB | memory GiB | TFLOP | collectives | Pallas kernels | compiled in s"
     print(f"topology, batch a chip, program | {columns}\n{' | '.join(['---'] * 8)}", flush=True)
-    settings = TuningSettings(steps=1000, dtype="bfloat16", rematerialise=options.rematerialise)
-    for topology in options.topology:
-        mesh = topology_mesh(topology)
-        for batch in options.batch:
-            lowered: dict[str, Any] = {}
-            if "generate" in options.program:
-                lowered |= lower_generation(mesh, config, batch)
-            if "tune" in options.program:
-                lowered |= lower_tuning(mesh, config, batch, settings)
-            for name, program in lowered.items():
-                title = f"{topology}, {batch}, {name}"
-                try:
-                    print(_line(title, measure(program), MEMORY[topology.partition(":")[0]]), flush=True)
-                except jax.errors.JaxRuntimeError as error:
-                    found = re.search(r"Used .*? of .*? hbm\.", str(error))
-                    print(f"{title} | does not fit: {found[0] if found else str(error).splitlines()[0]}", flush=True)
+    # The compiler can take its process down with it.
+    processes = multiprocessing.get_context("spawn")
+    for topology, batch, program in itertools.product(options.topology, options.batch, options.program):
+        process = processes.Process(target=compile_one, args=(topology, batch, program, options.rematerialise))
+        process.start()
+        process.join()
+        if process.exitcode:
+            print(f"{topology}, {batch}, {program} | the compiler ended with {process.exitcode}", flush=True)
 
 
 if __name__ == "__main__":
