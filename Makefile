@@ -47,7 +47,7 @@ wheel:
 golden: .venv-parity/.done
 	$(PARITY)/python scripts/make_golden.py
 
-# Compiles for TPU pods on a machine that has none; tens of minutes, 8 GB.
+# Compiles for TPU pods on a machine that has none; hours on two cores, 8 GB.
 tpu-compile: .venv-tpu/.done
 	JAX_PLATFORMS=cpu $(TPU)/python -m pytest tests/test_compile_tpu.py
 	$(TPU)/python scripts/compile_tpu.py --topology v5e:2x4 v5e:16x16 v6e:2x4 --batch 1 4 16
