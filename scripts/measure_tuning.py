@@ -11,7 +11,7 @@ command goes on where it stopped. Judges are the checkpoint's own CLIP as it was
 
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -26,10 +26,10 @@ from sdipc_jax import tuning
 from sdipc_jax.bundle import Bundle
 from sdipc_jax.checkpoints.delta import Delta, digest, load_delta
 from sdipc_jax.evaluate.backbone import load_backbone
-from sdipc_jax.evaluate.corpus import COLUMNS, Corpus, load_corpus
+from sdipc_jax.evaluate.corpus import Corpus, load_corpus
 from sdipc_jax.evaluate.editing import EDITS
 from sdipc_jax.evaluate.metrics import cosines
-from sdipc_jax.evaluate.pictures import Backbones
+from sdipc_jax.evaluate.pictures import OWN, Backbones
 from sdipc_jax.evaluate.retrieval import (
     Captions,
     encode_captions,
@@ -47,7 +47,8 @@ from sdipc_jax.sheets import contact_sheet, save_png
 from sdipc_jax.tuning.command import train
 
 # The paper's names for what trains (Tables 5 and 6, Fig. 9), with those of this package.
-VARIANTS = {"FT (C)": "prompts", "FT (U)": "kv", "FT": "both", "FC": "fc", "FC (I)": "fc_init"}
+Variant = Literal["FT (C)", "FT (U)", "FT", "FC", "FC (I)"]
+VARIANTS: dict[Variant, str] = {"FT (C)": "prompts", "FT (U)": "kv", "FT": "both", "FC": "fc", "FC (I)": "fc_init"}
 UNTUNED = "SD-IPC"
 CONCEPTS, DRAWINGS = 8, 4
 ALPHA = 0.9
@@ -60,6 +61,8 @@ _NOTE = (
 CONFIGS = Path(__file__).resolve().parent.parent / "configs"
 
 Pictures = UInt8[np.ndarray, "N H W 3"]
+# By backbone.
+Features = dict[str, Float[np.ndarray, "N D"]]
 # By the measure's name: a value for each picture.
 Values = dict[str, Float[np.ndarray, " N"]]
 
@@ -74,7 +77,7 @@ class Options:
     """As scripts/build_corpus.py writes it."""
     domain: Literal["style", "unseen"] = "style"
     """Of fine-tuning: a style never seen, or things never seen."""
-    variants: tuple[str, ...] = tuple(VARIANTS)
+    variants: tuple[Variant, ...] = tuple(VARIANTS)
     """Of fine-tuning: what trains."""
     count: int = 64
     """Pictures that are judged."""
@@ -110,28 +113,19 @@ class Judge:
     bundle: Bundle
     projection: Projection
     captions: Captions
+    backbones: Backbones
     sampled: Callable[[int], object]
-    backbones: Backbones = field(init=False)
-
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "backbones", Backbones(self.bundle, load_backbone()))
 
     def sample(self, bundle: Bundle, context: Any, seed: int) -> Pictures:
         """A picture of each prompt."""
         self.sampled(len(context))
-        return Sampler(bundle, {}, min(8, len(context)), len(context), lambda done: None)(
-            context, seed, np.arange(len(context))
-        )
+        sampler = Sampler(bundle, {}, min(8, len(context)), len(context), lambda done: None)
+        return sampler(context, seed, np.arange(len(context)))
 
-    def likeness(self, made: Pictures, real: Pictures) -> dict[str, Float[np.ndarray, " N"]]:
-        """Cosines of features, by backbone."""
-        made_features, real_features = self.backbones(made), self.backbones(real)
-        return {f"{name} similarity": cosines(made_features[name], real_features[name]) for name in made_features}
-
-    def agreement(self, made: Pictures, texts: Sequence[str]) -> Float[np.ndarray, " N"]:
+    def agreement(self, made: Features, texts: Sequence[str]) -> Float[np.ndarray, " N"]:
         """Cosines of pictures and texts in C-space, by the own CLIP."""
         targets = end_states(self.bundle, list(texts)) @ text_projection(self.bundle)
-        return cosines(image_features(self.bundle, made) @ np.asarray(self.projection.visual), targets)
+        return cosines(made[OWN] @ np.asarray(self.projection.visual), targets)
 
     def recognised(self, made: Pictures, captions: Shaped[np.ndarray, " N"]) -> Float[np.ndarray, " N"]:
         """Whether the own CLIP finds a picture's caption among all."""
@@ -180,26 +174,50 @@ def edits_for(shown: Corpus) -> list[str]:
     return texts
 
 
-def measured(
-    judge: Judge, deltas: Sequence[Delta | None], shown: Sequence[Corpus], edits: Sequence[Sequence[str]], seed: int
-) -> tuple[Values, Values, Pictures, Pictures]:
-    """Variations and edits of pictures by checkpoints that each have their own, and how good they are."""
+def likeness(made: Features, real: Features) -> Values:
+    """Cosines of features, by backbone."""
+    return {f"{name} similarity": cosines(made[name], real[name]) for name in made}
+
+
+@dataclass(frozen=True)
+class Measured:
+    """Variations and edits of pictures, and how good they are.
+
+    Attributes:
+        features: of the variations.
+        pictures: the variations, then the edits.
+    """
+
+    plain: Values
+    edited: Values
+    features: Features
+    pictures: tuple[Pictures, Pictures]
+
+
+def measure(
+    judge: Judge,
+    bundles: Sequence[Bundle],
+    shown: Sequence[Corpus],
+    real: Features,
+    edits: Sequence[Sequence[str]],
+    seed: int,
+) -> Measured:
+    """Has each checkpoint vary and edit its own part of the pictures, whose features are `real`."""
     made, changed = [], []
-    for delta, rows, texts in zip(deltas, shown, edits, strict=True):
-        tuned = judge.bundle if delta is None else tuning.apply(judge.bundle, delta)
+    for tuned, rows, texts in zip(bundles, shown, edits, strict=True):
         vectors = sdipc.convert(sdipc.closed_form(tuned), image_features(tuned, rows.pictures))
         made.append(judge.sample(tuned, sdipc.image_prompt(tuned, vectors), seed))
         tokens = sdipc.tokenize(tuned, list(texts))
         changed.append(judge.sample(tuned, sdipc.edit_prompt(tuned, vectors, tokens, ALPHA), seed))
-    plain, edited = np.concatenate(made), np.concatenate(changed)
-    pictures = np.concatenate([rows.pictures for rows in shown])
+    pictures = np.concatenate(made), np.concatenate(changed)
+    plain, edited = map(judge.backbones, pictures)
     captions = [str(caption) for rows in shown for caption in rows.caption]
     texts = [text for each in edits for text in each]
-    return (
-        judge.likeness(plain, pictures) | {"agreement with the caption": judge.agreement(plain, captions)},
-        judge.likeness(edited, pictures) | {"agreement with the text": judge.agreement(edited, texts)},
+    return Measured(
+        likeness(plain, real) | {"agreement with the caption": judge.agreement(plain, captions)},
+        likeness(edited, real) | {"agreement with the text": judge.agreement(edited, texts)},
         plain,
-        edited,
+        pictures,
     )
 
 
@@ -212,29 +230,30 @@ def fine_tuning(options: Options, corpus: Corpus, judge: Judge) -> Results:
     cells = corpus.where(corpus.split == "cells")
     spoken = cells.where(order(len(cells))[: options.count]).caption
     data = write_data(trained, options.output_dir / "data" / f"ft-{options.domain}")
-    edits = edits_for(shown)
+    edits, real = edits_for(shown), judge.backbones(shown.pictures)
     plain: dict[str, list[Values]] = {}
     edited: dict[str, list[Values]] = {}
     first: dict[str, tuple[Pictures, Pictures]] = {}
-    for name in (UNTUNED, *options.variants):
+    kinds: list[tuple[str, str | None]] = [(UNTUNED, None), *((name, VARIANTS[name]) for name in options.variants)]
+    for name, variant in kinds:
         plain[name], edited[name] = [], []
         for seed in range(options.seeds):
-            delta = None
-            if name != UNTUNED:
-                run = options.runs(judge.bundle) / f"ft-{options.domain}-{VARIANTS[name]}-{seed}"
-                changes = (f"data={data}", f"variant={VARIANTS[name]}", f"seed={seed}")
-                (delta,) = tuned_by(options, run, *changes)
-            of_plain, of_edited, *pictures = measured(judge, [delta], [shown], [edits], seed)
-            if delta is None or any(tensor.startswith("unet.") for tensor in delta.tensors):
-                tuned = judge.bundle if delta is None else tuning.apply(judge.bundle, delta)
-                tokens = sdipc.tokenize(tuned, spoken.tolist(), truncate=True)
-                of_plain[SPOKEN] = judge.recognised(judge.sample(tuned, sdipc.text_prompt(tuned, tokens), seed), spoken)
-            else:
+            tuned, speaks_alike = judge.bundle, False
+            if variant is not None:
+                run = options.runs(judge.bundle) / f"ft-{options.domain}-{variant}-{seed}"
+                (delta,) = tuned_by(options, run, f"data={data}", f"variant={variant}", f"seed={seed}")
+                tuned = tuning.apply(judge.bundle, delta)
+                speaks_alike = not any(tensor.startswith("unet.") for tensor in delta.tensors)
+            found = measure(judge, [tuned], [shown], real, [edits], seed)
+            if speaks_alike:
                 # What text prompts go through has not been touched.
-                of_plain[SPOKEN] = plain[UNTUNED][seed][SPOKEN]
-            plain[name].append(of_plain)
-            edited[name].append(of_edited)
-            first.setdefault(name, (pictures[0], pictures[1]))
+                recognised = plain[UNTUNED][seed][SPOKEN]
+            else:
+                tokens = sdipc.tokenize(tuned, spoken.tolist(), truncate=True)
+                recognised = judge.recognised(judge.sample(tuned, sdipc.text_prompt(tuned, tokens), seed), spoken)
+            plain[name].append(found.plain | {SPOKEN: recognised})
+            edited[name].append(found.edited)
+            first.setdefault(name, found.pictures)
     note = (
         f"{len(trained)} drawings of the split `{options.domain}` to tune on; {len(shown)} drawings of other things of "
         f"it as prompts, and {options.count} captions of known things as text prompts. {options.seeds} seeds, each for "
@@ -253,23 +272,25 @@ def customising(options: Options, corpus: Corpus, judge: Judge) -> Results:
     plainly = corpus.where((corpus.split == "unseen") & (corpus.tone == 0))
     things, counts = np.unique(plainly.base, return_counts=True)
     chosen = order(things[counts > DRAWINGS])[:CONCEPTS]
-    drawings = [plainly.where(order(np.flatnonzero(plainly.base == thing))[: DRAWINGS + 1]) for thing in chosen]
-    shown = [each.where(np.arange(DRAWINGS)) for each in drawings]
-    others = np.concatenate([np.repeat(each.pictures[DRAWINGS:], DRAWINGS, axis=0) for each in drawings])
-    data = write_data(drawings_of(shown), options.output_dir / "data" / "ct")
-    edits = [edits_for(each) for each in shown]
+    drawings = np.stack([order(np.flatnonzero(plainly.base == thing))[: DRAWINGS + 1] for thing in chosen])
+    seen = plainly.where(drawings[:, :DRAWINGS].ravel())
+    shown = [plainly.where(numbers) for numbers in drawings[:, :DRAWINGS]]
+    others = judge.backbones(plainly.pictures[np.repeat(drawings[:, DRAWINGS], DRAWINGS)])
+    data = write_data(seen, options.output_dir / "data" / "ct")
+    edits, real = [edits_for(each) for each in shown], judge.backbones(seen.pictures)
     plain: dict[str, list[Values]] = {UNTUNED: [], "CT": []}
     edited: dict[str, list[Values]] = {UNTUNED: [], "CT": []}
     first: dict[str, tuple[Pictures, Pictures]] = {}
     for seed in range(options.seeds):
         run = options.runs(judge.bundle) / f"ct-{seed}"
-        deltas: Sequence[Delta | None] = tuned_by(options, run, f"data={data}", "each_class=true", f"seed={seed}")
-        for name, tuned in ((UNTUNED, [None] * len(shown)), ("CT", deltas)):
-            of_plain, of_edited, made, changed = measured(judge, tuned, shown, edits, seed)
-            of_plain |= {f"{column}, a drawing not tuned on": x for column, x in judge.likeness(made, others).items()}
-            plain[name].append(of_plain)
-            edited[name].append(of_edited)
-            first.setdefault(name, (made, changed))
+        deltas = tuned_by(options, run, f"data={data}", "each_class=true", f"seed={seed}")
+        tuned = [tuning.apply(judge.bundle, delta) for delta in deltas]
+        for name, bundles in ((UNTUNED, [judge.bundle] * len(shown)), ("CT", tuned)):
+            found = measure(judge, bundles, shown, real, edits, seed)
+            unseen = likeness(found.features, others)
+            plain[name].append(found.plain | {f"{column}, a drawing not tuned on": x for column, x in unseen.items()})
+            edited[name].append(found.edited)
+            first.setdefault(name, found.pictures)
     note = (
         f"{CONCEPTS} things never seen, {DRAWINGS} drawings of each by several artists to tune on and as prompts, and "
         f"one more to compare with. {options.seeds} seeds, each for a run and its samples. {_NOTE}"
@@ -279,12 +300,6 @@ def customising(options: Options, corpus: Corpus, judge: Judge) -> Results:
         table("edits", f"Edits after customising, alpha {ALPHA}", note, edited),
     ]
     return Results(tables, sheet(shown, edits, first, each=1))
-
-
-def drawings_of(parts: Sequence[Corpus]) -> Corpus:
-    """Several parts of a corpus as one."""
-    columns = {name: np.concatenate([getattr(part, name) for part in parts]) for name in COLUMNS}
-    return Corpus(**columns, manifest=parts[0].manifest)
 
 
 def table(name: str, title: str, note: str, found: Mapping[str, Sequence[Values]]) -> Table:
@@ -321,8 +336,9 @@ def main(options: Options) -> None:
     corpus = load_corpus(options.corpus)
     bundle = sdipc.load("embedded")
     captions = encode_captions(bundle, corpus.where(corpus.split != "style"))
+    backbones = Backbones(bundle, load_backbone())
     with tqdm(desc="pictures sampled") as bar:
-        judge = Judge(bundle, sdipc.closed_form(bundle), captions, bar.update)
+        judge = Judge(bundle, sdipc.closed_form(bundle), captions, backbones, bar.update)
         results = (fine_tuning if options.mode == "ft" else customising)(options, corpus, judge)
     text = "\n\n".join(table.to_markdown() for table in results.tables) + "\n"
     name = f"{options.mode}-{options.domain}" if options.mode == "ft" else options.mode

@@ -1,6 +1,5 @@
 """This package, timed. `python -m benchmarks.jax_side`, with a work on stdin."""
 
-import os
 import tempfile
 import time
 from collections.abc import Callable
@@ -109,5 +108,4 @@ def bundle_for(work: Work) -> Bundle:
 
 
 if __name__ == "__main__":
-    os.environ.setdefault("JAX_ENABLE_COMPILATION_CACHE", "true")
     serve(JaxSide())

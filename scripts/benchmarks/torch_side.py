@@ -41,14 +41,14 @@ class TorchSide:
         # The oracle of the tests has set one.
         torch.set_num_threads(len(os.sched_getaffinity(0)))
         self._compile: Callable[[Any], Any] = torch.compile if compiled else lambda module: module
-        self._inference = torch.inference_mode()
-        self._inference.__enter__()
 
     def make(self, work: Work) -> tuple[Ready, Callable[[], Any]]:
         run = self._program(work)
+        mode = torch.enable_grad if work.part == "tune" else torch.inference_mode
 
         def timed() -> None:
-            run()
+            with mode():
+                run()
             if DEVICE == "cuda":
                 torch.cuda.synchronize()
 
@@ -84,9 +84,9 @@ class TorchSide:
         latent = config.latent_shape(config.defaults.height, config.defaults.width)
         noise = torch.randn(work.batch, *latent, generator=torch.Generator().manual_seed(0)).to(DEVICE)
         if work.part != "decode":
-            unet = self._module(with_weights(UNet2DConditionModel(**options(config.unet)), part("unet")))
+            unet = self._compile(self._module(UNet2DConditionModel(**options(config.unet)), part("unet")))
         if work.part != "unet":
-            vae = self._module(with_weights(AutoencoderKL(**options(config.vae)), part("vae")))
+            vae = self._module(AutoencoderKL(**options(config.vae)), part("vae"))
             vae.decoder = self._compile(vae.decoder)
 
         def step(scheduler: Any, sample: Any, timestep: Any) -> Any:
@@ -127,7 +127,7 @@ class TorchSide:
             np.linalg.pinv(np.asarray(params["text_projection"]["kernel"])),
         ]
         joint, text = (self._place(torch.tensor(np.array(kernel))) for kernel in projections)
-        vision = self._module(with_weights(CLIPVisionModel(CLIPVisionConfig(**options(config.clip.vision))), tower))
+        vision = self._compile(self._module(CLIPVisionModel(CLIPVisionConfig(**options(config.clip.vision))), tower))
         side = config.clip.vision.image_size
         pixels = np.random.default_rng(0).standard_normal((batch, side, side, 3), np.float32)
         inputs = self._place(torch.tensor(pixels)).permute(0, 3, 1, 2)
@@ -135,8 +135,6 @@ class TorchSide:
 
     def _tuning(self, batch: int) -> Callable[[], Any]:
         """The plain loop's step, with random numbers that are there already."""
-        self._inference.__exit__(None, None, None)
-        torch.set_grad_enabled(True)
         bundle, settings = load_weights(read_config("embedded")), tuning.TuningSettings(mode="ct")
         arrays, state = tuning_batch(bundle.config, batch), tuning.init(bundle, settings)
         draws = tuning.draw(jax.random.key(0), jnp.arange(batch), state.frozen, settings, arrays)
@@ -152,8 +150,8 @@ class TorchSide:
 
         return step
 
-    def _module(self, module: Any) -> Any:
-        return self._compile(module.to(DEVICE, self._dtype, memory_format=torch.channels_last))
+    def _module(self, module: Any, params: Params) -> Any:
+        return with_weights(module, params).to(DEVICE, self._dtype, memory_format=torch.channels_last)
 
     def _place(self, tensor: Any) -> Any:
         return tensor.to(DEVICE, self._dtype)

@@ -36,14 +36,16 @@ class Sampler:
 
     def __call__(self, context: Float[Array, "N L D"], seed: int, indices: Int[np.ndarray, " N"]) -> Pictures:
         """One picture a prompt: row n is variation `indices[n]` of the seed, as the command `vary` makes it."""
-        parts = []
-        for first in range(0, len(context), self.batch_size):
-            rows = np.arange(first, first + self.batch_size) % len(context)
-            pictures = generate(self.bundle, context[rows], seeds=seed, indices=indices[rows], **self.settings)
-            parts.append(to_uint8(pictures))
-            self.done += min(self.batch_size, len(context) - first)
+        goal = self.done + len(context)
+
+        def sample(context: Float[np.ndarray, "N L D"], indices: Int[np.ndarray, " N"]) -> Pictures:
+            prompts = jnp.asarray(context)
+            pictures = to_uint8(generate(self.bundle, prompts, seeds=seed, indices=indices, **self.settings))
+            self.done = min(self.done + self.batch_size, goal)
             self.report(min(1.0, self.done / self.expected))
-        return np.concatenate(parts)[: len(context)]
+            return pictures
+
+        return in_batches(sample, np.asarray(context), indices, size=self.batch_size)
 
 
 def reconstruct(bundle: Bundle, pictures: Pictures) -> Pictures:
