@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import tyro
-from benchmarks.work import COPIED, Part, Ready, Work
+from benchmarks.work import Part, Ready, Work
 
 from sdipc_jax.files import write_atomically
 
@@ -78,7 +78,7 @@ class Process:
         module, *flags = SIDES[side]
         command = [sys.executable, "-m", module, *flags]
         # The random weights are those of the tests.
-        paths = os.pathsep.join(map(str, (SCRIPTS, SCRIPTS.parent)))
+        paths = os.pathsep.join(filter(None, (str(SCRIPTS), str(SCRIPTS.parent), os.environ.get("PYTHONPATH"))))
         environment, pipe = os.environ | {"PYTHONPATH": paths}, subprocess.PIPE
         self._process = subprocess.Popen(command, stdin=pipe, stdout=pipe, text=True, env=environment)
         self.ready = Ready(**self._ask(dataclasses.asdict(work)))
@@ -152,21 +152,22 @@ def works(options: Options) -> list[Work]:
     return found
 
 
-def row(work: Work, timed: dict[str, Timed], others: float, product: float) -> list[str]:
+def row(work: Work, sides: list[str], timed: dict[str, Timed], others: float, product: float) -> list[str]:
     """A line of the table."""
     ours = timed["JAX"]
     rate = ours.ready.flops / ours.median
     cells = [work.title]
-    for each in timed.values():
-        cells.append(f"{each.median:.4g}")
+    cells += [f"{timed[side].median:.4g}" if side in timed else "-" for side in sides]
     rivals = [each.median for side, each in timed.items() if side != "JAX"]
-    if rivals:
+    if len(sides) > 1 and not rivals:
+        cells.append("-")
+    elif rivals:
         cells.append(f"{min(rivals) / ours.median:.2f}" if others <= 0.05 else f"not told: others took {others:.0%}")
-    cells.append(f"{rate / 1e9:.4g}" if rate else f"{2 * 4 * COPIED / ours.median / 1e9:.3g} GB/s")
+    cells.append(f"{rate / 1e9:.4g}" if rate else f"{ours.ready.moved / ours.median / 1e9:.3g} GB/s")
     cells.append(f"{rate / product:.0%}" if rate else "-")
     again = ours.ready.compiled_again
     cells.append(f"{ours.ready.compiled:.1f}, {again:.1f}")
-    cells += [f"{each.peak_bytes / 2**30:.2f}" for each in timed.values()]
+    cells += [f"{timed[side].peak_bytes / 2**30:.2f}" if side in timed else "-" for side in sides]
     return cells
 
 
@@ -182,12 +183,12 @@ def main(options: Options) -> None:
     heading = ["", *(f"{side}, s" for side in sides), *(["best of PyTorch / JAX"] if len(sides) > 1 else [])]
     heading += ["GFLOP/s", "of the product", "first run, s: cold, cached", *(f"{side}, peak GiB" for side in sides)]
     for work in (*(dataclasses.replace(each, dtype=options.dtype) for each in MACHINE), *works(options)):
-        timed, others = time_work(work, sides, options.runs)
+        timed, others = time_work(work, ["JAX"] if work.part in ("product", "copy") else sides, options.runs)
         if work.part == "product":
             product = timed["JAX"].ready.flops / timed["JAX"].median
             print("; ".join(each.ready.versions for each in timed.values()))
             print(f"\n| {' | '.join(heading)} |\n|{'---|' * len(heading)}")
-        print(f"| {' | '.join(row(work, timed, others, product))} |", flush=True)
+        print(f"| {' | '.join(row(work, sides, timed, others, product))} |", flush=True)
         numbers = {side: dataclasses.asdict(each) for side, each in timed.items()}
         record.append({"work": dataclasses.asdict(work), "sides": numbers, "others": others})
     options.output.parent.mkdir(parents=True, exist_ok=True)

@@ -162,8 +162,12 @@ def test_edit_by_nothing_is_vary(variations: Path, tiny_folder: Path, pictures: 
     assert run(*arguments, "--alpha", 0.9, "--output-dir", tmp_path / "other") == 0
     for index in range(2):
         name = f"noise-00{index}.png"
-        np.testing.assert_array_equal(pixels(tmp_path / "same" / name), pixels(variations / name))
-        assert (pixels(tmp_path / "other" / name) != pixels(variations / name)).any()
+        same, other, varied = (
+            pixels(folder / name).astype(int) for folder in (tmp_path / "same", tmp_path / "other", variations)
+        )
+        # Two pictures at once and one are rounded alike only where processors divide them alike.
+        assert np.abs(same - varied).max() <= 1
+        assert np.abs(other - varied).max() > 1
     assert manifest(tmp_path / "other")[0]["settings"].items() >= {"alpha": 0.9, "text": ""}.items()
 
 

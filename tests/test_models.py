@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from sdipc_jax.models import attention, clip, layers, vae
-from sdipc_jax.models.attention import attend_in_blocks, dot_product_attention
+from sdipc_jax.models.attention import attend_by_queries, attend_in_blocks, dot_product_attention
 from sdipc_jax.models.safety import flag
 from sdipc_jax.models.unet import Downsample2D
 from tests import cases
@@ -208,14 +208,15 @@ def test_safety_thresholds(special: float, concept: float, expected: bool) -> No
 
 @pytest.mark.parametrize(("queries", "keys"), [(1, 128), (511, 130), (512, 200), (513, 129), (1030, 333)])
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
-def test_attention_in_blocks_is_attention(queries: int, keys: int, dtype: Any) -> None:
+@pytest.mark.parametrize("attend", [attend_in_blocks, attend_by_queries])
+def test_attention_in_blocks_is_attention(attend: Any, queries: int, keys: int, dtype: Any) -> None:
     rng = np.random.default_rng(queries)
     query, key, value = (jnp.asarray(rng.normal(size=(2, length, 3, 10)), dtype) for length in (queries, keys, keys))
     exact = [np.asarray(x, np.float64) for x in (query, key, value)]
     scores = np.einsum("nqhd,nkhd->nhqk", *exact[:2]) / np.sqrt(10)
     weights = np.exp(scores - scores.max(axis=-1, keepdims=True))
     expected = np.einsum("nhqk,nkhd->nqhd", weights / weights.sum(axis=-1, keepdims=True), exact[2])
-    found = attend_in_blocks(query, key, value)
+    found = attend(query, key, value)
     assert found.dtype == dtype
     tolerance = 1e-5 if dtype == jnp.float32 else 2e-2
     np.testing.assert_allclose(np.asarray(found, np.float64), expected, atol=tolerance)
@@ -248,3 +249,33 @@ def test_large_attention_goes_in_blocks(transform: str, monkeypatch: pytest.Monk
         assert (re.search(r"f32\[[\d,]*40,40\]", program.as_text()) is not None) == is_left
         results.append(program(*inputs))
     np.testing.assert_allclose(*results, rtol=1e-5, atol=1e-6)
+
+
+def test_gpus_take_the_fused_kernel_where_it_exists(monkeypatch: pytest.MonkeyPatch) -> None:
+    """bfloat16, a depth that 8 divides, an even number of tokens; else plain operations, with a warning for float32."""
+    asked: list[str] = []
+
+    def fused(query: jax.Array, key: jax.Array, value: jax.Array, *, implementation: str) -> jax.Array:
+        asked.append(implementation)
+        return query
+
+    def attend(dtype: Any, tokens: int = 40, depth: int = 8) -> jax.Array:
+        inputs = [
+            jax.random.normal(key, (2, tokens, 2, depth), dtype) for key in jax.random.split(jax.random.key(0), 3)
+        ]
+        return dot_product_attention(*inputs)
+
+    monkeypatch.setattr(attention, "_CACHED_SCORES", 0)
+    plain = {tokens: attend(jnp.bfloat16, tokens) for tokens in (40, 41)}
+    monkeypatch.setattr(jax.nn, "dot_product_attention", fused)
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    assert (attend(jnp.bfloat16) != plain[40]).any()
+    assert asked == ["cudnn"]
+    np.testing.assert_array_equal(attend(jnp.bfloat16, tokens=41), plain[41])
+    attend(jnp.bfloat16, depth=12)
+    attention._warn_of_missing_kernel.cache_clear()
+    with pytest.warns(UserWarning, match="this model is in float32"):
+        attend(jnp.float32)
+    # Not again: a warning is an error here.
+    attend(jnp.float32)
+    assert asked == ["cudnn"]

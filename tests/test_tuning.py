@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from jax.sharding import AbstractMesh
+from jax.sharding import AbstractMesh, AxisType
 from jax.sharding import PartitionSpec as P
 from safetensors.numpy import load_file, save_file
 
@@ -222,7 +222,7 @@ def test_rows_count_over_all_devices() -> None:
 
 
 def test_only_gradients_and_metrics_are_exchanged(small: Bundle, ct_cache: tuning.Cache) -> None:
-    mesh = AbstractMesh((2,), ("data",))
+    mesh = AbstractMesh((2,), ("data",), axis_types=(AxisType.Auto,))
     state, batch = tuning.init(small, CT), ct_cache.batch([0, 1, 2, 3])
     step = jax.shard_map(
         partial(tuning.step, axis_name="data"), mesh=mesh, in_specs=(P(), P("data"), P()), out_specs=(P(), P())

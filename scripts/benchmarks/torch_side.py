@@ -23,7 +23,7 @@ from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
 from sizes import sd15
 from transformers import CLIPVisionConfig, CLIPVisionModel
 
-from benchmarks.work import COPIED, GUIDANCE, PRODUCT, Ready, Work, process_peak, serve, tuning_batch
+from benchmarks.work import GUIDANCE, Ready, Work, process_peak, serve, tuning_batch
 from sdipc_jax import tuning
 from sdipc_jax.bundle import Params
 from sdipc_jax.checkpoints.load import load_weights, read_config
@@ -55,19 +55,13 @@ class TorchSide:
         started = time.perf_counter()
         timed()
         versions = f"torch {torch.__version__}, diffusers {diffusers.__version__}"
-        return Ready(0.0, time.perf_counter() - started, None, versions), timed
+        return Ready(0.0, 0.0, time.perf_counter() - started, None, versions), timed
 
     def peak_bytes(self) -> int:
         return torch.cuda.max_memory_allocated() if DEVICE == "cuda" else process_peak()
 
     def _program(self, work: Work) -> Callable[[], Any]:
         self._dtype = getattr(torch, work.dtype)
-        if work.part == "product":
-            x = torch.ones(PRODUCT, PRODUCT, dtype=self._dtype, device=DEVICE)
-            return lambda: x @ x
-        if work.part == "copy":
-            numbers = torch.zeros(COPIED, device=DEVICE)
-            return lambda: numbers + 1
         if work.part == "tune":
             return self._tuning(work.batch)
         config = read_config("embedded") if work.model == "embedded" else sd15("float32")

@@ -59,12 +59,14 @@ class Ready:
 
     Attributes:
         flops: useful ones of a run, matrix products and convolutions; 0 where the side does not count them.
+        moved: bytes read and written by a copy.
         compiled: seconds until the first run was done, with nothing compiled before.
         compiled_again: the same with the programs in the cache on the disk; None without one.
         versions: of what was used, in words.
     """
 
     flops: float
+    moved: float
     compiled: float
     compiled_again: float | None
     versions: str

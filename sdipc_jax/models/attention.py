@@ -1,5 +1,7 @@
 """Attention: one entry for every network, and the transformer block of the UNet."""
 
+import warnings
+from functools import cache
 from math import ceil
 from typing import Any
 
@@ -14,6 +16,8 @@ from sdipc_jax.models.layers import DType, GroupNorm, conv, dense, gelu, layer_n
 # few keys, as of a prompt, it wins nothing.
 _CACHED_SCORES = 2**22
 _QUERIES = 512
+# Above this many (4 GB) scores are too much for the memory of accelerators.
+_MOST_SCORES = 2**30
 
 
 def dot_product_attention(
@@ -24,14 +28,37 @@ def dot_product_attention(
 ) -> Float[Array, "N Q heads depth"]:
     """softmax(Q K^T / sqrt(depth)) V with scores and softmax in float32 (Vaswani et al. 2017, eq. 1).
 
+    Where scores would be many, a form that does not keep them: block by block on CPUs, cuDNN's fused kernel on GPUs in
+    half precision, blocks of queries elsewhere.
+
     Args:
         mask: True where a query may look at a key; all of them if None.
     """
-    count, queries, heads, _ = query.shape
+    count, queries, heads, depth = query.shape
     keys = key.shape[1]
-    if mask is not None or count * heads * queries * keys <= _CACHED_SCORES or keys < _QUERIES // 4:
+    scores = count * heads * queries * keys
+    if mask is not None or scores <= _CACHED_SCORES:
         return _attend_at_once(query, key, value, mask)
-    return jax.lax.platform_dependent(query, key, value, cpu=attend_in_blocks, default=_attend_at_once)
+    if jax.default_backend() == "gpu":
+        # Not one more branch below: a branch is traced everywhere, and without cuDNN that is an error.
+        if query.dtype not in (jnp.bfloat16, jnp.float16):
+            _warn_of_missing_kernel(query.dtype)
+        elif depth % 8 == 0 and depth <= 128 and queries % 2 == keys % 2 == 0:
+            return jax.nn.dot_product_attention(query, key, value, implementation="cudnn")
+    if keys < _QUERIES // 4:
+        return _attend_at_once(query, key, value)
+    elsewhere = _attend_at_once if scores <= _MOST_SCORES else attend_by_queries
+    return jax.lax.platform_dependent(query, key, value, cpu=attend_in_blocks, default=elsewhere)
+
+
+@cache
+def _warn_of_missing_kernel(dtype: Any) -> None:
+    """Once."""
+    warnings.warn(
+        f"cuDNN's attention takes bfloat16 and float16, this model is in {dtype}: its attention runs in plain "
+        "operations, slower and in more memory",
+        stacklevel=4,
+    )
 
 
 def _attend_at_once(
@@ -48,6 +75,21 @@ def _attend_at_once(
         scores = jnp.where(mask, scores, -jnp.inf)
     weights = jax.nn.softmax(scores, axis=-1).astype(value.dtype)
     return jnp.einsum("nhqk,nkhd->nqhd", weights, value, precision=precision(value.dtype))
+
+
+def attend_by_queries(
+    query: Float[Array, "N Q heads depth"],
+    key: Float[Array, "N K heads depth"],
+    value: Float[Array, "N K heads depth"],
+) -> Float[Array, "N Q heads depth"]:
+    """`dot_product_attention` of 512 queries at a time, of all heads at once; gradients compute the scores again."""
+    count, queries, heads, depth = query.shape
+    blocks = ceil(queries / _QUERIES)
+    size = ceil(queries / blocks)
+    padded = jnp.pad(query, ((0, 0), (0, blocks * size - queries), (0, 0), (0, 0)))
+    by_block = jnp.moveaxis(padded.reshape(count, blocks, size, heads, depth), 1, 0)
+    attended = jax.lax.map(jax.checkpoint(lambda block: _attend_at_once(block, key, value)), by_block)
+    return jnp.moveaxis(attended, 0, 1).reshape(count, blocks * size, heads, depth)[:, :queries]
 
 
 def attend_in_blocks(
