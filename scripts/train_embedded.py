@@ -4,8 +4,8 @@
     python scripts/train_embedded.py configs/embedded.yaml --stage unet --minutes 60     one stage
 
 A stage that was stopped goes on where it was; a stage that has not begun starts from the weights in `start_from`.
-CLIP and the encoder of the VAE must stand before the UNet is trained, since it learns in their spaces. `decoder` and
-`unet` can be trained further at any time.
+CLIP's text tower and the encoder of the VAE must stand before the UNet is trained, since it learns in their spaces.
+`vision`, `decoder` and `unet` can be trained further at any time.
 """
 
 import argparse
@@ -29,11 +29,11 @@ from embedded.stages import (
     unet_of,
     vae_of,
 )
-from embedded.training import Tree, averaged, log
+from embedded.training import Tree, averaged, log, on_host
 
 from sdipc_jax.evaluate.corpus import Corpus, load_corpus
 
-STAGES = ("clip", "vae", "decoder", "unet", "export")
+STAGES = ("clip", "vae", "vision", "decoder", "unet", "export")
 
 
 def start(settings: dict[str, Any], folder: Path) -> dict[str, Tree]:
@@ -47,14 +47,16 @@ def start(settings: dict[str, Any], folder: Path) -> dict[str, Tree]:
         if trained is None:
             trained = known.get(name) or maker(settings).init(jax.random.key(settings["seed"]))
         parts[name] = trained
-    parts["vae"] = parts["vae"] | (averaged(folder, "decoder") or {})
+    for name, part in (("decoder", "vae"), ("vision", "clip")):
+        parts[part] = parts[part] | (averaged(folder, name) or {})
     return parts
 
 
 def run(stage: str, settings: dict[str, Any], corpus: Corpus, folder: Path) -> None:
-    parts = start(settings, folder)
-    if stage == "clip":
-        train_clip(settings, corpus, folder, parts["clip"])
+    with on_host():
+        parts = start(settings, folder)
+    if stage in ("clip", "vision"):
+        train_clip(settings, corpus, folder, parts["clip"], vision_only=stage == "vision")
     elif stage in ("vae", "decoder"):
         train_vae(settings, corpus, folder, parts["vae"], decoder_only=stage == "decoder")
     elif stage == "unet":

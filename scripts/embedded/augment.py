@@ -1,7 +1,10 @@
-"""Random views of pictures, as matrix products: cheap on every device and inside the compiled step."""
+"""Random views of pictures, inside the compiled step."""
+
+from functools import partial
 
 import jax
 import jax.numpy as jnp
+from jax.scipy.ndimage import map_coordinates
 from jaxtyping import Array, Bool, Float
 
 
@@ -12,40 +15,50 @@ def random_views(
     *,
     shift: float,
     zoom: float,
+    turn: float = 0.0,
+    bend: float = 0.0,
     background: float = 0.0,
     colour: float = 0.0,
 ) -> Float[Array, "N S S 3"]:
-    """Shifts, scales, mirrors and recolours pictures on a white ground.
+    """Moves, scales, turns, bends, mirrors and recolours pictures on a white ground.
 
     Args:
         pictures: in [0, 1].
         may_flip: which of them mean the same in a mirror.
         shift: largest shift, as a share of the side.
-        zoom: largest change of size, as a share; each axis also stretches by a quarter of it.
+        zoom: largest change of size, as a share; each axis also stretches by half of it.
+        turn: standard deviation of the angle, in radians.
+        bend: standard deviation of a smooth displacement, as a share of the side: artists differ in proportions.
         background: share of the pictures whose white ground becomes a random light colour.
-        colour: largest change of each channel's gain.
+        colour: largest change of each channel's gain; half of it mixes channels.
     """
     count, side = pictures.shape[:2]
-    keys = jax.random.split(key, 8)
-    flip = may_flip & jax.random.bernoulli(keys[0], 0.5, (count,))
-    size = 1 + jax.random.uniform(keys[1], (count, 1), minval=-zoom, maxval=zoom)
-    size = size * (1 + jax.random.uniform(keys[2], (count, 2), minval=-zoom / 4, maxval=zoom / 4))
-    moved = jax.random.uniform(keys[3], (count, 2), minval=-shift, maxval=shift) * side
-    rows = _resampling(size[:, 0], moved[:, 0], side)
-    columns = _resampling(size[:, 1] * jnp.where(flip, -1, 1), moved[:, 1], side)
-    # Ink instead of light, so that what comes in from outside the picture is white.
-    ink = jnp.einsum("nyr,nrxc->nyxc", rows, 1 - pictures)
-    ink = jnp.einsum("nxs,nysc->nyxc", columns, ink)
-    gain = 1 + jax.random.uniform(keys[4], (count, 1, 1, 3), minval=-colour, maxval=colour)
-    light = 1 - jnp.clip(ink * gain, 0, 1)
+    keys = jax.random.split(key, 10)
+    size = 1 + jax.random.uniform(keys[0], (count, 1), minval=-zoom, maxval=zoom)
+    size = size * (1 + jax.random.uniform(keys[1], (count, 2), minval=-zoom / 2, maxval=zoom / 2))
+    mirrored = may_flip & jax.random.bernoulli(keys[2], 0.5, (count,))
+    moved = jax.random.uniform(keys[3], (count, 2), minval=-shift, maxval=shift)
+    angle = turn * jax.random.normal(keys[4], (count,))
+    # Four by four displacements, smooth between.
+    bends = bend * jax.random.normal(keys[5], (count, 4, 4, 2))
+    bends = jax.image.resize(bends, (count, side, side, 2), "cubic")
+
+    def view(picture: Array, size: Array, mirrored: Array, moved: Array, angle: Array, bends: Array) -> Array:
+        at = (jnp.arange(side) - (side - 1) / 2) / side
+        y, x = jnp.meshgrid(at, at, indexing="ij")
+        wanted = jnp.stack([y, x], axis=-1) - moved + bends
+        turned = jnp.array([[jnp.cos(angle), -jnp.sin(angle)], [jnp.sin(angle), jnp.cos(angle)]])
+        wanted = wanted @ turned / size * jnp.where(jnp.array([False, True]) & mirrored, -1.0, 1.0)
+        places = wanted * side + (side - 1) / 2
+        sample = partial(map_coordinates, coordinates=[places[..., 0], places[..., 1]], order=1, cval=1.0)
+        return jax.vmap(sample, in_axes=-1, out_axes=-1)(picture)
+
+    seen = jax.vmap(view)(pictures, size, mirrored, moved, angle, bends)
+    mix = jnp.eye(3) * (1 + jax.random.uniform(keys[6], (count, 1, 3), minval=-colour, maxval=colour))
+    mix = mix + colour / 2 * jax.random.uniform(keys[9], (count, 3, 3), minval=-1) * (1 - jnp.eye(3))
+    # Of ink instead of light, so that white stays white.
+    light = 1 - jnp.clip(jnp.einsum("nyxc,ncd->nyxd", 1 - seen, mix), 0, 1)
     # Multiplying tints the drawing too, as light of that colour would, and needs no mask.
-    tint = jax.random.uniform(keys[5], (count, 1, 1, 3), minval=0.75)
-    tinted = jax.random.bernoulli(keys[6], background, (count, 1, 1, 1))
+    tint = jax.random.uniform(keys[7], (count, 1, 1, 3), minval=0.75)
+    tinted = jax.random.bernoulli(keys[8], background, (count, 1, 1, 1))
     return light * jnp.where(tinted, tint, 1.0)
-
-
-def _resampling(size: Float[Array, " N"], moved: Float[Array, " N"], side: int) -> Float[Array, "N S S"]:
-    """Linear interpolation along one axis: output place y reads input place (y - middle - moved) / size + middle."""
-    middle = (side - 1) / 2
-    wanted = (jnp.arange(side) - middle - moved[:, None]) / size[:, None] + middle
-    return jnp.maximum(0, 1 - jnp.abs(wanted[:, :, None] - jnp.arange(side)))

@@ -16,7 +16,7 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from embedded.augment import random_views
-from embedded.training import Tree
+from embedded.training import Tree, arithmetic
 from sdipc_jax.bundle import apply
 from sdipc_jax.models import CLIPTextConfig, CLIPTextModel, CLIPVisionConfig, CLIPVisionModel
 from sdipc_jax.models.clip import CLIPEncoder
@@ -33,8 +33,9 @@ class Clip:
     def init(self, key: Array) -> Tree:
         keys = jax.random.split(key, 4)
         size, width = self.vision.image_size, self.text.projection_dim
-        text = CLIPTextModel(self.text).init(keys[0], jnp.zeros((1, self.text.max_position_embeddings), jnp.int32))
-        vision = CLIPVisionModel(self.vision).init(keys[1], jnp.zeros((1, size, size, 3)))
+        tokens = jnp.zeros((1, self.text.max_position_embeddings), jnp.int32)
+        text = jax.jit(CLIPTextModel(self.text).init)(keys[0], tokens)
+        vision = jax.jit(CLIPVisionModel(self.vision).init)(keys[1], jnp.zeros((1, size, size, 3)))
         # Linen starts embeddings at variance 1 / width; OpenAI's CLIP at 0.02 and 0.01.
         embeddings = text["params"]["text_model"]["embeddings"]
         for name, deviation in (("token_embedding", 0.02), ("position_embedding", 0.01)):
@@ -55,8 +56,9 @@ class Clip:
             "logit_scale": jnp.asarray(np.log(1 / 0.07), jnp.float32),
         }
 
-    def text_states(self, params: Tree, tokens: Int[Array, "N L"]) -> Float[Array, "N L D"]:
-        return apply(CLIPTextModel(self.text), {"text_model": params["text_model"]}, tokens)
+    def text_states(self, params: Tree, tokens: Int[Array, "N L"], dtype: Any = jnp.float32) -> Float[Array, "N L D"]:
+        states = apply(CLIPTextModel(self.text, dtype), {"text_model": params["text_model"]}, tokens)
+        return states.astype(jnp.float32)
 
     def image_features(self, params: Tree, pictures: Float[Array, "N S S 3"]) -> Float[Array, "N D"]:
         """Features of pictures in [0, 1]."""
@@ -84,63 +86,78 @@ class Clip:
         def norm(name: str, x: Array) -> Array:
             return apply(layer_norm(config.layer_norm_eps, jnp.float32), params[name], x)
 
-        x = apply(CLIPEncoder(config), params["encoder"], norm("pre_layrnorm", x))
+        x = apply(CLIPEncoder(config, arithmetic()), params["encoder"], norm("pre_layrnorm", x))
         return norm("post_layernorm", x[:, 0])
 
     def loss(
         self,
         params: Tree,
+        data: Tree,
         batch: Tree,
         key: Array,
         *,
         augmentation: Tree,
         seen: float,
+        prefix: int,
         sharpest: float,
         agreement: float,
     ) -> tuple[Float[Array, ""], Tree]:
         """The contrastive loss with several right answers (targets uniform over them), both directions, and eq. 5.
 
         Args:
-            batch: `pixels` uint8, `may_flip`, `tokens` (N, L), `end` the place of the end token, `label` and `style`
-                of each picture, `styled` whether its caption names the style, `all_captions` the joint embeddings of
-                all labels' captions, rows of length 1. Where the tokens are cut short (causality
-                keeps the states exact), the vision tower sees a share of the patches, otherwise all.
-            seen: that share.
+            data: `pixels` uint8, `may_flip`, token ids `plain` and `styled` (N, L) or, where the text tower stands, the
+                end token's `plain_states` and `styled_states` (N, D), `label` and `style` of each picture,
+                `all_captions` the joint embeddings of all labels' captions, rows of length 1.
+            batch: `rows` of the data, and for which of them the caption is the one that names the `styled`.
+            seen: the share of the patches that the vision tower sees.
+            prefix: captions are run to this many tokens, which keeps the states exact; the few that are longer lose
+                words, not their end.
             sharpest: the largest factor of the cosines.
             agreement: weight of 1 - the cosine of each picture and its caption.
         """
-        keys = jax.random.split(key, 4)
-        length = batch["tokens"].shape[1]
-        patches = (self.vision.image_size // self.vision.patch_size) ** 2
-        kept = patches if length == self.text.max_position_embeddings else round(seen * patches)
-        pictures = random_views(batch["pixels"] / 255.0, batch["may_flip"], keys[0], **augmentation)
+        keys = jax.random.split(key, 3)
+        rows, styled = batch["rows"], batch["styled"]
+        label, style = data["label"][rows], data["style"][rows]
+        kept = round(seen * (self.vision.image_size // self.vision.patch_size) ** 2)
+        pictures = random_views(data["pixels"][rows] / 255.0, data["may_flip"][rows], keys[0], **augmentation)
         images = unit(self.masked_features(params, pictures, kept, keys[1]) @ params["visual_projection"]["kernel"])
-        states = self.text_states(params, batch["tokens"])
-        anywhere = jax.random.randint(keys[2], batch["end"].shape, batch["end"], length)
-        at = jnp.where(jax.random.bernoulli(keys[3], 0.5, anywhere.shape), anywhere, batch["end"])
-        texts = unit(states[jnp.arange(len(at)), at] @ params["text_projection"]["kernel"])
+        texts = unit(self._text_states(params, data, batch, keys[2], prefix) @ params["text_projection"]["kernel"])
         # Without a limit the scale grows until pictures and captions need agree but little: the method rests on eq. 5,
         # that they point the same way.
         sharpness = jnp.exp(jnp.minimum(params["logit_scale"], jnp.log(sharpest)))
         logits = sharpness * images @ texts.T
-        same = batch["label"][:, None] == batch["label"][None, :]
-        right = same & (~batch["styled"][None, :] | (batch["style"][:, None] == batch["style"][None, :]))
+        same = label[:, None] == label[None, :]
+        right = same & (~styled[None, :] | (style[:, None] == style[None, :]))
         total = jnp.zeros(())
         for scores, targets in ((logits, right), (logits.T, right.T)):
             targets = targets / targets.sum(axis=1, keepdims=True)
             targets = 0.95 * targets + 0.05 / len(targets)
             total += -jnp.mean(jnp.sum(targets * jax.nn.log_softmax(scores, axis=1), axis=1)) / 2
         # Against all captions at once, as they stood a few steps ago: a batch holds few that are hard to tell apart.
-        scores = sharpness * images @ batch["all_captions"].T
-        targets = 0.95 * jax.nn.one_hot(batch["label"], scores.shape[1]) + 0.05 / scores.shape[1]
+        scores = sharpness * images @ data["all_captions"].T
+        targets = 0.95 * jax.nn.one_hot(label, scores.shape[1]) + 0.05 / scores.shape[1]
         total += -jnp.mean(jnp.sum(targets * jax.nn.log_softmax(scores, axis=1), axis=1)) / 2
         # The contrastive losses do not change when all captions move one way, and left to themselves captions share a
         # direction that no picture has.
         cosine = jnp.mean(jnp.sum(images * texts, axis=1))
         total += agreement * (1 - cosine)
         hit = jnp.mean(jnp.take_along_axis(right, jnp.argmax(logits, axis=1)[:, None], axis=1))
-        found = jnp.mean(jnp.argmax(scores, axis=1) == batch["label"])
+        found = jnp.mean(jnp.argmax(scores, axis=1) == label)
         return total, {"loss": total, "batch_hit": hit, "hit": found, "cosine": cosine, "logit_scale": sharpness}
+
+    def _text_states(self, params: Tree, data: Tree, batch: Tree, key: Array, prefix: int) -> Float[Array, "N D"]:
+        """One state of each picture's caption: the end token's, or in half of them that of a pad behind it."""
+        rows, styled = batch["rows"], batch["styled"][:, None]
+        if "plain_states" in data:
+            return jnp.where(styled, data["styled_states"][rows], data["plain_states"][rows])
+        keys = jax.random.split(key)
+        tokens = jnp.where(styled, data["styled"][rows], data["plain"][rows])
+        end = jnp.minimum(jnp.argmax(tokens, axis=1), prefix - 1)
+        tokens = tokens[:, :prefix].at[:, -1].set(self.text.vocab_size - 1)
+        states = self.text_states(params, tokens, arithmetic())
+        anywhere = jax.random.randint(keys[0], end.shape, end, prefix)
+        at = jnp.where(jax.random.bernoulli(keys[1], 0.5, anywhere.shape), anywhere, end)
+        return states[jnp.arange(len(at)), at]
 
 
 def _start_like_trained(tower: Tree, config: CLIPVisionConfig, key: Array) -> None:

@@ -29,7 +29,10 @@ class Examples:
     Attributes:
         plain, styled: token ids of `{caption}` and `{caption}, {style} style`, (N, L).
         label, style: whole numbers that are equal where caption or style are.
-        families: for each base concept, rows by caption.
+        order: rows by base concept and caption.
+        first_row, rows_of: of each caption in this order: where its rows begin, and how many they are.
+        first_caption, captions_of: of each base concept: where its captions begin among these, and how many they are.
+        weights: the chance of each base concept.
     """
 
     pixels: np.ndarray
@@ -38,25 +41,36 @@ class Examples:
     style: np.ndarray
     plain: np.ndarray
     styled: np.ndarray
-    families: list[list[np.ndarray]]
+    order: np.ndarray
+    first_row: np.ndarray
+    rows_of: np.ndarray
+    first_caption: np.ndarray
+    captions_of: np.ndarray
     weights: np.ndarray
 
-    def rows(self, rng: np.random.Generator, count: int) -> Int[np.ndarray, " count"]:
-        """Rows drawn in pairs of a family: two drawings of one thing, or two tones of a person.
+    def rows(self, rng: np.random.Generator, steps: int, count: int) -> Int[np.ndarray, "steps count"]:
+        """Rows drawn in pairs of a base concept: two drawings of one thing, or two tones of a person.
 
-        A family's weight grows with the square root of its size, so that people, who come in six tones, do not
+        A concept's weight grows with the square root of its size, so that people, who come in six tones, do not
         crowd out everything else.
         """
-        chosen = []
-        for family in rng.choice(len(self.families), (count + 1) // 2, p=self.weights):
-            captions = self.families[family]
-            if len(captions) > 1 and rng.random() < 0.5:
-                pair = rng.choice(len(captions), 2, replace=False)
-                chosen += [rng.choice(captions[index]) for index in pair]
-            else:
-                same = captions[rng.integers(len(captions))]
-                chosen += list(rng.choice(same, 2, replace=len(same) < 2))
-        return np.array(chosen[:count])
+        pairs = steps * ((count + 1) // 2)
+        concept = rng.choice(len(self.weights), pairs, p=self.weights)
+        captions = self.captions_of[concept]
+        one, other = _two_of(rng, captions)
+        other = np.where((captions > 1) & (rng.random(pairs) < 0.5), other, one)
+        one, other = self.first_caption[concept] + one, self.first_caption[concept] + other
+        row, another = _two_of(rng, self.rows_of[one])
+        another = np.where(one == other, another, (rng.random(pairs) * self.rows_of[other]).astype(int))
+        places = np.stack([self.first_row[one] + row, self.first_row[other] + another], axis=1)
+        return self.order[places].reshape(steps, -1)[:, :count]
+
+
+def _two_of(rng: np.random.Generator, counts: Int[np.ndarray, " N"]) -> tuple[np.ndarray, np.ndarray]:
+    """Two different numbers below each count, or twice 0 where the count is 1."""
+    one = (rng.random(len(counts)) * counts).astype(int)
+    further = 1 + (rng.random(len(counts)) * (counts - 1)).astype(int)
+    return one, (one + further) % counts
 
 
 def examples(corpus: Corpus, tokenizer: Path | None) -> Examples:
@@ -68,13 +82,13 @@ def examples(corpus: Corpus, tokenizer: Path | None) -> Examples:
     if tokenizer is not None:
         plain = tokenize(tokenizer, captions.tolist())[label]
         styled = tokenize(tokenizer, [styled_caption(*pair) for pair in zip(corpus.caption, corpus.style, strict=True)])
-    families = []
     _, base = np.unique(corpus.base, return_inverse=True)
-    order = np.argsort(base, kind="stable")
-    for rows in np.split(order, np.flatnonzero(np.diff(base[order])) + 1):
-        families.append([rows[label[rows] == one] for one in np.unique(label[rows])])
-    sizes = np.sqrt([sum(len(rows) for rows in family) for family in families])
-    return Examples(corpus.pictures, may_flip, label, style, plain, styled, families, sizes / sizes.sum())
+    order = np.lexsort((label, base))
+    _, first_row, rows_of = np.unique(np.stack([base, label])[:, order], axis=1, return_index=True, return_counts=True)
+    _, first_caption, captions_of = np.unique(base[order[first_row]], return_index=True, return_counts=True)
+    sizes = np.sqrt(np.add.reduceat(rows_of, first_caption))
+    grouping = (order, first_row, rows_of, first_caption, captions_of, sizes / sizes.sum())
+    return Examples(corpus.pictures, may_flip, label, style, plain, styled, *grouping)
 
 
 def styled_caption(caption: str, style: str) -> str:
@@ -129,22 +143,6 @@ def end_places(tokens: Int[np.ndarray, "N L"]) -> Int[np.ndarray, " N"]:
     return np.argmax(tokens, axis=1)
 
 
-def clip_batch(data: Examples, rng: np.random.Generator, count: int, length: int) -> Tree:
-    """Pictures with a caption each, half of them with the style's name, cut to `length` tokens."""
-    rows = data.rows(rng, count)
-    styled = rng.random(count) < 0.5
-    tokens = np.where(styled[:, None], data.styled[rows], data.plain[rows])
-    end = end_places(tokens)
-    fits = end < length
-    tokens = tokens[:, :length]
-    # The few that are longer lose words, not their end.
-    tokens[~fits, -1] = data.plain[0, -1]
-    return {
-        "pixels": data.pixels[rows],
-        "may_flip": data.may_flip[rows],
-        "tokens": tokens,
-        "end": np.where(fits, end, length - 1).astype(np.int32),
-        "label": data.label[rows],
-        "style": data.style[rows],
-        "styled": styled,
-    }
+def clip_batch(data: Examples, rng: np.random.Generator, steps: int, count: int) -> Tree:
+    """Rows of pictures, and which of their captions name the style: half of them."""
+    return {"rows": data.rows(rng, steps, count), "styled": rng.random((steps, count)) < 0.5}

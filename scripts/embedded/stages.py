@@ -13,7 +13,7 @@ from jaxtyping import Float, Int
 
 from embedded.clip import Clip, unit
 from embedded.data import Examples, clip_batch, end_places, examples
-from embedded.training import Budget, Tree, train
+from embedded.training import Budget, Tree, steps_at_once, train
 from embedded.unet import Denoiser
 from embedded.vae import Autoencoder
 from sdipc_jax.batches import in_batches
@@ -54,34 +54,48 @@ def unet_of(settings: Settings) -> Denoiser:
     )
 
 
-def train_clip(settings: Settings, corpus: Corpus, folder: Path, start: Tree) -> None:
-    """Both towers."""
-    clip, options = clip_of(settings), settings["clip"]
+def train_clip(settings: Settings, corpus: Corpus, folder: Path, start: Tree, *, vision_only: bool) -> None:
+    """Both towers, or the vision tower and the projections alone, for text states that the UNet has been trained on."""
+    clip, options = clip_of(settings), settings["vision" if vision_only else "clip"]
     data = examples(corpus.where(corpus.split == "train"), folder / "tokenizer")
+    length = clip.text.max_position_embeddings
+    _, first = np.unique(data.label, return_index=True)
+    arrays = {name: getattr(data, name) for name in ("pixels", "may_flip", "label", "style")}
+    trained = tuple(name for name in start if not (vision_only and name == "text_model"))
+    fixed = {name: value for name, value in start.items() if name not in trained}
+    if vision_only:
+        arrays |= {f"{name}_states": end_states(clip, start, getattr(data, name)) for name in ("plain", "styled")}
+    else:
+        arrays |= {"plain": data.plain, "styled": data.styled}
 
     def batches(step: int) -> Tree:
+        """Short captions and part of the patches in seven steps of eight; all of both in the eighth."""
         rng = np.random.default_rng((settings["seed"], 1, step))
         if step % 8 == 7:
-            return clip_batch(data, rng, options["batch"] // 2, clip.text.max_position_embeddings)
-        return clip_batch(data, rng, options["batch"], options["prefix"])
+            return clip_batch(data, rng, 1, options["batch"] // 2)
+        return clip_batch(data, rng, steps_at_once(7), options["batch"])
+
+    def loss(params: Tree, data: Tree, batch: Tree, key: Any) -> tuple[Any, Tree]:
+        whole = batch["rows"].shape[0] < options["batch"]
+        extent = {"seen": 1.0, "prefix": length} if whole else {"seen": options["seen"], "prefix": options["prefix"]}
+        chosen = {name: options[name] for name in ("augmentation", "sharpest", "agreement")}
+        return clip.loss({**fixed, **params}, data, batch, key, **extent, **chosen)
 
     def evaluate(params: Tree) -> Tree:
-        return judge_clip(clip, params, corpus, folder / "tokenizer", count=512)
-
-    _, first = np.unique(data.label, return_index=True)
+        return judge_clip(clip, {**fixed, **params}, corpus, folder / "tokenizer", count=512)
 
     def refresh(params: Tree) -> Tree:
-        joint = (
-            end_states(clip, params, data.plain[first], length=options["prefix"]) @ params["text_projection"]["kernel"]
-        )
-        return {"all_captions": unit(joint)}
+        if vision_only:
+            states = arrays["plain_states"][first]
+        else:
+            states = end_states(clip, params, data.plain[first], length=options["prefix"])
+        return {"all_captions": unit(states @ np.asarray(params["text_projection"]["kernel"]))}
 
-    chosen = {name: options[name] for name in ("augmentation", "seen", "sharpest", "agreement")}
-    loss = partial(clip.loss, **chosen)
     train(
-        "clip",
-        start,
+        "vision" if vision_only else "clip",
+        {name: start[name] for name in trained},
         loss,
+        arrays,
         batches,
         Budget(**options["budget"]),
         folder,
@@ -159,11 +173,10 @@ def train_vae(settings: Settings, corpus: Corpus, folder: Path, start: Tree, *, 
 
     def batches(step: int) -> Tree:
         rng = np.random.default_rng((settings["seed"], 2, step))
-        rows = data.rows(rng, options["batch"])
-        return {"pixels": data.pixels[rows], "may_flip": data.may_flip[rows]}
+        return {"rows": data.rows(rng, steps_at_once(8), options["batch"])}
 
-    def loss(params: Tree, batch: Tree, key: Any) -> tuple[Any, Tree]:
-        return vae.loss({**fixed, **params}, batch, key, augmentation=options["augmentation"])
+    def loss(params: Tree, data: Tree, batch: Tree, key: Any) -> tuple[Any, Tree]:
+        return vae.loss({**fixed, **params}, data, batch, key, augmentation=options["augmentation"])
 
     @jax.jit
     def error(params: Tree, pixels: Any) -> Any:
@@ -177,7 +190,17 @@ def train_vae(settings: Settings, corpus: Corpus, folder: Path, start: Tree, *, 
 
     name = "decoder" if decoder_only else "vae"
     params = {name: start[name] for name in trained}
-    train(name, params, loss, batches, Budget(**options["budget"]), folder, seed=settings["seed"], evaluate=evaluate)
+    train(
+        name,
+        params,
+        loss,
+        {"pixels": data.pixels, "may_flip": data.may_flip},
+        batches,
+        Budget(**options["budget"]),
+        folder,
+        seed=settings["seed"],
+        evaluate=evaluate,
+    )
 
 
 def train_unet(settings: Settings, corpus: Corpus, folder: Path, start: Tree, vae: Tree, clip: Tree) -> None:
@@ -188,22 +211,25 @@ def train_unet(settings: Settings, corpus: Corpus, folder: Path, start: Tree, va
     texts = stored(
         folder / f"texts-{digest(clip['text_model'])}.npz", partial(state_all, clip_of(settings), clip, data)
     )
-    scale = scaling_factor(settings, corpus, vae)
+    scale = np.float16(scaling_factor(settings, corpus, vae))
+    arrays = {name: latents[name] * scale for name in ("mean", "deviation")} | {
+        "states": texts["states"],
+        "end": texts["end"],
+    }
 
     def batches(step: int) -> Tree:
         rng = np.random.default_rng((settings["seed"], 3, step))
-        rows = data.rows(rng, options["batch"])
-        mirrored = (data.may_flip[rows] & (rng.random(len(rows)) < 0.5)).astype(int)
-        which = np.where(rng.random(len(rows)) < 0.5, texts["styled"][rows], texts["plain"][rows])
-        # The first stored text is the empty one.
-        which = np.where(rng.random(len(rows)) < options["drop"], 0, which)
+        rows = data.rows(rng, steps_at_once(8), options["batch"])
+        text = np.where(rng.random(rows.shape) < 0.5, texts["styled"][rows], texts["plain"][rows])
         return {
-            "mean": latents["mean"][mirrored, rows] * np.float16(scale),
-            "deviation": latents["deviation"][mirrored, rows] * np.float16(scale),
-            "context": texts["states"][which],
+            "rows": rows,
+            "mirrored": (data.may_flip[rows] & (rng.random(rows.shape) < 0.5)).astype(int),
+            # The first stored text is the empty one.
+            "text": np.where(rng.random(rows.shape) < options["drop"], 0, text),
+            "end_alone": rng.random(rows.shape) < options["end_alone"],
         }
 
-    train("unet", start, denoiser.loss, batches, Budget(**options["budget"]), folder, seed=settings["seed"])
+    train("unet", start, denoiser.loss, arrays, batches, Budget(**options["budget"]), folder, seed=settings["seed"])
 
 
 def scaling_factor(settings: Settings, corpus: Corpus, vae: Tree) -> float:
@@ -228,13 +254,14 @@ def encode_all(vae: Autoencoder, params: Tree, data: Examples) -> Tree:
 
 
 def state_all(clip: Clip, params: Tree, data: Examples) -> Tree:
-    """The text states of "" and of every caption, (M, L, D) in float16, and which of them each picture has."""
+    """The text states of "" and of every caption, (M, L, D) in float16, where they end, and which each picture has."""
     empty = np.full((1, data.plain.shape[1]), data.plain[0, -1])
     empty[0, 0] = data.plain[0, 0]
     tokens, index = np.unique(np.concatenate([data.plain, data.styled]), axis=0, return_inverse=True)
     states = jax.jit(lambda tokens: clip.text_states(params, tokens).astype(jnp.float16))
     plain, styled = np.split(index.ravel() + 1, 2)
-    return {"states": in_batches(states, np.concatenate([empty, tokens])), "plain": plain, "styled": styled}
+    tokens = np.concatenate([empty, tokens])
+    return {"states": in_batches(states, tokens), "end": end_places(tokens), "plain": plain, "styled": styled}
 
 
 def stored(path: Path, compute: Callable[[], Tree]) -> Tree:

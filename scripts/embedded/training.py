@@ -5,6 +5,7 @@ import json
 import os
 import time
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,7 @@ from safetensors.numpy import load_file, save_file
 from sdipc_jax.checkpoints.keys import flatten, unflatten
 
 Tree = dict[str, Any]
-LossFunction = Callable[[Tree, Tree, Array], tuple[Float[Array, ""], Tree]]
+LossFunction = Callable[[Tree, Tree, Tree, Array], tuple[Float[Array, ""], Tree]]
 
 _FIRST_MOMENT, _SECOND_MOMENT = 0.9, 0.99
 _REFRESH = 100
@@ -99,6 +100,7 @@ def train(
     name: str,
     params: Tree,
     loss: LossFunction,
+    data: Tree,
     batches: Callable[[int], Tree],
     budget: Budget,
     folder: Path,
@@ -112,60 +114,102 @@ def train(
     Args:
         name: of the stage; its state is `<folder>/<name>.safetensors`.
         params: where training starts if there is no state yet.
-        loss: (parameters, batch, key) to the loss and what to log.
-        batches: the batch of a step, a function of the step's number alone.
+        loss: (parameters, data, batch, key) to the loss and what to log.
+        data: arrays that stay on the device, for batches to point into.
+        batches: from a step's number to the batches of that step and the next few, stacked, (steps, N, ...), which one
+            program runs. A function of the number alone.
         evaluate: measures the averaged parameters every few minutes.
-        refresh: makes more entries of a batch from the parameters; they stand for a hundred steps.
+        refresh: makes more entries of `data` from the parameters; they stand for a hundred steps.
     """
     optimizer = _optimizer(budget)
-    state = _restore(folder / f"{name}.safetensors", State(params, params, optimizer.init(params)))
+    with on_host():
+        state = _restore(folder / f"{name}.safetensors", State(params, params, jax.jit(optimizer.init)(params)))
+    device = jax.local_devices()[0]
+    state.params, state.ema, state.optimizer = jax.device_put((state.params, state.ema, state.optimizer), device)
     key = jax.random.key(seed)
 
-    def update(params: Tree, ema: Tree, moments: Any, batch: Tree, step: Array, rate: Array) -> tuple[Any, ...]:
-        gradients, metrics = jax.grad(loss, has_aux=True)(params, batch, jax.random.fold_in(key, step))
+    def update(carry: tuple[Tree, Tree, Any], data: Tree, step: Array, batch: Tree, rate: Array) -> tuple[Any, Tree]:
+        params, ema, moments = carry
+        drawn = jax.random.fold_in(key, step)
+        gradients, metrics = jax.grad(loss, has_aux=True)(params, data, batch, drawn)
         updates, moments = optimizer.update(gradients, moments, params)
         params = jax.tree.map(lambda leaf, change: leaf - rate * change, params, updates)
         # The average forgets the first steps quickly: its horizon grows with their number.
         decay = jnp.minimum(budget.ema, (1 + step) / (10 + step))
         ema = jax.tree.map(lambda mean, leaf: decay * mean + (1 - decay) * leaf, ema, params)
-        return params, ema, moments, metrics
+        return (params, ema, moments), metrics
 
-    compiled = jax.jit(update, donate_argnums=(0, 1, 2))
+    @partial(jax.jit, donate_argnums=0)
+    def updates(
+        carry: tuple[Tree, Tree, Any], data: Tree, first: Array, batches: Tree, rate: Array
+    ) -> tuple[Any, Tree]:
+        steps = first + jnp.arange(len(jax.tree.leaves(batches)[0]))
+        # On CPUs the gradients of convolutions are many times slower inside a loop.
+        unroll = jax.default_backend() == "cpu"
+        carry, metrics = jax.lax.scan(
+            lambda carry, xs: update(carry, data, *xs, rate), carry, (steps, batches), unroll=unroll
+        )
+        return carry, jax.tree.map(jnp.sum, metrics)
+
+    data = jax.device_put(data)
     logged = saved = judged = time.monotonic()
-    sums: dict[str, float] = {}
     refreshed: Tree = {}
+    refreshed_at = state.step
+    waiting: list[Tree] = []
     logged_step, pictures = state.step, 0
     while state.seconds < 60 * budget.minutes:
         started = time.monotonic()
-        if refresh is not None and (state.step % _REFRESH == 0 or not refreshed):
-            refreshed = refresh(state.params)
-        batch = batches(state.step) | refreshed
+        if refresh is not None and (state.step >= refreshed_at + _REFRESH or not refreshed):
+            refreshed, refreshed_at = jax.device_put(refresh(state.params)), state.step
+        stack = batches(state.step)
         rate = jnp.float32(budget.rate(state))
-        state.params, state.ema, state.optimizer, metrics = compiled(
-            state.params, state.ema, state.optimizer, batch, jnp.int32(state.step), rate
+        carry, metrics = updates(
+            (state.params, state.ema, state.optimizer), data | refreshed, jnp.int32(state.step), stack, rate
         )
-        pictures += len(next(iter(batch.values())))
-        sums = {key: sums.get(key, 0.0) + float(value) for key, value in metrics.items()}
-        state.step += 1
+        state.params, state.ema, state.optimizer = carry
+        # One call may run while the next is made ready; more would only make the clock wrong.
+        if waiting:
+            jax.block_until_ready(waiting[-1])
+        waiting.append(metrics)
+        steps, count = next(iter(stack.values())).shape[:2]
+        pictures += steps * count
+        state.step += steps
         now = time.monotonic()
         state.seconds += now - started
         if now - logged > 20:
-            count = state.step - logged_step
-            means = {key: round(value / count, 5) for key, value in sums.items()}
+            means = {
+                key: round(sum(float(metrics[key]) for metrics in waiting) / (state.step - logged_step), 5)
+                for key in waiting[0]
+            }
             speed = {"pictures_per_second": round(pictures / (now - logged), 1), "rate": round(float(rate), 6)}
             log(folder, {"stage": name, "step": state.step, "minutes": round(state.seconds / 60, 2)} | means | speed)
-            logged, sums, logged_step, pictures = now, {}, state.step, 0
+            logged, waiting, logged_step, pictures = now, [], state.step, 0
         if now - saved > 90:
             _save(folder / f"{name}.safetensors", state)
             saved = now
         if evaluate is not None and now - judged > 480:
             log(folder, {"stage": name, "step": state.step} | evaluate(state.ema))
             judged = logged = saved = time.monotonic()
-            logged_step, sums, pictures = state.step, {}, 0
+            logged_step, waiting, pictures = state.step, [], 0
     _save(folder / f"{name}.safetensors", state)
     if evaluate is not None:
         log(folder, {"stage": name, "step": state.step, "final": True} | evaluate(state.ema))
     return state.ema
+
+
+def arithmetic() -> Any:
+    """What the towers and the UNet compute in: accelerators have units for bfloat16, the weights stay float32."""
+    return jnp.float32 if jax.default_backend() == "cpu" else jnp.bfloat16
+
+
+def on_host() -> AbstractContextManager[None]:
+    """Where to do a thousand little things, each of which an accelerator would compile a program for."""
+    return jax.default_device(jax.local_devices(backend="cpu")[0])
+
+
+def steps_at_once(most: int) -> int:
+    """How many steps a program has: an accelerator is done with one sooner than Python."""
+    return 1 if jax.default_backend() == "cpu" else most
 
 
 def log(folder: Path, values: Tree) -> None:

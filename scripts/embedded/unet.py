@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from embedded.training import Tree
+from embedded.training import Tree, arithmetic
 from sdipc_jax.bundle import apply
 from sdipc_jax.models import UNet2DConditionModel, UNetConfig
 
@@ -42,20 +42,26 @@ class Denoiser:
     def init(self, key: Array) -> Tree:
         side, width = self.config.sample_size, self.config.cross_attention_dim
         latents, context = jnp.zeros((1, side, side, self.config.in_channels)), jnp.zeros((1, self.length, width))
-        params = UNet2DConditionModel(self.config).init(key, latents, jnp.zeros(1), context)["params"]
+        params = jax.jit(UNet2DConditionModel(self.config).init)(key, latents, jnp.zeros(1), context)["params"]
         # A prediction of 0 to begin with is a better start than a random one.
         params["conv_out"]["kernel"] = jnp.zeros_like(params["conv_out"]["kernel"])
         return params
 
-    def loss(self, params: Tree, batch: Tree, key: Array) -> tuple[Float[Array, ""], Tree]:
+    def loss(self, params: Tree, data: Tree, batch: Tree, key: Array) -> tuple[Float[Array, ""], Tree]:
         """Squared error of v (Salimans and Ho 2022), weighted by min-SNR (Hang et al. 2023, section 3.4).
 
         Args:
-            batch: `mean` and `deviation` of scaled latents and the text states `context`.
+            data: `mean` and `deviation` of scaled latents, plain and mirrored, (2, N, h, w, C); `states` of texts and
+                the places of their `end`.
+            batch: `rows` of the latents, whether `mirrored`, row of the `text`, and whether its `end_alone` is told, at
+                every place but the first: a prompt made of a picture has nothing else, and what a UNet that has seen
+                few captions does not need to read in training it does not read at all.
         """
         keys = jax.random.split(key, 3)
-        mean = batch["mean"].astype(jnp.float32)
-        latents = mean + batch["deviation"].astype(jnp.float32) * jax.random.normal(keys[0], mean.shape)
+        mean, deviation = (
+            data[name][batch["mirrored"], batch["rows"]].astype(jnp.float32) for name in ("mean", "deviation")
+        )
+        latents = mean + deviation * jax.random.normal(keys[0], mean.shape)
         # One timestep from each of N equal parts of the range: less varied losses than N free draws.
         count = len(mean)
         share = (jnp.arange(count) + jax.random.uniform(keys[1], (count,))) / count
@@ -65,8 +71,12 @@ class Denoiser:
         noise = jax.random.normal(keys[2], mean.shape)
         noisy = jnp.sqrt(alpha) * latents + jnp.sqrt(1 - alpha) * noise
         wanted = jnp.sqrt(alpha) * noise - jnp.sqrt(1 - alpha) * latents
-        context = batch["context"].astype(jnp.float32)
-        found = apply(UNet2DConditionModel(self.config), params, noisy, timesteps.astype(jnp.float32), context)
+        states, end = data["states"][batch["text"]].astype(jnp.float32), data["end"][batch["text"]]
+        at_end = jnp.take_along_axis(states, end[:, None, None], axis=1)
+        told = batch["end_alone"][:, None] & (jnp.arange(self.length) > 0)
+        context = jnp.where(told[..., None], at_end, states)
+        unet = UNet2DConditionModel(self.config, arithmetic())
+        found = apply(unet, params, noisy, timesteps.astype(jnp.float32), context).astype(jnp.float32)
         error = jnp.mean(jnp.square(found - wanted), axis=(1, 2, 3))
         ratio = alpha[:, 0, 0, 0] / (1 - alpha[:, 0, 0, 0])
         weighted = jnp.mean(jnp.minimum(ratio, self.snr_limit) / (ratio + 1) * error)

@@ -21,7 +21,7 @@ class Autoencoder:
     coarse_weight: float = 0.5
 
     def init(self, key: Array) -> Tree:
-        return AutoencoderKL(self.config).init(key, jnp.zeros((1, 64, 64, 3)))["params"]
+        return jax.jit(AutoencoderKL(self.config).init)(key, jnp.zeros((1, 64, 64, 3)))["params"]
 
     def encode(self, params: Tree, pictures: Float[Array, "N H W 3"]) -> tuple[Array, Array]:
         """Mean and log variance of the latents of pictures in [0, 1]."""
@@ -32,14 +32,13 @@ class Autoencoder:
         return 0.5 + 0.5 * apply(AutoencoderKL(self.config), params, latents, method="decode")
 
     def loss(
-        self, params: Tree, batch: Tree, key: Array, *, augmentation: Tree, frozen_encoder: bool = False
+        self, params: Tree, data: Tree, batch: Tree, key: Array, *, augmentation: Tree
     ) -> tuple[Float[Array, ""], Tree]:
         """L1 and L2 at full size, L1 at a half and a quarter, L1 of differences, and KL to the unit normal."""
         keys = jax.random.split(key)
-        pictures = random_views(batch["pixels"] / 255.0, batch["may_flip"], keys[0], **augmentation)
+        rows = batch["rows"]
+        pictures = random_views(data["pixels"][rows] / 255.0, data["may_flip"][rows], keys[0], **augmentation)
         mean, log_variance = self.encode(params, pictures)
-        if frozen_encoder:
-            mean, log_variance = jax.lax.stop_gradient((mean, log_variance))
         latents = mean + jnp.exp(log_variance / 2) * jax.random.normal(keys[1], mean.shape)
         error = self.decode(params, latents) - pictures
         absolute, square = jnp.mean(jnp.abs(error)), jnp.mean(jnp.square(error))
