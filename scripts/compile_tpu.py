@@ -114,6 +114,7 @@ def lower_generation(mesh: Mesh, config: Config, batch: int) -> dict[str, Any]:
         context=_on(mesh, P(AXIS), request.context),
         keys=_on(mesh, P(AXIS), request.keys),
         guidance_scale=_on(mesh, P(AXIS), request.guidance_scale),
+        guided=None,
         eta=_on(mesh, P(), request.eta),
         sampler=request.sampler,
     )

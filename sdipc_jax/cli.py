@@ -22,6 +22,7 @@ from sdipc_jax.errors import InputError, InterruptedRun, MissingProcessError
 from sdipc_jax.evaluate.command import EvaluateSettings
 from sdipc_jax.settings import (
     CommandSettings,
+    CompileSettings,
     CtSettings,
     EditSettings,
     ExportSettings,
@@ -53,12 +54,14 @@ _COMMANDS: dict[str, Callable[..., CommandSettings]] = {
     "prompt": PromptSettings,
     "batch": BatchSettings,
     "tune": _tune,
+    "compile": CompileSettings,
     "spectrum": SpectrumSettings,
     "evaluate": EvaluateSettings,
 }
 # Where a command is, if not in `commands`.
 _MODULES = {
     "batch": "sdipc_jax.batch.command",
+    "compile": "sdipc_jax.precompile",
     "evaluate": "sdipc_jax.evaluate.command",
     "tune": "sdipc_jax.tuning.command",
 }

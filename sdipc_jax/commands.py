@@ -30,6 +30,7 @@ from sdipc_jax.projection import closed_form, convert, default_scale, truncated_
 from sdipc_jax.prompts import edit_prompt, image_prompt, text_prompt
 from sdipc_jax.samplers import SAMPLERS
 from sdipc_jax.settings import (
+    FAST,
     Defaults,
     EditSettings,
     ParallelSettings,
@@ -201,13 +202,14 @@ def _check_projection(config: Config, cutoff: float) -> None:
 
 
 def decide(config: Config, settings: SamplerSettings) -> Defaults:
-    """What is typed, and what the checkpoint asks for where nothing is.
+    """What is typed, and where nothing is, what `fast` stands for and what the checkpoint asks for.
 
     Raises:
         InputError: the sampler does not take these steps.
     """
     chosen = {name: getattr(settings, name, None) for name in Defaults.model_fields}
-    values = config.defaults.model_copy(update={k: v for k, v in chosen.items() if v is not None})
+    quick = FAST if settings.fast else {}
+    values = config.defaults.model_copy(update=quick | {k: v for k, v in chosen.items() if v is not None})
     SAMPLERS[values.sampler].schedule(config.scheduler, values.steps, karras=settings.karras)
     return values
 
@@ -259,7 +261,10 @@ class _SamplingJob:
         if folder:
             for failure in failures:
                 folder.add_record(failure)
-        negative, bundle = text_prompt(bundle, self.negative), parallel.replicate(self.mesh, bundle)
+        negative = text_prompt(bundle, self.negative)
+        # One device runs the programs that `sdipc compile` has made, which know of no mesh.
+        if self.mesh.size > 1:
+            bundle = parallel.replicate(self.mesh, bundle)
         rows = [(subject, index) for subject in range(len(subjects)) for index in range(settings.num_images)]
         size = min(settings.batch_size * self.mesh.size, len(rows))
         with Watchdog() as watchdog:
@@ -306,6 +311,7 @@ class _SamplingJob:
             latents=None if self.latents is None else self.latents[indices],
             steps=values.steps,
             guidance_scale=values.guidance_scale,
+            guidance_interval=values.guidance_interval,
             sampler=values.sampler,
             eta=settings.eta,
             height=values.height,

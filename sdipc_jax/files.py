@@ -27,7 +27,7 @@ def write_atomically(path: Path, data: bytes) -> None:
                 stream.write(data)
                 stream.flush()
                 os.fsync(stream.fileno())
-            os.replace(temporary, path)
+            rename(temporary, path)
         finally:
             temporary.unlink(missing_ok=True)
     except OSError as error:

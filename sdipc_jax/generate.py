@@ -31,7 +31,7 @@ _WEIGHT_BITS = 22
 
 @partial(
     jax.tree_util.register_dataclass,
-    data_fields=["schedule", "context", "keys", "guidance_scale", "eta"],
+    data_fields=["schedule", "context", "keys", "guidance_scale", "guided", "eta"],
     meta_fields=["sampler"],
 )
 @dataclass(frozen=True)
@@ -43,6 +43,7 @@ class Request:
         context: the negative prompts, then the prompts, (2N, L, D); the prompts alone, (N, L, D), without guidance.
         keys: one key a picture, (N,).
         guidance_scale: one a picture, (N, 1, 1, 1).
+        guided: at which evaluations guidance acts, (evaluations,); None if at all of them.
         eta: the share of fresh noise in DDIM, ().
     """
 
@@ -50,6 +51,7 @@ class Request:
     context: Float[Array, "M L D"]
     keys: Key[Array, " N"]
     guidance_scale: Float[Array, "N 1 1 1"]
+    guided: Bool[Array, " evaluations"] | None
     eta: Float[Array, ""]
     sampler: str
 
@@ -73,6 +75,7 @@ def generate(
     latents: Float[Array, "N C h w"] | None = None,
     steps: int | None = None,
     guidance_scale: Any = None,
+    guidance_interval: tuple[float, float] | None = None,
     sampler: str | None = None,
     eta: Any = 0.0,
     height: int | None = None,
@@ -94,6 +97,9 @@ def generate(
         steps, guidance_scale, sampler, height, width: the checkpoint's defaults if None. Guidance of 1 or less is
             no guidance, as in diffusers; where the host knows that of all pictures, another program runs, which
             leaves the negative half of the work away.
+        guidance_interval: the lowest and the highest timestep at which guidance acts, as shares of the timesteps of
+            training, 0 to 1; at the others the negative half of the work is left away (Kynkaanniemi et al. 2024, who
+            count in noise levels). Always if None, as is the checkpoint's default.
         eta: DDIM's share of fresh noise, 0 to 1 (Song et al. 2021, eq. 16); other samplers ignore it.
         karras: Karras et al.'s noise levels, for `dpm++2m`.
 
@@ -102,8 +108,8 @@ def generate(
 
     Raises:
         InputError: an unknown sampler, steps out of range, sides that are no multiple of f, latents or prompts of
-            another shape, no prompts, and on the host: seeds, indices, guidance or eta out of range. (Values on a
-            device are taken as they are: to look at them would be to wait for them.)
+            another shape, no prompts, an interval that is none, and on the host: seeds, indices, guidance or eta out
+            of range. (Values on a device are taken as they are: to look at them would be to wait for them.)
     """
     request, state = begin(
         bundle,
@@ -114,6 +120,7 @@ def generate(
         latents=latents,
         steps=steps,
         guidance_scale=guidance_scale,
+        guidance_interval=guidance_interval,
         sampler=sampler,
         eta=eta,
         height=height,
@@ -172,6 +179,7 @@ def begin(
     latents: Float[Array, "N C h w"] | None = None,
     steps: int | None = None,
     guidance_scale: Any = None,
+    guidance_interval: tuple[float, float] | None = None,
     sampler: str | None = None,
     eta: Any = 0.0,
     height: int | None = None,
@@ -203,15 +211,25 @@ def begin(
     noise = _noise(keys, shape) if latents is None else latents.astype(jnp.float32)
     x = noise.transpose(0, 2, 3, 1) * schedule.init_noise_sigma
     guidance = _rows("guidance_scale", guidance_scale, count, _FINITE)[:, None, None, None]
+    interval = defaults.guidance_interval if guidance_interval is None else guidance_interval
+    if interval is not None and not 0 <= interval[0] <= interval[1] <= 1:
+        raise InputError(
+            f"guidance_interval is {interval!r}, expected two shares of the timesteps, the lower one first"
+        )
+    guided = None
     if _unguided(guidance_scale):
         prompts = context
     else:
         prompts = jnp.concatenate([jnp.broadcast_to(negative, context.shape), context])
+        if interval is not None:
+            share = np.asarray(schedule.timesteps) / config.scheduler.num_train_timesteps
+            guided = jnp.asarray((interval[0] <= share) & (share <= interval[1]))
     request = Request(
         schedule=jax.tree.map(jnp.asarray, schedule),
         context=prompts.astype(config.compute_dtype),
         keys=keys,
         guidance_scale=guidance,
+        guided=guided,
         eta=_rows("eta", eta, 1, _SHARE)[0],
         sampler=name,
     )
@@ -224,19 +242,29 @@ def advance(bundle: Bundle, request: Request, state: State, first: Any, last: An
     config, sampler = bundle.config, SAMPLERS[request.sampler]
     state = _varying(state, like=(bundle, request))
     schedule, guidance = request.schedule, request.guidance_scale
-    halves = request.context.shape[0] // state[0].shape[0]
+    count = state[0].shape[0]
+
+    def predict(i: Array, x: Array, context: Array) -> Float[Array, "M h w C"]:
+        scaled = (schedule.input_scale[i] * x).astype(config.compute_dtype)
+        inputs = jnp.concatenate([scaled] * (len(context) // count))
+        timesteps = jnp.full(len(inputs), schedule.timesteps[i])
+        return apply(config.unet_model, bundle.params["unet"], inputs, timesteps, context).astype(jnp.float32)
+
+    def conditional(i: Array, x: Array) -> Float[Array, "N h w C"]:
+        return predict(i, x, request.context[-count:])
+
+    def guided(i: Array, x: Array) -> Float[Array, "N h w C"]:
+        unconditional, conditional = jnp.split(predict(i, x, request.context), 2)
+        return jnp.where(guidance > 1, unconditional + guidance * (conditional - unconditional), conditional)
 
     def evaluate(i: Array, state: State) -> State:
         x, history = state
-        scaled = (schedule.input_scale[i] * x).astype(config.compute_dtype)
-        inputs = jnp.concatenate([scaled] * halves)
-        timesteps = jnp.full(len(inputs), schedule.timesteps[i])
-        output = apply(config.unet_model, bundle.params["unet"], inputs, timesteps, request.context)
-        output = output.astype(jnp.float32)
-        if halves == 2:
-            unconditional, conditional = jnp.split(output, 2)
-            guided = unconditional + guidance * (conditional - unconditional)
-            output = jnp.where(guidance > 1, guided, conditional)
+        if len(request.context) == count:
+            output = conditional(i, x)
+        elif request.guided is None:
+            output = guided(i, x)
+        else:
+            output = jax.lax.cond(request.guided[i], guided, conditional, i, x)
         noise = None
         if sampler.stochastic:
             keys = jax.vmap(jax.random.fold_in, in_axes=(0, None))(request.keys, i + 1)

@@ -40,6 +40,11 @@ class SchedulerConfig:
         """The object that `from_json` was given."""
         return json.loads(self.text)
 
+    @property
+    def num_train_timesteps(self) -> Any:
+        """As every class of diffusers reads it; a sampler judges whether it is a number."""
+        return self.to_json().get("num_train_timesteps", Options.model_fields["num_train_timesteps"].default)
+
 
 class Options(BaseModel):
     """What every class of diffusers reads, with its defaults and the values that are supported here.

@@ -5,7 +5,7 @@ from typing import Annotated, Any, Literal, Self, get_args
 
 import pydantic
 import tyro
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 from sdipc_jax.errors import InputError
 
@@ -19,6 +19,11 @@ Count = Annotated[int, Field(ge=1)]
 Side = Annotated[int, Field(ge=1, le=8192)]
 # As many as three digits number.
 NumImages = Annotated[int, Field(ge=1, le=1000)]
+Share = Annotated[float, Field(ge=0, le=1)]
+# Two numbers, or as they are typed: "0.2,0.8".
+Interval = Annotated[
+    tuple[Share, Share], BeforeValidator(lambda value: value.split(",") if isinstance(value, str) else value)
+]
 Seed = Annotated[int, Field(ge=0, le=2**32 - 1)]
 
 
@@ -62,6 +67,7 @@ class Defaults(Settings):
 
     steps: Count = 50
     guidance_scale: NotNegative = 7.5
+    guidance_interval: Interval | None = None
     sampler: SamplerName = "ddim"
     cutoff: NotNegative = 0.3
     scale: Positive | None = None
@@ -119,6 +125,10 @@ class ProjectionSettings(CheckpointSettings):
         return self
 
 
+# What `fast` stands for.
+FAST: dict[str, Any] = {"steps": 8, "sampler": "dpm++2m"}
+
+
 class SamplerSettings(CheckpointSettings):
     """How pictures are sampled from a prompt."""
 
@@ -128,6 +138,8 @@ class SamplerSettings(CheckpointSettings):
     """Sampling steps."""
     guidance_scale: Annotated[NotNegative | None, _choice("FLOAT", "the checkpoint's own, else 7.5")] = None
     """How strongly the prompt is followed; 1 or less is no guidance."""
+    guidance_interval: Annotated[Interval | None, _choice("LOW,HIGH", "all timesteps")] = None
+    """Lowest and highest timestep, as shares of all, at which guidance acts; the others take half of the work."""
     sampler: Annotated[
         SamplerName | None, _choice("|".join(get_args(SamplerName)), "the checkpoint's own, else ddim")
     ] = None
@@ -142,8 +154,18 @@ class SamplerSettings(CheckpointSettings):
     """DDIM's share of fresh noise."""
     karras: bool = False
     """Karras et al.'s noise levels, for dpm++2m."""
+    fast: bool = False
+    """8 steps of dpm++2m where nothing else is asked for: quicker, and not the same picture."""
     truncate: bool = False
     """Cut texts that are too long instead of refusing them."""
+
+    @model_validator(mode="after")
+    def _ordered(self) -> Self:
+        if self.guidance_interval is not None and self.guidance_interval[0] > self.guidance_interval[1]:
+            raise ValueError(
+                f"guidance_interval is {self.guidance_interval}, expected the lower share first: swap them"
+            )
+        return self
 
 
 class ParallelSettings(Settings):
@@ -216,6 +238,13 @@ class PromptSettings(ProjectionSettings, ResultSettings):
     """Weight of the text's end state."""
     truncate: bool = False
     """Cut a text that is too long instead of refusing it."""
+
+
+class CompileSettings(SamplerSettings, CommandSettings):
+    """What vary, edit and text run on one device, compiled ahead of their first use; no weights are read."""
+
+    batch_size: Count = 4
+    """Pictures sampled at once: theirs, but no more than they make in all."""
 
 
 class SpectrumSettings(ProjectionSettings, ResultSettings):

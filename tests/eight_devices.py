@@ -23,6 +23,7 @@ from tests.tiny import quick_unet, tiny_bundle
 
 COLLECTIVES = r"all-reduce|all-gather|all-to-all|reduce-scatter|collective-permute|collective-broadcast"
 SETTINGS: dict[str, Any] = {"steps": 2, "sampler": "pndm"}
+INTERVAL = (0.0, 0.6)
 
 
 def measured(bundle: sdipc.Bundle, context: jax.Array, size: int) -> dict[str, Any]:
@@ -63,7 +64,8 @@ def main(folder: Path, sizes: list[int]) -> None:
         found["programs"][size] = measured(bundle, context, size)
         # 7 are filled up to 8, but on one device.
         mesh, batch = parallel.make_mesh(f"data={size}"), context[: 7 if size > 1 else 8]
-        pictures, _ = parallel.generate(mesh, bundle, batch, seeds=3, indices=np.arange(len(batch)), **SETTINGS)
+        settings = {"seeds": 3, "indices": np.arange(len(batch)), "guidance_interval": INTERVAL, **SETTINGS}
+        pictures, _ = parallel.generate(mesh, bundle, batch, **settings)
         found["pictures"][size] = np.asarray(pictures).tolist()
     print(json.dumps(found))
 

@@ -14,8 +14,8 @@ import pytest
 from sdipc_jax import cli, commands
 from sdipc_jax.errors import InputError
 
-COMMON = """model clip num-images seed steps guidance-scale sampler negative-prompt height width dtype cutoff scale
-latents output-dir overwrite json quiet offline""".split()
+COMMON = """model clip num-images seed steps guidance-scale guidance-interval sampler fast negative-prompt height width
+dtype cutoff scale latents output-dir overwrite json quiet offline""".split()
 CHECKPOINT = "model clip dtype overwrite json quiet offline".split()
 OPTIONS = {
     "vary": COMMON,
@@ -24,6 +24,7 @@ OPTIONS = {
     "prompt": [*CHECKPOINT, "cutoff", "scale", "output", "text", "alpha"],
     "batch": """process-index process-count verify retry-failed max-failures plan pictures seconds bytes chips hosts
     price json quiet offline""".split(),
+    "compile": "model clip dtype steps guidance-scale sampler fast height width batch-size json quiet offline".split(),
     "spectrum": [*CHECKPOINT, "cutoff", "scale", "keep-fraction", "picture", "output-dir"],
 }
 

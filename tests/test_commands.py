@@ -20,7 +20,7 @@ from safetensors.numpy import load_file, save_file
 import sdipc_jax as sdipc
 from sdipc_jax import cli, commands, parallel
 from sdipc_jax.checkpoints.delta import make_delta
-from sdipc_jax.settings import TextSettings, VarySettings
+from sdipc_jax.settings import FAST, TextSettings, VarySettings
 from sdipc_jax.sheets import read_metadata
 
 # Two pictures at once on one device, whatever the command: one compiled program for all of them.
@@ -121,7 +121,16 @@ def test_vary_writes_pictures_a_sheet_and_a_manifest(
         **{"dtype": "float32", "offline": False, "cutoff": 0.3, "mode": "tspace", "num_images": 2, "steps": 4},
         **{"guidance_scale": 7.5, "sampler": "ddim", "height": 32, "width": 32, "negative_prompt": "", "eta": 0.0},
         **{"karras": False, "truncate": False, "batch_size": 2, "mesh": "data=1"},
+        **{"fast": False, "guidance_interval": None},
     }
+
+
+def test_fast_decides_what_is_left_open(tiny_folder: Path, pictures: list[Path], tmp_path: Path) -> None:
+    arguments = ("vary", pictures[0], "--model", tiny_folder, *PAIR, "--fast", "--steps", 3)
+    assert run(*arguments, "--guidance-interval", "0.1,0.9", "--output-dir", tmp_path / "out") == 0
+    settings = manifest(tmp_path / "out")[0]["settings"]
+    assert (settings["steps"], settings["guidance_interval"]) == (3, [0.1, 0.9])
+    assert (settings["sampler"], settings["guidance_scale"]) == (FAST["sampler"], 7.5)
 
 
 def test_manifest_has_the_digest_of_every_file_that_counts(variations: Path, tiny_folder: Path) -> None:
@@ -324,6 +333,7 @@ def copy(folder: Path, target: Path, **files: dict[str, Any] | None) -> Path:
 def test_option_then_checkpoint_then_contract(tiny_folder: Path, tmp_path: Path) -> None:
     bare = copy(tiny_folder, tmp_path / "bare", sdipc=None)
     full = {"steps": 7, "guidance_scale": 3.5, "sampler": "euler", "height": 24, "width": 40, "cutoff": 0.1, "scale": 2}
+    full |= {"guidance_interval": (0.1, 0.6)}
     told = copy(tiny_folder, tmp_path / "told", sdipc=full)
     typed = {"steps": 5, "guidance_scale": 1.5, "sampler": "pndm", "height": 16, "width": 20}
 
@@ -333,6 +343,7 @@ def test_option_then_checkpoint_then_contract(tiny_folder: Path, tmp_path: Path)
         return job.values.model_dump()
 
     contract = {"steps": 50, "guidance_scale": 7.5, "sampler": "ddim", "cutoff": 0.3, "scale": None}
+    contract |= {"guidance_interval": None}
     # sample_size 8 times f = 4.
     assert decided(bare) == {**contract, "height": 32, "width": 32}
     assert decided(told) == full

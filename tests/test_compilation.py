@@ -1,12 +1,17 @@
 """Compiled programs that outlive the process."""
 
+import json
+import os
 import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import jax
+import numpy as np
 import pytest
+from PIL import Image
 
 from sdipc_jax import InputError
 from sdipc_jax.compilation import cache_folder, keep_compiled
@@ -81,3 +86,29 @@ def test_damaged_programs_are_compiled_again(tmp_path: Path) -> None:
     for entry in (tmp_path / "sdipc_jax/compiled").iterdir():
         entry.write_bytes(entry.read_bytes()[:40])
     assert run() == [value, "False"]
+
+
+def test_what_is_compiled_ahead_is_what_runs(tiny_folder: Path, tmp_path: Path) -> None:
+    """After `sdipc compile` the first pictures find their programs, all that are worth keeping."""
+    noise = np.random.default_rng(0).integers(0, 256, (40, 40, 3), np.uint8)
+    Image.fromarray(noise).save(tmp_path / "noise.png")
+    environment = os.environ | {"XDG_CACHE_HOME": str(tmp_path / "cache"), "JAX_ENABLE_COMPILATION_CACHE": "true"}
+    model = ("--model", str(tiny_folder), "--steps", "3", "--fast", "--json")
+
+    def run(*arguments: str) -> tuple[Any, set[str]]:
+        command = [sys.executable, "-m", "sdipc_jax.cli", *arguments]
+        done = subprocess.run(command, env=environment, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+        names = {path.name for path in (tmp_path / "cache/sdipc_jax/compiled").iterdir() if "-cache" in path.name}
+        return json.loads(done.stdout), names
+
+    compiled, before = run("compile", *model, "--batch-size", "2")
+    names = [each["name"] for each in compiled["programs"]]
+    assert names == ["picture encoder", "text encoder", "sampling", "decoding"]
+    weights = (tiny_folder / "unet/diffusion_pytorch_model.safetensors").stat().st_size
+    assert compiled["programs"][2]["arguments"] == pytest.approx(weights, rel=0.1)
+    assert any("advance" in name for name in before)
+    pictures = ("--num-images", "2", "--mesh", "data=1", "--output-dir", str(tmp_path / "out"))
+    _, after = run("vary", str(tmp_path / "noise.png"), *model, *pictures, "--scale", "5")
+    compiled_anew = {name.split("-")[0] for name in after - before}
+    assert not compiled_anew & {"jit_advance", "jit_finish", "jit_encode_images", "jit_text_prompt"}

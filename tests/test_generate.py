@@ -218,6 +218,30 @@ def test_guidance_formula(least: Bundle, context: jax.Array) -> None:
     np.testing.assert_allclose(latents(4.0, negative=other), expected, rtol=1e-4, atol=1e-4)
 
 
+def test_guidance_in_an_interval_is_guidance_in_those_steps(least: Bundle, context: jax.Array) -> None:
+    """Against the loop in pieces, each with guidance or without."""
+    settings: dict[str, Any] = {"seeds": 0, "steps": 6, "sampler": "dpm++2m"}
+    guided, state = begin(least, context, **settings)
+    alone, _ = begin(least, context, **settings, guidance_scale=1.0)
+    times = np.asarray(guided.schedule.timesteps) / least.config.scheduler.num_train_timesteps
+    acts = (times >= 0.3) & (times <= 0.7)
+    assert acts.tolist() == [False, False, True, True, True, False]
+    for step, inside in enumerate(acts):
+        state = advance(least, guided if inside else alone, state, step, step + 1)
+    found = generate(least, context, **settings, guidance_interval=(0.3, 0.7))
+    np.testing.assert_allclose(found, finish(least, state)[0], atol=1e-5)
+    assert np.abs(found - generate(least, context, **settings)).max() > CLOSE
+    everywhere = generate(least, context, **settings, guidance_interval=(0.0, 1.0))
+    np.testing.assert_allclose(everywhere, generate(least, context, **settings), atol=1e-5)
+
+
+def test_outside_the_interval_negative_prompts_take_no_part(least: Bundle, context: jax.Array) -> None:
+    nowhere = {"negative": jnp.full_like(context, jnp.nan), "guidance_interval": (1.0, 1.0)}
+    np.testing.assert_allclose(
+        sample(least, context, **nowhere), sample(least, context, guidance_scale=1.0), atol=CLOSE
+    )
+
+
 def test_no_text_and_no_weight_give_the_picture_of_vary(least: Bundle, vectors: jax.Array, context: jax.Array) -> None:
     edited = edit_prompt(least, vectors, tokenize(least, [""]), 0.0)
     np.testing.assert_array_equal(sample(least, edited), sample(least, context))
@@ -370,9 +394,10 @@ WAYS: dict[str, Callable[..., Any]] = {
 
 
 @pytest.mark.parametrize("way", WAYS)
-def test_the_same_pictures_wherever_they_are_made(least: Bundle, context: jax.Array, way: str) -> None:
+@pytest.mark.parametrize("interval", [None, (0.2, 0.6)])
+def test_the_same_pictures_wherever_they_are_made(least: Bundle, context: jax.Array, way: str, interval: Any) -> None:
     def pictures(bundle: Bundle, context: jax.Array, seeds: jax.Array) -> jax.Array:
-        return generate(bundle, context, seeds=seeds, steps=STEPS, eta=0.5)
+        return generate(bundle, context, seeds=seeds, steps=STEPS, eta=0.5, guidance_interval=interval)
 
     seeds = jnp.array([3, LARGEST_SEED], jnp.uint32)
     found = WAYS[way](pictures, least, context, seeds)
@@ -442,6 +467,8 @@ def test_bfloat16_is_near_float32(least: Bundle, context: jax.Array) -> None:
         ({"steps": 1001}, "steps is 1001, expected 1 to 1000"),
         ({"sampler": "heun"}, "sampler is 'heun', expected one of ddim, pndm, euler, euler-a, dpm"),
         ({"karras": True}, "karras is on, but ddim has no such option"),
+        ({"guidance_interval": (0.7, 0.3)}, r"guidance_interval is \(0.7, 0.3\), expected two shares"),
+        ({"guidance_interval": (0.7, 1.3)}, r"guidance_interval is \(0.7, 1.3\), expected two shares"),
         ({"height": 30}, "height is 30, expected a multiple of 4: try 32"),
         ({"width": 2}, "width is 2, expected a multiple of 4: try 4"),
         ({"height": 0}, "height is 0, expected a multiple of 4: try 4"),

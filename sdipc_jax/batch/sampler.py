@@ -55,6 +55,7 @@ class _Static(NamedTuple):
     sampler: str
     karras: bool
     guided: bool
+    guidance_interval: tuple[float, float] | None
 
 
 @dataclass(frozen=True)
@@ -113,7 +114,9 @@ class Sampler:
         )
         values = self.values
         guidance = values.guidance_scale
-        static = _Static(*batch.size, values.steps, values.sampler, self.job.karras, guidance > 1)
+        static = _Static(
+            *batch.size, values.steps, values.sampler, self.job.karras, guidance > 1, values.guidance_interval
+        )
         # A batch that is not full is filled up, so that it runs the program that is there.
         placed = place(self.mesh, pad(rows, self.job.batch_size * self.mesh.size))
         eta = jnp.float32(self.job.eta)
@@ -144,6 +147,7 @@ def _sample(
             indices=rows.indices,
             steps=static.steps,
             guidance_scale=guidance_scale if static.guided else 1.0,
+            guidance_interval=static.guidance_interval,
             sampler=static.sampler,
             eta=eta,
             height=static.height,

@@ -63,7 +63,7 @@ def generate(
 def advance_on(mesh: Mesh, bundle: Bundle, request: Request, state: State, first: Any, last: Any) -> State:
     """`generate.advance` on each device, with its part of a request and state."""
     whole, divided = cast(Any, P()), cast(Any, P(AXIS))
-    parts = Request(whole, divided, divided, divided, whole, request.sampler)
+    parts = Request(whole, divided, divided, divided, whole, whole, request.sampler)
     specs = (whole, parts, divided, whole, whole)
     return jax.shard_map(advance, mesh=mesh, in_specs=specs, out_specs=divided)(bundle, request, state, first, last)
 
@@ -82,8 +82,8 @@ def _divided(mesh: Mesh, request: Request) -> Request:
     context = request.context.reshape(halves, -1, *request.context.shape[1:]).swapaxes(0, 1)
     context = pad(context, mesh.size).reshape(mesh.size, each, halves, *request.context.shape[1:])
     context = place(mesh, context.swapaxes(1, 2).reshape(-1, *request.context.shape[1:]))
-    schedule, eta = replicate(mesh, (request.schedule, request.eta))
-    return Request(schedule, context, keys, guidance, eta, request.sampler)
+    schedule, guided, eta = replicate(mesh, (request.schedule, request.guided, request.eta))
+    return Request(schedule, context, keys, guidance, guided, eta, request.sampler)
 
 
 def _here(tree: Tree) -> Tree:

@@ -1,0 +1,131 @@
+"""What cheaper ways to sample lose, on the checkpoint that ships: a table for docs/performance.md, and a plot.
+
+    python scripts/measure_fast.py --output build/fast
+
+Variations of held-out drawings, the same noise for every way. Work is counted in evaluations of the UNet on one
+picture: two for a step with guidance, one for a step without. Distances are to what 200 steps of the same sampler's
+differential equation give; recognition is retrieval of the picture's caption by the checkpoint's own CLIP.
+"""
+
+import argparse
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+from matplotlib.figure import Figure
+
+import sdipc_jax as sdipc
+from sdipc_jax.evaluate import retrieval
+from sdipc_jax.evaluate.corpus import load_corpus
+from sdipc_jax.evaluate.metrics import bootstrap_interval, cosines, recall
+from sdipc_jax.evaluate.pictures import choose
+from sdipc_jax.evaluate.sampling import Pictures, Sampler
+from sdipc_jax.generate import begin
+from sdipc_jax.prompts import image_prompt
+from sdipc_jax.settings import FAST
+
+EXACT: dict[str, Any] = {"steps": 200, "sampler": "ddim"}
+
+
+@dataclass(frozen=True)
+class Way:
+    """A way to sample: a sampler, its steps, and where guidance acts."""
+
+    sampler: str
+    steps: int
+    guidance_interval: tuple[float, float] | None = None
+
+    @property
+    def title(self) -> str:
+        if self.guidance_interval is None:
+            return f"{self.sampler}, {self.steps}"
+        low, high = self.guidance_interval
+        return f"{self.sampler}, {self.steps}, guided from {low:g} to {high:g}"
+
+    @cached_property
+    def settings(self) -> dict[str, Any]:
+        return {"sampler": self.sampler, "steps": self.steps, "guidance_interval": self.guidance_interval}
+
+
+WAYS = (
+    *(Way("ddim", steps) for steps in (50, 20, 10, 8)),
+    *(Way("dpm++2m", steps) for steps in (20, 15, 10, 8, 6)),
+    *(Way("dpm++2m", 20, interval) for interval in ((0.2, 0.8), (0.3, 1.0), (0.0, 0.7))),
+    *(Way("dpm++2m", 10, interval) for interval in ((0.2, 0.8), (0.3, 1.0), (0.0, 0.7), (0.4, 0.8))),
+    *(Way("dpm++2m", 8, interval) for interval in ((0.2, 0.8), (0.3, 1.0))),
+)
+
+FASTEST = Way(**FAST)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--corpus", type=Path, default=Path("build/corpus.npz"))
+    parser.add_argument("--count", type=int, default=128, help="pictures")
+    parser.add_argument("--output", type=Path, default=Path("build/fast"), help="folder of table.md and fast.png")
+    arguments = parser.parse_args()
+    corpus = load_corpus(arguments.corpus)
+    known = corpus.where(corpus.split != "style")
+    held = known.where(known.split == "cells")
+    held = held.where(choose(held, arguments.count))
+    bundle = sdipc.load("embedded")
+    captions = retrieval.encode_captions(bundle, known)
+    truth = captions.places(held.caption)
+    visual = np.asarray(bundle.params["clip"]["visual_projection"]["kernel"])
+    features = retrieval.image_features(bundle, held.pictures)
+    context = image_prompt(bundle, sdipc.convert(sdipc.closed_form(bundle), jnp.asarray(features)))
+
+    def sample(settings: dict[str, Any]) -> Pictures:
+        sampler = Sampler(bundle, settings, 16, len(held), lambda _: None)
+        return sampler(context, 0, np.arange(len(held)))
+
+    exact = sample(EXACT).astype(np.float64)
+    lines = [
+        "| sampler, steps | evaluations of the UNet | distance, levels of 255 | likeness, own CLIP | recognised, R@1 |",
+        "|---|---|---|---|---|",
+    ]
+    points = []
+    for way in WAYS:
+        request, _ = begin(bundle, context[:1], seeds=0, **way.settings)
+        steps = np.ones(request.evaluations, bool) if request.guided is None else np.asarray(request.guided)
+        work = int(len(steps) + steps.sum())
+        pictures = sample(way.settings)
+        distance = float(np.sqrt(np.mean((pictures - exact) ** 2)))
+        made = retrieval.image_features(bundle, pictures)
+        alike = cosines(made, features)
+        low, high = bootstrap_interval(alike)
+        found = recall(made @ visual, captions.joint, truth, 1)
+        name = f"**{way.title}** (`--fast`)" if way == FASTEST else way.title
+        lines.append(
+            f"| {name} | {work} | {distance:.1f} | {np.mean(alike):.3f} [{low:.3f}, {high:.3f}] | {found:.3f} |"
+        )
+        print(lines[-1], flush=True)
+        points.append((work, float(np.mean(alike)), way))
+    arguments.output.mkdir(parents=True, exist_ok=True)
+    (arguments.output / "table.md").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    plot(points, arguments.output / "fast.png")
+
+
+def plot(points: list[tuple[int, float, Way]], path: Path) -> None:
+    """Likeness over work."""
+    figure = Figure(figsize=(6, 4), layout="constrained")
+    axes = figure.subplots()
+    for label, marker in (("ddim", "o"), ("dpm++2m", "s"), ("dpm++2m, guided in part", "^")):
+        chosen = [
+            (work, alike)
+            for work, alike, way in points
+            if label == way.sampler + (", guided in part" if way.guidance_interval else "")
+        ]
+        axes.plot(*zip(*chosen, strict=True), marker, label=label)
+    ((work, alike),) = ((work, alike) for work, alike, way in points if way == FASTEST)
+    axes.annotate("--fast", (work, alike), textcoords="offset points", xytext=(8, -12))
+    axes.set(xlabel="evaluations of the UNet for a picture", ylabel="likeness to the picture, own CLIP", xscale="log")
+    axes.legend()
+    figure.savefig(path, dpi=100)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,87 @@
+"""Programs compiled before they are needed, without weights: how long it took, and what memory they will use."""
+
+import time
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from sdipc_jax.bundle import Bundle
+from sdipc_jax.checkpoints.load import read_config
+from sdipc_jax.commands import Report, decide
+from sdipc_jax.generate import advance, begin, finish
+from sdipc_jax.prompts import text_prompt
+from sdipc_jax.settings import CompileSettings
+from sdipc_jax.vision import encode_images
+
+
+@dataclass(frozen=True)
+class Program:
+    """A compiled program.
+
+    Attributes:
+        seconds: to compile it, or to find it compiled.
+        arguments, temporaries: bytes on the device, weights among the first.
+    """
+
+    name: str
+    seconds: float
+    arguments: int
+    temporaries: int
+
+
+@dataclass(frozen=True)
+class Compiled:
+    """What `sdipc compile` did."""
+
+    programs: list[Program]
+
+    def to_json(self) -> dict[str, Any]:
+        """What `--json` prints."""
+        return {"programs": [asdict(program) for program in self.programs]}
+
+    def __str__(self) -> str:
+        lines = [f"{'':20} {'seconds':>8} {'arguments':>14} {'temporaries':>14}"]
+        for each in self.programs:
+            sizes = (f"{size / 2**20:.1f} MiB" for size in (each.arguments, each.temporaries))
+            lines.append(f"{each.name:20} {each.seconds:8.1f} {' '.join(f'{size:>14}' for size in sizes)}")
+        return "\n".join(lines)
+
+
+def compile(settings: CompileSettings, report: Report) -> Compiled:
+    """What `vary`, `edit` and `text` run on one device for these settings, into the user's cache."""
+    config = read_config(settings.model, settings.clip, dtype=settings.dtype)
+    values = decide(config, settings)
+    bundle = Bundle(config.abstract_params(), config)
+    tokens = jax.ShapeDtypeStruct((1, config.tokens.length), jnp.int32)
+    count = settings.batch_size
+    context = jax.ShapeDtypeStruct((count, config.tokens.length, config.unet.cross_attention_dim), jnp.float32)
+    negative = jax.ShapeDtypeStruct((1, *context.shape[1:]), jnp.float32)
+
+    def first(bundle: Bundle, context: Any, negative: Any) -> Any:
+        chosen = ("steps", "guidance_scale", "guidance_interval", "sampler", "height", "width")
+        options = {name: getattr(values, name) for name in chosen} | {"karras": settings.karras, "eta": settings.eta}
+        return begin(bundle, context, negative=negative, seeds=0, **options)
+
+    request, state = jax.eval_shape(first, bundle, context, negative)
+
+    def lowered() -> Iterator[tuple[str, Any]]:
+        if config.clip is not None:
+            side = config.clip.vision.image_size
+            yield "picture encoder", encode_images.lower(bundle, jax.ShapeDtypeStruct((1, side, side, 3), jnp.float32))
+        yield "text encoder", text_prompt.lower(bundle, tokens)
+        # The bounds are traced, whatever they are.
+        yield "sampling", advance.lower(bundle, request, state, 0, 1)
+        yield "decoding", finish.lower(bundle, state)
+
+    programs = []
+    for name, program in lowered():
+        started = time.perf_counter()
+        memory = program.compile().memory_analysis()
+        seconds = time.perf_counter() - started
+        programs.append(Program(name, seconds, memory.argument_size_in_bytes, memory.temp_size_in_bytes))
+        report(len(programs) / 4)
+    report(1.0)
+    return Compiled(programs)
