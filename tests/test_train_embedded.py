@@ -1,0 +1,138 @@
+"""What trains the checkpoint that ships: its batches, its views of pictures, and that stopped training goes on."""
+
+import itertools
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from embedded import training
+from embedded.augment import random_views
+from embedded.data import Examples, examples
+from embedded.training import Budget, train
+from safetensors.numpy import load_file
+
+from sdipc_jax.evaluate.corpus import Corpus
+
+# Base concepts with their captions, and how many drawings each caption has.
+CONCEPTS = {"cat": {"cat": 3}, "hand": {"hand": 2, "hand: dark": 1, "hand: light": 4}, "one": {"one": 1}}
+
+
+@pytest.fixture(scope="module")
+def drawings() -> Examples:
+    rows = [
+        (base, caption)
+        for base, captions in CONCEPTS.items()
+        for caption, count in captions.items()
+        for _ in range(count)
+    ]
+    # In no order.
+    rows = [rows[place] for place in np.random.default_rng(0).permutation(len(rows))]
+    base, caption = (np.array(column) for column in zip(*rows, strict=True))
+    pictures = np.zeros((len(rows), 64, 64, 3), np.uint8)
+    others = {name: np.zeros(len(rows), int) for name in ("tone", "style", "vendor")}
+    return examples(
+        Corpus(pictures, caption, base, base, split=np.full(len(rows), "train"), manifest={}, **others), None
+    )
+
+
+def test_batches_are_pairs_of_a_concept(drawings: Examples) -> None:
+    base = np.empty(len(drawings.label), int)
+    for concept, (first, count) in enumerate(zip(drawings.first_caption, drawings.captions_of, strict=True)):
+        for caption in range(first, first + count):
+            start = drawings.first_row[caption]
+            base[drawings.order[start : start + drawings.rows_of[caption]]] = concept
+    rows = drawings.rows(np.random.default_rng(0), 50, 40)
+    assert rows.shape == (50, 40)
+    pairs = rows.reshape(-1, 2)
+    assert (base[pairs[:, 0]] == base[pairs[:, 1]]).all()
+    # All come, and a concept as often as the root of its size.
+    assert set(rows.ravel()) == set(range(len(drawings.label)))
+    shares = np.sqrt([3, 7, 1]) / np.sqrt([3, 7, 1]).sum()
+    np.testing.assert_allclose(np.bincount(base[pairs[:, 0]]) / len(pairs), shares, atol=0.05)
+    # Two drawings of one thing are two where there are two; in half of the pairs captions differ where they can.
+    label = drawings.label[pairs]
+    alone = np.bincount(drawings.label)[label[:, 0]] == 1
+    same = label[:, 0] == label[:, 1]
+    assert ((pairs[:, 0] != pairs[:, 1]) | alone)[same].all()
+    assert 0.4 < same[base[pairs[:, 0]] == 1].mean() < 0.6
+
+
+def views(pictures: np.ndarray, may_flip: bool = False, **options: float) -> np.ndarray:
+    options = {"shift": 0.0, "zoom": 0.0} | options
+    mask = jnp.full(len(pictures), may_flip)
+    return np.asarray(random_views(jnp.asarray(pictures), mask, jax.random.key(0), **options))
+
+
+def test_views_that_change_nothing_and_mirrored_ones() -> None:
+    pictures = np.random.default_rng(0).random((16, 12, 12, 3)).astype(np.float32)
+    np.testing.assert_allclose(views(pictures), pictures, atol=1e-5)
+    found = views(pictures, may_flip=True)
+    mirrored = [np.allclose(one, picture[:, ::-1], atol=1e-5) for one, picture in zip(found, pictures, strict=True)]
+    plain = [np.allclose(one, picture, atol=1e-5) for one, picture in zip(found, pictures, strict=True)]
+    assert all(one != other for one, other in zip(mirrored, plain, strict=True))
+    assert 2 < sum(mirrored) < 14
+
+
+@pytest.mark.parametrize("option", [{"shift": 0.2}, {"zoom": 0.3}, {"turn": 0.5}, {"bend": 0.05}])
+def test_views_move_a_drawing_on_white(option: dict[str, float]) -> None:
+    pictures = np.ones((8, 24, 24, 3), np.float32)
+    pictures[:, 8:14, 8:12] = 0
+    found = views(pictures, **option)
+    changes = np.abs(found - pictures).max(axis=(1, 2, 3))
+    assert changes.min() > 0.02
+    assert np.median(changes) > 0.3
+    # White comes in from outside, and there is about as much ink, 6 x 4 x 3.
+    assert found[:, 0].min() > 0.99
+    assert 36 < np.median((1 - found).sum(axis=(1, 2, 3))) < 144
+
+
+def test_views_recolour_ink_and_leave_white() -> None:
+    pictures = np.ones((8, 4, 4, 3), np.float32)
+    pictures[:, 0] = (0.2, 0.6, 0.4)
+    found = views(pictures, colour=0.3)
+    np.testing.assert_array_equal(found[:, 1:], 1)
+    assert np.abs(found[:, 0] - pictures[:, 0]).max() > 0.05
+    tinted = views(pictures, background=1.0)
+    assert ((tinted[:, 1:] >= 0.75) & (tinted[:, 1:] <= 1)).all()
+    assert np.ptp(tinted[:, 1]) > 0.05
+
+
+class Killed(Exception):
+    """Instead of a signal."""
+
+
+def learn(folder: Path, killed_at: int | None = None) -> Any:
+    """Finds numbers by noisy descent; may be killed at a step."""
+    data = {"wanted": jnp.arange(6.0)}
+
+    def batches(step: int) -> dict[str, np.ndarray]:
+        if step == killed_at:
+            raise Killed
+        return {"rows": np.random.default_rng(step).integers(0, 6, (1, 4))}
+
+    def loss(params: Any, data: Any, batch: Any, key: Any) -> Any:
+        noise = 0.1 * jax.random.normal(key, (4,))
+        error = jnp.mean((params["layers"][batch["rows"], 0] - data["wanted"][batch["rows"]] + noise) ** 2)
+        return error, {"loss": error}
+
+    # Ten minutes at five seconds a step: 120 steps.
+    budget = Budget(minutes=10, learning_rate=0.3, warmup=5, weight_decay=0.0, ema=0.9)
+    start = {"layers": jnp.zeros((6, 1))}
+    return train("numbers", start, loss, data, batches, budget, folder, seed=0)
+
+
+def test_stopped_training_goes_on_as_if_it_had_not_been(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = itertools.count(0.0, 5.0)
+    monkeypatch.setattr(training.time, "monotonic", lambda: next(clock))
+    for name in ("whole", "killed"):
+        (tmp_path / name).mkdir()
+    whole = learn(tmp_path / "whole")
+    np.testing.assert_allclose(whole["layers"][:, 0], np.arange(6), atol=0.5)
+    with pytest.raises(Killed):
+        learn(tmp_path / "killed", killed_at=75)
+    assert 30 < load_file(tmp_path / "killed/numbers.safetensors")["progress.step"] < 75
+    again = learn(tmp_path / "killed")
+    np.testing.assert_array_equal(again["layers"], whole["layers"])
