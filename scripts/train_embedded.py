@@ -5,7 +5,7 @@
 
 A stage that was stopped goes on where it was; a stage that has not begun starts from the weights in `start_from`.
 CLIP's text tower and the encoder of the VAE must stand before the UNet is trained, since it learns in their spaces.
-`vision`, `decoder` and `unet` can be trained further at any time.
+`vision` (and `projection` after it), `decoder` and `unet` can be trained further at any time.
 """
 
 import argparse
@@ -21,6 +21,7 @@ from embedded.data import train_tokenizer
 from embedded.export import export, shipped
 from embedded.stages import (
     clip_of,
+    fit_projection,
     judge_clip,
     scaling_factor,
     train_clip,
@@ -33,7 +34,7 @@ from embedded.training import Tree, averaged, log, on_host
 
 from sdipc_jax.evaluate.corpus import Corpus, load_corpus
 
-STAGES = ("clip", "vae", "vision", "decoder", "unet", "export")
+STAGES = ("clip", "vae", "vision", "projection", "decoder", "unet", "export")
 
 
 def start(settings: dict[str, Any], folder: Path) -> dict[str, Tree]:
@@ -47,7 +48,7 @@ def start(settings: dict[str, Any], folder: Path) -> dict[str, Tree]:
         if trained is None:
             trained = known.get(name) or maker(settings).init(jax.random.key(settings["seed"]))
         parts[name] = trained
-    for name, part in (("decoder", "vae"), ("vision", "clip")):
+    for name, part in (("decoder", "vae"), ("vision", "clip"), ("projection", "clip")):
         parts[part] = parts[part] | (averaged(folder, name) or {})
     return parts
 
@@ -57,6 +58,8 @@ def run(stage: str, settings: dict[str, Any], corpus: Corpus, folder: Path) -> N
         parts = start(settings, folder)
     if stage in ("clip", "vision"):
         train_clip(settings, corpus, folder, parts["clip"], vision_only=stage == "vision")
+    elif stage == "projection":
+        fit_projection(settings, corpus, folder, parts["clip"])
     elif stage in ("vae", "decoder"):
         train_vae(settings, corpus, folder, parts["vae"], decoder_only=stage == "decoder")
     elif stage == "unet":
@@ -95,7 +98,7 @@ def main() -> None:
         train_tokenizer(texts, folder / "tokenizer", settings["vocabulary"])
     settings["vocab_size"] = len(json.loads((folder / "tokenizer/vocab.json").read_text()))
     for stage in STAGES if arguments.stage is None else [arguments.stage]:
-        if arguments.minutes is not None and stage != "export":
+        if arguments.minutes is not None and stage not in ("projection", "export"):
             settings["vae" if stage == "decoder" else stage]["budget"]["minutes"] = arguments.minutes
         run(stage, settings, corpus, folder)
 
