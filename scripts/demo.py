@@ -12,7 +12,7 @@ from sdipc_jax import cli
 EXAMPLES = Path(__file__).resolve().parent.parent / "examples"
 OUTPUT = Path("out/demo")
 PICTURES = ("giraffe", "automobile", "hamburger", "red-heart")
-EDITED, TEXT = "automobile", "blue"
+EDITED, TEXT = "automobile", "taxi"
 
 
 def main() -> int:
