@@ -8,8 +8,7 @@ differential equation give; recognition is retrieval of the picture's caption by
 """
 
 import argparse
-from dataclasses import dataclass
-from functools import cached_property
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -44,10 +43,6 @@ class Way:
             return f"{self.sampler}, {self.steps}"
         low, high = self.guidance_interval
         return f"{self.sampler}, {self.steps}, guided from {low:g} to {high:g}"
-
-    @cached_property
-    def settings(self) -> dict[str, Any]:
-        return {"sampler": self.sampler, "steps": self.steps, "guidance_interval": self.guidance_interval}
 
 
 WAYS = (
@@ -89,10 +84,10 @@ def main() -> None:
     ]
     points = []
     for way in WAYS:
-        request, _ = begin(bundle, context[:1], seeds=0, **way.settings)
+        request, _ = begin(bundle, context[:1], seeds=0, **asdict(way))
         steps = np.ones(request.evaluations, bool) if request.guided is None else np.asarray(request.guided)
         work = int(len(steps) + steps.sum())
-        pictures = sample(way.settings)
+        pictures = sample(asdict(way))
         distance = float(np.sqrt(np.mean((pictures - exact) ** 2)))
         made = retrieval.image_features(bundle, pictures)
         alike = cosines(made, features)

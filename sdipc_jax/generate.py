@@ -250,21 +250,21 @@ def advance(bundle: Bundle, request: Request, state: State, first: Any, last: An
         timesteps = jnp.full(len(inputs), schedule.timesteps[i])
         return apply(config.unet_model, bundle.params["unet"], inputs, timesteps, context).astype(jnp.float32)
 
-    def conditional(i: Array, x: Array) -> Float[Array, "N h w C"]:
+    def without_guidance(i: Array, x: Array) -> Float[Array, "N h w C"]:
         return predict(i, x, request.context[-count:])
 
-    def guided(i: Array, x: Array) -> Float[Array, "N h w C"]:
+    def with_guidance(i: Array, x: Array) -> Float[Array, "N h w C"]:
         unconditional, conditional = jnp.split(predict(i, x, request.context), 2)
         return jnp.where(guidance > 1, unconditional + guidance * (conditional - unconditional), conditional)
 
     def evaluate(i: Array, state: State) -> State:
         x, history = state
         if len(request.context) == count:
-            output = conditional(i, x)
+            output = without_guidance(i, x)
         elif request.guided is None:
-            output = guided(i, x)
+            output = with_guidance(i, x)
         else:
-            output = jax.lax.cond(request.guided[i], guided, conditional, i, x)
+            output = jax.lax.cond(request.guided[i], with_guidance, without_guidance, i, x)
         noise = None
         if sampler.stochastic:
             keys = jax.vmap(jax.random.fold_in, in_axes=(0, None))(request.keys, i + 1)

@@ -56,8 +56,9 @@ def compile(settings: CompileSettings, report: Report) -> Compiled:
     values = decide(config, settings)
     bundle = Bundle(config.abstract_params(), config)
     tokens = jax.ShapeDtypeStruct((1, config.tokens.length), jnp.int32)
-    count = settings.batch_size
-    context = jax.ShapeDtypeStruct((count, config.tokens.length, config.unet.cross_attention_dim), jnp.float32)
+    context = jax.ShapeDtypeStruct(
+        (settings.batch_size, config.tokens.length, config.unet.cross_attention_dim), jnp.float32
+    )
     negative = jax.ShapeDtypeStruct((1, *context.shape[1:]), jnp.float32)
 
     def first(bundle: Bundle, context: Any, negative: Any) -> Any:

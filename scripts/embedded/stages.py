@@ -59,7 +59,7 @@ def unet_of(settings: Settings) -> Denoiser:
 
 def train_clip(settings: Settings, corpus: Corpus, folder: Path, start: Tree, *, vision_only: bool) -> None:
     """Both towers, or the vision tower and the projections alone, for text states that the UNet has been trained on."""
-    clip, options = clip_of(settings), settings["vision" if vision_only else "clip"]
+    clip, options = clip_of(settings), settings["clip"] | (settings["vision"] if vision_only else {})
     data = examples(corpus.where(corpus.split == "train"), folder / "tokenizer")
     length = clip.text.max_position_embeddings
     _, first = np.unique(data.label, return_index=True)

@@ -84,12 +84,18 @@ def attend_by_queries(
 ) -> Float[Array, "N Q heads depth"]:
     """`dot_product_attention` of 512 queries at a time, of all heads at once; gradients compute the scores again."""
     count, queries, heads, depth = query.shape
+    by_block = jnp.moveaxis(_in_blocks(query), 1, 0)
+    attended = jax.lax.map(jax.checkpoint(lambda block: _attend_at_once(block, key, value)), by_block)
+    return jnp.moveaxis(attended, 0, 1).reshape(count, -1, heads, depth)[:, :queries]
+
+
+def _in_blocks(query: Float[Array, "N Q heads depth"]) -> Float[Array, "N blocks size heads depth"]:
+    """As few blocks of at most 512 queries as hold them all, padded to one size."""
+    count, queries, *rest = query.shape
     blocks = ceil(queries / _QUERIES)
     size = ceil(queries / blocks)
     padded = jnp.pad(query, ((0, 0), (0, blocks * size - queries), (0, 0), (0, 0)))
-    by_block = jnp.moveaxis(padded.reshape(count, blocks, size, heads, depth), 1, 0)
-    attended = jax.lax.map(jax.checkpoint(lambda block: _attend_at_once(block, key, value)), by_block)
-    return jnp.moveaxis(attended, 0, 1).reshape(count, blocks * size, heads, depth)[:, :queries]
+    return padded.reshape(count, blocks, size, *rest)
 
 
 def attend_in_blocks(
@@ -102,9 +108,8 @@ def attend_in_blocks(
     Gradients compute the scores again (Rabe and Staats 2021) instead of keeping them.
     """
     count, queries, heads, depth = query.shape
-    blocks = ceil(queries / _QUERIES)
-    size = ceil(queries / blocks)
-    padded = jnp.pad(query, ((0, 0), (0, blocks * size - queries), (0, 0), (0, 0)))
+    by_head = _in_blocks(query).transpose(0, 3, 1, 2, 4)
+    blocks, size = by_head.shape[2:4]
 
     @jax.checkpoint
     def attend(
@@ -119,7 +124,6 @@ def attend_in_blocks(
     def head(inputs: tuple[Array, Array, Array]) -> Float[Array, "blocks size depth"]:
         return jax.lax.map(lambda block: attend(block, *inputs[1:]), inputs[0])
 
-    by_head = padded.reshape(count, blocks, size, heads, depth).transpose(0, 3, 1, 2, 4)
     flat = by_head.reshape(count * heads, blocks, size, depth)
     keys, values = (x.transpose(0, 2, 1, 3).reshape(count * heads, -1, depth) for x in (key, value))
     attended = jax.lax.map(head, (flat, keys, values))
