@@ -21,6 +21,7 @@ from sdipc_jax.images import Preprocessing
 from sdipc_jax.models import StableDiffusionSafetyChecker
 from sdipc_jax.prompts import empty_prompt
 from sdipc_jax.samplers import SAMPLERS
+from sdipc_jax.varying import varying_axes
 
 # The largest batch that the VAE decodes at once, in pixels: its activations are what takes most memory.
 _DECODED_PIXELS = 512 * 512
@@ -349,16 +350,10 @@ def _noise(keys: Key[Array, " N"], shape: tuple[int, ...]) -> Float[Array, "N C 
 def _varying(state: State, like: Any) -> State:
     """Inside shard_map a type tells over which axes of the mesh values differ, and a loop has to end with the type
     that it began with: that of its results, which differ wherever anything that they depend on does."""
-
-    def axes_of(leaf: Array) -> frozenset[str]:
-        kind: Any = jax.typeof(leaf)
-        # JAX 0.10 has renamed what its documentation calls vma.
-        return kind.vma if hasattr(kind, "vma") else kind.manual_axis_type.varying
-
-    axes = frozenset[str]().union(*map(axes_of, jax.tree.leaves((state, like))))
+    axes = frozenset[str]().union(*map(varying_axes, jax.tree.leaves((state, like))))
 
     def vary(leaf: Array) -> Array:
-        missing = tuple(axes - axes_of(leaf))
+        missing = tuple(axes - varying_axes(leaf))
         return jax.lax.pcast(leaf, missing, to="varying") if missing else leaf
 
     return jax.tree.map(vary, state)

@@ -5,7 +5,7 @@ from typing import Annotated, Any, Literal, Self, get_args
 
 import pydantic
 import tyro
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 from sdipc_jax.errors import InputError
 
@@ -20,9 +20,19 @@ Side = Annotated[int, Field(ge=1, le=8192)]
 # As many as three digits number.
 NumImages = Annotated[int, Field(ge=1, le=1000)]
 Share = Annotated[float, Field(ge=0, le=1)]
+
+
+def _in_order(interval: tuple[float, float]) -> tuple[float, float]:
+    if interval[0] > interval[1]:
+        raise ValueError("the lower share first")
+    return interval
+
+
 # Two numbers, or as they are typed: "0.2,0.8".
 Interval = Annotated[
-    tuple[Share, Share], BeforeValidator(lambda value: value.split(",") if isinstance(value, str) else value)
+    tuple[Share, Share],
+    BeforeValidator(lambda value: value.split(",") if isinstance(value, str) else value),
+    AfterValidator(_in_order),
 ]
 Seed = Annotated[int, Field(ge=0, le=2**32 - 1)]
 
@@ -158,14 +168,6 @@ class SamplerSettings(CheckpointSettings):
     """8 steps of dpm++2m where nothing else is asked for: quicker, and not the same picture."""
     truncate: bool = False
     """Cut texts that are too long instead of refusing them."""
-
-    @model_validator(mode="after")
-    def _ordered(self) -> Self:
-        if self.guidance_interval is not None and self.guidance_interval[0] > self.guidance_interval[1]:
-            raise ValueError(
-                f"guidance_interval is {self.guidance_interval}, expected the lower share first: swap them"
-            )
-        return self
 
 
 class ParallelSettings(Settings):

@@ -384,6 +384,11 @@ def test_what_cannot_be_saved(tiny: sdipc.Bundle, tiny_folder: Path, folder: Pat
         ("clip/config.json", {"vision_config": [3]}, "vision_config is [3], expected a JSON object"),
         ("clip/preprocessor_config.json", {"crop_size": 32}, "gives 32x32 pictures but the vision tower takes 28x28"),
         ("sdipc.json", {"steps": 0}, "sdipc.json: steps is 0, expected greater than or equal to 1"),
+        (
+            "sdipc.json",
+            {"guidance_interval": [0.7, 0.3]},
+            "sdipc.json: guidance_interval is [0.7, 0.3], expected the lower share first",
+        ),
         ("sdipc.json", {"stepz": 3}, "sdipc.json: stepz is not a setting"),
         (
             "model_index.json",

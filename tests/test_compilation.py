@@ -13,8 +13,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from sdipc_jax import InputError
-from sdipc_jax.compilation import cache_folder, keep_compiled
+from sdipc_jax import InputError, compilation
+from sdipc_jax.compilation import cache_folder, keep_compiled, use_faster_convolutions
 
 
 @pytest.fixture
@@ -112,3 +112,41 @@ def test_what_is_compiled_ahead_is_what_runs(tiny_folder: Path, tmp_path: Path) 
     _, after = run("vary", str(tmp_path / "noise.png"), *model, *pictures, "--scale", "5")
     compiled_anew = {name.split("-")[0] for name in after - before}
     assert not compiled_anew & {"jit_advance", "jit_finish", "jit_encode_images", "jit_text_prompt"}
+
+
+def test_convolutions_are_eigens() -> None:
+    """XLA ends the process over flags that it does not know."""
+    program = """
+import os
+from sdipc_jax.compilation import use_faster_convolutions
+use_faster_convolutions()
+import jax
+jax.jit(lambda x: x + 1)(1.0)
+print(os.environ["XLA_FLAGS"])
+"""
+    environment = os.environ | {"XLA_FLAGS": "--xla_backend_optimization_level=0"}
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, env=environment)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.split() == [
+        "--xla_backend_optimization_level=0",
+        "--xla_cpu_experimental_ynn_fusion_type=LIBRARY_FUSION_TYPE_INDIVIDUAL_DOT",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("version", "flags", "is_added"),
+    [
+        ("0.10.2", "", True),
+        ("0.11.0", "--xla_cpu_multi_thread_eigen=true", True),
+        ("0.10.2", "--xla_cpu_experimental_ynn_fusion_type=LIBRARY_FUSION_TYPE_DOT", False),
+        ("0.12.0", "", False),
+    ],
+)
+def test_known_versions_and_flags_of_the_users_own(
+    monkeypatch: pytest.MonkeyPatch, version: str, flags: str, is_added: bool
+) -> None:
+    monkeypatch.setenv("XLA_FLAGS", flags)
+    monkeypatch.setattr(compilation, "version", lambda package: version)
+    use_faster_convolutions()
+    assert os.environ["XLA_FLAGS"].startswith(flags)
+    assert (os.environ["XLA_FLAGS"] != flags) == is_added

@@ -16,9 +16,14 @@ import dataclasses, json, sys
 sys.path.insert(0, "scripts")
 from pathlib import Path
 from compile_tpu import lower_generation, lower_tuning, measure, topology_mesh
+from sdipc_jax.models import attention
 from sdipc_jax.tuning import TuningSettings
 from tests.eight_devices import small_bundle
-config = dataclasses.replace(small_bundle(Path(sys.argv[1])).config, dtype="bfloat16")
+config = small_bundle(Path(sys.argv[1])).config
+# 256 tokens, of which attention is to think that they are many.
+attention._CACHED_SCORES = 0
+defaults = config.defaults.model_copy(update={"height": 16, "width": 16})
+config = dataclasses.replace(config, dtype="bfloat16", defaults=defaults)
 mesh = topology_mesh("v5e:2x4")
 settings = TuningSettings(steps=10, dtype="bfloat16")
 lowered = lower_generation(mesh, config, 2) | lower_tuning(mesh, config, 2, settings)
@@ -36,6 +41,8 @@ def test_programs_for_eight_chips(tmp_path: Path) -> None:
     assert tuning.collectives.keys() == {"all-reduce"}
     assert all(each.flops > 1e5 and each.arguments > 1e4 for each in found.values()), found
     assert sampling.temporaries > 0
+    # Flash attention in the UNet, and its gradients.
+    assert 0 < sampling.kernels < tuning.kernels
 
 
 def test_collectives_and_their_bytes() -> None:

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.experimental.pallas import tpu as pltpu
 
 from sdipc_jax.models import attention, clip, layers, vae
 from sdipc_jax.models.attention import attend_by_queries, attend_in_blocks, dot_product_attention
@@ -249,6 +250,60 @@ def test_large_attention_goes_in_blocks(transform: str, monkeypatch: pytest.Monk
         assert (re.search(r"f32\[[\d,]*40,40\]", program.as_text()) is not None) == is_left
         results.append(program(*inputs))
     np.testing.assert_allclose(*results, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("queries", "keys", "heads", "depth"), [(256, 128, 2, 40), (640, 384, 1, 80), (128, 256, 1, 256)]
+)
+def test_flash_attention_of_tpus_is_attention(queries: int, keys: int, heads: int, depth: int) -> None:
+    """Results and gradients, its kernels interpreted on a CPU."""
+    rng = np.random.default_rng(queries)
+    inputs = [jnp.asarray(rng.normal(size=(2, length, heads, depth)), jnp.float32) for length in (queries, keys, keys)]
+
+    def both(attend: Any) -> Any:
+        gradients = jax.grad(lambda *inputs: jnp.sum(jnp.sin(attend(*inputs))), argnums=(0, 1, 2))
+        return attend(*inputs), gradients(*inputs)
+
+    with pltpu.force_tpu_interpret_mode():
+        found = both(attention.attend_on_tpu)
+    for each, expected in zip(jax.tree.leaves(found), jax.tree.leaves(both(attention._attend_at_once)), strict=True):
+        np.testing.assert_allclose(each, expected, atol=1e-5)
+
+
+def test_tpus_take_flash_attention_where_it_exists(monkeypatch: pytest.MonkeyPatch) -> None:
+    """bfloat16, whole tiles of 128 tokens, a depth that it was written for, and no shard_map that keeps account."""
+    asked: list[tuple[int, ...]] = []
+
+    def flash(query: jax.Array, key: jax.Array, value: jax.Array) -> jax.Array:
+        asked.append(query.shape)
+        return query
+
+    def attend(dtype: Any, tokens: int = 128, depth: int = 8, check_vma: bool | None = None) -> None:
+        shape = (2, tokens, 2, depth)
+        run: Any = dot_product_attention
+        if check_vma is not None:
+            mesh = jax.make_mesh((2,), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
+            spec = jax.sharding.PartitionSpec("data")
+            run = jax.shard_map(run, mesh=mesh, in_specs=spec, out_specs=spec, check_vma=check_vma)
+        jax.eval_shape(lambda *inputs: run(*inputs), *[jax.ShapeDtypeStruct(shape, dtype)] * 3)
+
+    monkeypatch.setattr(attention, "_CACHED_SCORES", 0)
+    monkeypatch.setattr(attention, "attend_on_tpu", flash)
+    attend(jnp.bfloat16)
+    assert asked == []
+    monkeypatch.setattr(attention, "_platform", lambda: "tpu")
+    attend(jnp.bfloat16)
+    attend(jnp.bfloat16, tokens=384, depth=256)
+    attend(jnp.bfloat16, check_vma=False)
+    expected = [(2, 128, 2, 8), (2, 384, 2, 256), (1, 128, 2, 8)]
+    assert asked == expected
+    attend(jnp.bfloat16, tokens=130)
+    attend(jnp.bfloat16, depth=160)
+    attend(jnp.bfloat16, check_vma=True)
+    attention._warn_of_missing_kernel.cache_clear()
+    with pytest.warns(UserWarning, match="takes bfloat16 on a TPU, this model is in float32"):
+        attend(jnp.float32)
+    assert asked == expected
 
 
 def test_gpus_take_the_fused_kernel_where_it_exists(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -17,7 +17,7 @@ from sdipc_jax.batch.settings import JobSettings
 from sdipc_jax.batches import in_batches, pad
 from sdipc_jax.bundle import Bundle
 from sdipc_jax.generate import advance, begin, finish
-from sdipc_jax.parallel import AXIS, place, replicate
+from sdipc_jax.parallel import AXIS, on_each_device, place, replicate
 from sdipc_jax.projection import Projection, convert
 from sdipc_jax.prompts import edit_prompt, text_prompt
 from sdipc_jax.settings import Defaults
@@ -131,7 +131,7 @@ def _encode(
     def encode(bundle: Bundle, projection: Projection, pixels: Array) -> Array:
         return convert(projection, encode_images(bundle, pixels))
 
-    return jax.shard_map(encode, mesh=mesh, in_specs=(P(), P(), P(AXIS)), out_specs=P(AXIS))(bundle, projection, pixels)
+    return on_each_device(encode, mesh, (P(), P(), P(AXIS)), P(AXIS))(bundle, projection, pixels)
 
 
 @partial(jax.jit, static_argnums=(0, 1))
@@ -159,4 +159,4 @@ def _sample(
         return jnp.round(pictures * 255).astype(jnp.uint8), flagged
 
     specs = (P(), P(AXIS), P(), P())
-    return jax.shard_map(sample, mesh=mesh, in_specs=specs, out_specs=P(AXIS))(bundle, rows, guidance_scale, eta)
+    return on_each_device(sample, mesh, specs, P(AXIS))(bundle, rows, guidance_scale, eta)

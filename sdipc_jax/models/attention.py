@@ -11,6 +11,7 @@ from flax import linen as nn
 from jaxtyping import Array, Bool, Float
 
 from sdipc_jax.models.layers import DType, GroupNorm, conv, dense, gelu, layer_norm, precision
+from sdipc_jax.varying import varying_axes
 
 # Above this many scores (16 MB) they leave a CPU's cache, and a pass over queries in blocks of this many wins; with
 # few keys, as of a prompt, it wins nothing.
@@ -18,6 +19,10 @@ _CACHED_SCORES = 2**22
 _QUERIES = 512
 # Above this many (4 GB) scores are too much for the memory of accelerators.
 _MOST_SCORES = 2**30
+# What fused kernels compute in; TPUs have no float16.
+_FUSED = {"gpu": (jnp.bfloat16, jnp.float16), "tpu": (jnp.bfloat16,)}
+# Numbers side by side in a TPU's registers.
+_LANES = 128
 
 
 def dot_product_attention(
@@ -28,8 +33,8 @@ def dot_product_attention(
 ) -> Float[Array, "N Q heads depth"]:
     """softmax(Q K^T / sqrt(depth)) V with scores and softmax in float32 (Vaswani et al. 2017, eq. 1).
 
-    Where scores would be many, a form that does not keep them: block by block on CPUs, cuDNN's fused kernel on GPUs in
-    half precision, blocks of queries elsewhere.
+    Where scores would be many, a form that does not keep them: block by block on CPUs, in half precision a fused kernel
+    on GPUs (cuDNN's) and TPUs (JAX's flash attention), blocks of queries elsewhere.
 
     Args:
         mask: True where a query may look at a key; all of them if None.
@@ -39,26 +44,74 @@ def dot_product_attention(
     scores = count * heads * queries * keys
     if mask is not None or scores <= _CACHED_SCORES:
         return _attend_at_once(query, key, value, mask)
-    if jax.default_backend() == "gpu":
-        # Not one more branch below: a branch is traced everywhere, and without cuDNN that is an error.
-        if query.dtype not in (jnp.bfloat16, jnp.float16):
-            _warn_of_missing_kernel(query.dtype)
-        elif depth % 8 == 0 and depth <= 128 and queries % 2 == keys % 2 == 0:
-            return jax.nn.dot_product_attention(query, key, value, implementation="cudnn")
+    platform = _platform()
+    if platform in _FUSED and query.dtype not in _FUSED[platform]:
+        _warn_of_missing_kernel(platform, query.dtype)
+    elif platform == "gpu" and depth % 8 == 0 and depth <= 128 and queries % 2 == keys % 2 == 0:
+        return jax.nn.dot_product_attention(query, key, value, implementation="cudnn")
+    elif platform == "tpu" and _flash_takes(query, key):
+        return attend_on_tpu(query, key, value)
     if keys < _QUERIES // 4:
         return _attend_at_once(query, key, value)
     elsewhere = _attend_at_once if scores <= _MOST_SCORES else attend_by_queries
     return jax.lax.platform_dependent(query, key, value, cpu=attend_in_blocks, default=elsewhere)
 
 
+def _platform() -> str:
+    """What the program is for, in so far as it can be told while tracing: fused kernels cannot be traced for others."""
+    device = jax.sharding.get_abstract_mesh().abstract_device
+    return jax.default_backend() if device is None else device.platform
+
+
 @cache
-def _warn_of_missing_kernel(dtype: Any) -> None:
+def _warn_of_missing_kernel(platform: str, dtype: Any) -> None:
     """Once."""
+    expected = " and ".join(str(jnp.dtype(each)) for each in _FUSED[platform])
     warnings.warn(
-        f"cuDNN's attention takes bfloat16 and float16, this model is in {dtype}: its attention runs in plain "
-        "operations, slower and in more memory",
+        f"fused attention takes {expected} on a {platform.upper()}, this model is in {dtype}: its attention runs in "
+        "plain operations, slower and in more memory",
         stacklevel=4,
     )
+
+
+def _flash_takes(query: Float[Array, "N Q heads depth"], key: Float[Array, "N K heads depth"]) -> bool:
+    """Whether JAX's flash attention has been written for these shapes; and it says nothing of the axes of a mesh that
+    its result differs over, so it cannot stand in a `shard_map` that checks them."""
+    depth = query.shape[3]
+    whole = query.shape[1] % _LANES == key.shape[1] % _LANES == 0
+    return whole and (depth <= _LANES or depth % _LANES == 0) and not varying_axes(query)
+
+
+def attend_on_tpu(
+    query: Float[Array, "N Q heads depth"],
+    key: Float[Array, "N K heads depth"],
+    value: Float[Array, "N K heads depth"],
+) -> Float[Array, "N Q heads depth"]:
+    """`dot_product_attention` by the flash attention that JAX ships for TPUs, in tiles of at most 512 by 512 tokens.
+
+    Args:
+        query: Q and K multiples of 128, depth at most 128 or a multiple of it.
+    """
+    # Loads Pallas, which nothing else needs.
+    from jax.experimental.pallas.ops.tpu.flash_attention import BlockSizes, flash_attention
+
+    rows, columns = (next(size for size in (512, 256, _LANES) if x.shape[1] % size == 0) for x in (query, key))
+    tiles = BlockSizes(
+        block_b=1,
+        block_q=rows,
+        block_k_major=columns,
+        block_k=columns,
+        block_q_major_dkv=rows,
+        block_q_dkv=rows,
+        block_k_major_dkv=columns,
+        block_k_dkv=columns,
+        block_q_dq=rows,
+        block_k_major_dq=columns,
+        block_k_dq=columns,
+    )
+    by_head = (jnp.swapaxes(x, 1, 2) for x in (query, key, value))
+    attended = flash_attention(*by_head, sm_scale=query.shape[3] ** -0.5, block_sizes=tiles)
+    return jnp.swapaxes(attended, 1, 2)
 
 
 def _attend_at_once(
@@ -118,8 +171,17 @@ def attend_in_blocks(
         scores = jnp.einsum(
             "qd,kd->qk", block, keys, precision=precision(block.dtype), preferred_element_type=jnp.float32
         )
-        weights = jax.nn.softmax(scores * depth**-0.5, axis=-1).astype(values.dtype)
-        return jnp.dot(weights, values, precision=precision(values.dtype))
+        # The softmax's division after the product, where it has fewer numbers to divide.
+        largest = jax.lax.stop_gradient(scores.max(axis=-1, keepdims=True))
+        weights = jnp.exp((scores - largest) * depth**-0.5)
+        sums = weights.sum(axis=-1, keepdims=True)
+        attended = jnp.dot(
+            weights.astype(values.dtype),
+            values,
+            precision=precision(values.dtype),
+            preferred_element_type=jnp.float32,
+        )
+        return (attended / sums).astype(values.dtype)
 
     def head(inputs: tuple[Array, Array, Array]) -> Float[Array, "blocks size depth"]:
         return jax.lax.map(lambda block: attend(block, *inputs[1:]), inputs[0])

@@ -1,7 +1,7 @@
 """One program over every device of every host: processes, mesh, sampling, and what ends a run that hangs."""
 
 from sdipc_jax.batches import pad
-from sdipc_jax.parallel.mesh import AXIS, make_mesh, place, replicate
+from sdipc_jax.parallel.mesh import AXIS, make_mesh, on_each_device, place, replicate
 from sdipc_jax.parallel.processes import abandon, agree, gather, initialize, is_first, start
 from sdipc_jax.parallel.sampling import generate
 from sdipc_jax.parallel.watchdog import Watchdog
@@ -16,6 +16,7 @@ __all__ = [
     "initialize",
     "is_first",
     "make_mesh",
+    "on_each_device",
     "pad",
     "place",
     "replicate",

@@ -1,7 +1,7 @@
 """The mesh, and how arrays lie on it: weights whole on every device, batches divided."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
 import jax
@@ -51,6 +51,11 @@ def make_mesh(spec: str | None = None, devices: Sequence[jax.Device] | None = No
         )
     # Auto, because networks say nothing about shardings: inside shard_map each device runs the whole program.
     return jax.make_mesh((count,), (AXIS,), axis_types=(AxisType.Auto,), devices=devices[:count])
+
+
+def on_each_device(function: Callable[..., Any], mesh: Mesh, in_specs: Any, out_specs: Any) -> Callable[..., Any]:
+    """`jax.shard_map`, without its account of what differs between devices: Pallas kernels do not keep one."""
+    return jax.shard_map(function, mesh=mesh, in_specs=in_specs, out_specs=out_specs, check_vma=False)
 
 
 def replicate(mesh: Mesh, tree: Tree) -> Tree:

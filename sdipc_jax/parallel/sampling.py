@@ -13,7 +13,7 @@ from jaxtyping import Array, Bool, Float
 from sdipc_jax.batches import pad
 from sdipc_jax.bundle import Bundle
 from sdipc_jax.generate import Request, State, advance, begin, finish, in_pieces
-from sdipc_jax.parallel.mesh import AXIS, Tree, place, replicate
+from sdipc_jax.parallel.mesh import AXIS, Tree, on_each_device, place, replicate
 
 # Of the progress bar, where several processes have to cut the loop in the same places.
 _PIECES = 20
@@ -65,13 +65,13 @@ def advance_on(mesh: Mesh, bundle: Bundle, request: Request, state: State, first
     whole, divided = cast(Any, P()), cast(Any, P(AXIS))
     parts = Request(whole, divided, divided, divided, whole, whole, request.sampler)
     specs = (whole, parts, divided, whole, whole)
-    return jax.shard_map(advance, mesh=mesh, in_specs=specs, out_specs=divided)(bundle, request, state, first, last)
+    return on_each_device(advance, mesh, specs, divided)(bundle, request, state, first, last)
 
 
 @partial(jax.jit, static_argnums=0)
 def finish_on(mesh: Mesh, bundle: Bundle, state: State) -> tuple[Float[Array, "N H W 3"], Bool[Array, " N"]]:
     """`generate.finish` on each device, with its part of the state."""
-    return jax.shard_map(finish, mesh=mesh, in_specs=(P(), P(AXIS)), out_specs=P(AXIS))(bundle, state)
+    return on_each_device(finish, mesh, (P(), P(AXIS)), P(AXIS))(bundle, state)
 
 
 def _divided(mesh: Mesh, request: Request) -> Request:

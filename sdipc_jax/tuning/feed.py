@@ -11,7 +11,7 @@ from jax.sharding import PartitionSpec as P
 
 from sdipc_jax.bundle import Bundle
 from sdipc_jax.images import preprocess
-from sdipc_jax.parallel import AXIS, replicate
+from sdipc_jax.parallel import AXIS, on_each_device, replicate
 from sdipc_jax.tuning.cache import encode, encode_captions, fit, make_cache
 from sdipc_jax.tuning.config import RunSettings
 from sdipc_jax.tuning.data import Draw, Example, Pictures, augment
@@ -97,5 +97,5 @@ def _encoder(bundle: Bundle, settings: RunSettings, mesh: Mesh) -> Callable[[Hos
             batch["features"] = over_rows(partial(encode_images, bundle), "pixels")
         return cast(Batch, batch)
 
-    program = jax.jit(jax.shard_map(per_device, mesh=mesh, in_specs=(P(), P(AXIS)), out_specs=P(AXIS)))
+    program = jax.jit(on_each_device(per_device, mesh, (P(), P(AXIS)), P(AXIS)))
     return partial(program, replicate(mesh, bundle))

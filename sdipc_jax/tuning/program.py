@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 
-from sdipc_jax.parallel import AXIS
+from sdipc_jax.parallel import AXIS, on_each_device
 from sdipc_jax.tuning.losses import Batch
 from sdipc_jax.tuning.many import step_many
 from sdipc_jax.tuning.step import Metrics, Moving, State, moving, step, with_moving
@@ -46,5 +46,5 @@ def train_step(mesh: Mesh, *, many: bool = False) -> Train:
             state, metrics = step(state, batch, key(state.step), axis_name=AXIS)
         return moving(state), metrics
 
-    mapped = jax.shard_map(per_device, mesh=mesh, in_specs=(P(), P(), P(AXIS)), out_specs=(P(), P()))
+    mapped = on_each_device(per_device, mesh, (P(), P(), P(AXIS)), (P(), P()))
     return jax.jit(mapped, donate_argnums=0)

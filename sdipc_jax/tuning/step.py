@@ -22,6 +22,7 @@ from sdipc_jax.projection import Projection
 from sdipc_jax.tuning.losses import Batch, check_batch, draw, objective
 from sdipc_jax.tuning.settings import TuningSettings
 from sdipc_jax.tuning.trainable import Frozen, split
+from sdipc_jax.varying import varying_axes
 
 Metrics = dict[str, Float[Array, ""]]
 # What a step changes of a state: step, params, ema, optimizer.
@@ -102,8 +103,8 @@ def step(state: State, batch: Batch, key: Key[Array, ""], *, axis_name: str | No
     check_batch(batch, settings)
     draws = draw(key, row_numbers(batch, axis_name), state.frozen, settings, batch)
     params = state.params
-    if axis_name is not None and _varies(draws.noise, axis_name):
-        # Each device's own gradients, averaged by name below: left to itself, shard_map would sum them.
+    if axis_name is not None and axis_name in varying_axes(draws.noise):
+        # Each device's own gradients, averaged by name below: left to itself, a shard_map that checks would sum them.
         params = jax.tree.map(lambda leaf: jax.lax.pcast(leaf, axis_name, to="varying"), params)
     differentiated = jax.value_and_grad(objective(settings), has_aux=True)
     (total, parts), gradients = differentiated(params, state.frozen, settings, batch, draws)
@@ -166,13 +167,6 @@ def make_optimizer(settings: TuningSettings) -> optax.GradientTransformationExtr
     if settings.accumulate == 1:
         return optax.with_extra_args_support(whole)
     return optax.MultiSteps(whole, settings.accumulate).gradient_transformation()
-
-
-def _varies(array: Array, axis_name: str) -> bool:
-    """Whether shard_map keeps account of an array that differs along the axis; under pmap and vmap it does not."""
-    kind = jax.typeof(array)
-    # JAX 0.10 has renamed what its documentation calls vma.
-    return axis_name in (kind.vma if hasattr(kind, "vma") else kind.manual_axis_type.varying)
 
 
 def _schedule(settings: TuningSettings) -> optax.Schedule:

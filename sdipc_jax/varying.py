@@ -1,0 +1,15 @@
+"""What `shard_map` knows of an array."""
+
+from typing import Any
+
+import jax
+
+
+def varying_axes(array: Any) -> frozenset[str]:
+    """The axes of a mesh over which an array differs, as far as an enclosing `shard_map` keeps account of it.
+
+    None outside of one, under `pmap` and `vmap`, and where it was told not to (`check_vma=False`).
+    """
+    kind: Any = jax.typeof(array)
+    # JAX 0.10 has renamed what its documentation calls vma.
+    return kind.vma if hasattr(kind, "vma") else kind.manual_axis_type.varying
