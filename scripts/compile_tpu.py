@@ -115,6 +115,7 @@ def lower_generation(mesh: Mesh, config: Config, batch: int) -> dict[str, Any]:
         keys=_on(mesh, P(AXIS), request.keys),
         guidance_scale=_on(mesh, P(AXIS), request.guidance_scale),
         guided=None,
+        cache_interval=None,
         eta=_on(mesh, P(), request.eta),
         sampler=request.sampler,
     )

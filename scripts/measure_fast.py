@@ -3,20 +3,24 @@
     python scripts/measure_fast.py --output build/fast
 
 Variations of held-out drawings, the same noise for every way. Work is counted in evaluations of the UNet on one
-picture: two for a step with guidance, one for a step without. Distances are to what 200 steps of the same sampler's
+picture: two for a step with guidance, one for a step without, and where deep features are used again, their share of
+the arithmetic. Distances are to what 200 steps of the same sampler's
 differential equation give; recognition is retrieval of the picture's caption by the checkpoint's own CLIP.
 """
 
 import argparse
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
+from benchmarks.flops import flops_of
 from matplotlib.figure import Figure
 
 import sdipc_jax as sdipc
+from sdipc_jax.bundle import Bundle, apply
 from sdipc_jax.evaluate import retrieval
 from sdipc_jax.evaluate.corpus import load_corpus
 from sdipc_jax.evaluate.metrics import bootstrap_interval, cosines, recall
@@ -31,18 +35,27 @@ EXACT: dict[str, Any] = {"steps": 200, "sampler": "ddim"}
 
 @dataclass(frozen=True)
 class Way:
-    """A way to sample: a sampler, its steps, and where guidance acts."""
+    """A way to sample: a sampler, its steps, where guidance acts, and how often the whole UNet runs."""
 
     sampler: str
     steps: int
     guidance_interval: tuple[float, float] | None = None
+    cache_interval: int = 1
 
     @property
     def title(self) -> str:
-        if self.guidance_interval is None:
-            return f"{self.sampler}, {self.steps}"
-        low, high = self.guidance_interval
-        return f"{self.sampler}, {self.steps}, guided from {low:g} to {high:g}"
+        title = f"{self.sampler}, {self.steps}"
+        if self.cache_interval > 1:
+            title += f", whole at one of {self.cache_interval}"
+        if self.guidance_interval is not None:
+            title += ", guided from {:g} to {:g}".format(*self.guidance_interval)
+        return title
+
+    @property
+    def kind(self) -> str:
+        if self.cache_interval > 1:
+            return f"{self.sampler}, deep features kept"
+        return self.sampler + (", guided in part" if self.guidance_interval else "")
 
 
 WAYS = (
@@ -51,9 +64,13 @@ WAYS = (
     *(Way("dpm++2m", 20, interval) for interval in ((0.2, 0.8), (0.3, 1.0), (0.0, 0.7))),
     *(Way("dpm++2m", 10, interval) for interval in ((0.2, 0.8), (0.3, 1.0), (0.0, 0.7), (0.4, 0.8))),
     *(Way("dpm++2m", 8, interval) for interval in ((0.2, 0.8), (0.3, 1.0))),
+    *(Way("ddim", 50, cache_interval=interval) for interval in (2, 3, 5)),
+    *(Way("dpm++2m", steps, cache_interval=interval) for steps, interval in ((20, 2), (20, 3), (15, 2), (10, 2))),
 )
 
 FASTEST = Way(**FAST)
+KINDS = {"ddim": "o", "dpm++2m": "s", "dpm++2m, guided in part": "^", "ddim, deep features kept": "v"}
+KINDS["dpm++2m, deep features kept"] = "d"
 
 
 def main() -> None:
@@ -77,6 +94,8 @@ def main() -> None:
         sampler = Sampler(bundle, settings, 16, len(held), lambda _: None)
         return sampler(context, 0, np.arange(len(held)))
 
+    shallow = shallow_share(bundle)
+    print(f"a run on deep features that are there is {shallow:.3f} of a whole one")
     exact = sample(EXACT).astype(np.float64)
     lines = [
         "| sampler, steps | evaluations of the UNet | distance, levels of 255 | likeness, own CLIP | recognised, R@1 |",
@@ -85,8 +104,9 @@ def main() -> None:
     points = []
     for way in WAYS:
         request, _ = begin(bundle, context[:1], seeds=0, **asdict(way))
-        steps = np.ones(request.evaluations, bool) if request.guided is None else np.asarray(request.guided)
-        work = int(len(steps) + steps.sum())
+        halves = 2 * np.ones(request.evaluations) if request.guided is None else 1.0 + np.asarray(request.guided)
+        whole = np.arange(request.evaluations) % way.cache_interval == 0
+        work = float(np.sum(halves * np.where(whole, 1, shallow)))
         pictures = sample(asdict(way))
         distance = float(np.sqrt(np.mean((pictures - exact) ** 2)))
         made = retrieval.image_features(bundle, pictures)
@@ -95,7 +115,7 @@ def main() -> None:
         found = recall(made @ visual, captions.joint, truth, 1)
         name = f"**{way.title}** (`--fast`)" if way == FASTEST else way.title
         lines.append(
-            f"| {name} | {work} | {distance:.1f} | {np.mean(alike):.3f} [{low:.3f}, {high:.3f}] | {found:.3f} |"
+            f"| {name} | {work:.0f} | {distance:.1f} | {np.mean(alike):.3f} [{low:.3f}, {high:.3f}] | {found:.3f} |"
         )
         print(lines[-1], flush=True)
         points.append((work, float(np.mean(alike)), way))
@@ -104,16 +124,23 @@ def main() -> None:
     plot(points, arguments.output / "fast.png")
 
 
-def plot(points: list[tuple[int, float, Way]], path: Path) -> None:
+def shallow_share(bundle: Bundle) -> float:
+    """What the UNet does on deep features that it is given, as a share of all its arithmetic."""
+    config, unet = bundle.config, bundle.params["unet"]
+    channels, height, width = config.latent_shape(config.defaults.height, config.defaults.width)
+    x = jnp.zeros((1, height, width, channels))
+    context = jnp.zeros((1, config.tokens.length, config.unet.cross_attention_dim))
+    deep = jnp.zeros((1, height, width, config.unet.block_out_channels[0]))
+    run = partial(apply, config.unet_model)
+    return flops_of(run, unet, x, jnp.zeros(1), context, deep) / flops_of(run, unet, x, jnp.zeros(1), context)
+
+
+def plot(points: list[tuple[float, float, Way]], path: Path) -> None:
     """Likeness over work."""
     figure = Figure(figsize=(6, 4), layout="constrained")
     axes = figure.subplots()
-    for label, marker in (("ddim", "o"), ("dpm++2m", "s"), ("dpm++2m, guided in part", "^")):
-        chosen = [
-            (work, alike)
-            for work, alike, way in points
-            if label == way.sampler + (", guided in part" if way.guidance_interval else "")
-        ]
+    for label, marker in KINDS.items():
+        chosen = [(work, alike) for work, alike, way in points if label == way.kind]
         axes.plot(*zip(*chosen, strict=True), marker, label=label)
     ((work, alike),) = ((work, alike) for work, alike, way in points if way == FASTEST)
     axes.annotate("--fast", (work, alike), textcoords="offset points", xytext=(8, -12))

@@ -22,7 +22,7 @@ from sdipc_jax.checkpoints.load import load_weights, read_config
 from sdipc_jax.checkpoints.tensors import load_tree, weight_files
 from sdipc_jax.errors import InputError
 from sdipc_jax.files import write_atomically
-from sdipc_jax.generate import to_uint8
+from sdipc_jax.generate import check_intervals, to_uint8
 from sdipc_jax.images import preprocess, printable, read_picture
 from sdipc_jax.outputs import OutputFolder, Record, Subject, check_output, check_writable
 from sdipc_jax.parallel import AXIS, Watchdog
@@ -205,12 +205,13 @@ def decide(config: Config, settings: SamplerSettings) -> Defaults:
     """What is typed, and where nothing is, what `fast` stands for and what the checkpoint asks for.
 
     Raises:
-        InputError: the sampler does not take these steps.
+        InputError: the sampler does not take these steps, or both intervals are asked for.
     """
     chosen = {name: getattr(settings, name, None) for name in Defaults.model_fields}
     quick = FAST if settings.fast else {}
     values = config.defaults.model_copy(update=quick | {k: v for k, v in chosen.items() if v is not None})
     SAMPLERS[values.sampler].schedule(config.scheduler, values.steps, karras=settings.karras)
+    check_intervals(values.guidance_interval, values.cache_interval)
     return values
 
 
@@ -312,6 +313,7 @@ class _SamplingJob:
             steps=values.steps,
             guidance_scale=values.guidance_scale,
             guidance_interval=values.guidance_interval,
+            cache_interval=values.cache_interval,
             sampler=values.sampler,
             eta=settings.eta,
             height=values.height,

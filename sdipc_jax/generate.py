@@ -13,7 +13,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Float, Int32, Key
+from jaxtyping import Array, Bool, Float, Int, Int32, Key
 
 from sdipc_jax.bundle import Bundle, Params, SafetySide, apply
 from sdipc_jax.errors import InputError
@@ -32,7 +32,7 @@ _WEIGHT_BITS = 22
 
 @partial(
     jax.tree_util.register_dataclass,
-    data_fields=["schedule", "context", "keys", "guidance_scale", "guided", "eta"],
+    data_fields=["schedule", "context", "keys", "guidance_scale", "guided", "cache_interval", "eta"],
     meta_fields=["sampler"],
 )
 @dataclass(frozen=True)
@@ -45,6 +45,7 @@ class Request:
         keys: one key a picture, (N,).
         guidance_scale: one a picture, (N, 1, 1, 1).
         guided: at which evaluations guidance acts, (evaluations,); None if at all of them.
+        cache_interval: the whole UNet runs at every so many evaluations, (); None if at all of them.
         eta: the share of fresh noise in DDIM, ().
     """
 
@@ -53,6 +54,7 @@ class Request:
     keys: Key[Array, " N"]
     guidance_scale: Float[Array, "N 1 1 1"]
     guided: Bool[Array, " evaluations"] | None
+    cache_interval: Int[Array, ""] | None
     eta: Float[Array, ""]
     sampler: str
 
@@ -62,8 +64,9 @@ class Request:
         return self.schedule.timesteps.shape[0]
 
 
-# What the loop carries: latents (N, h, w, C), and the history of a multistep sampler.
-State = tuple[Float[Array, "N h w C"], Any]
+# What the loop carries: latents (N, h, w, C), the history of a multistep sampler, and where the UNet does not run whole
+# each time, the deep features of its last whole run, (N, 1 or 2, h, w, C_0), for the negative prompt and the prompt.
+State = tuple[Float[Array, "N h w C"], Any, Float[Array, "N halves h w C_0"] | None]
 
 
 def generate(
@@ -77,6 +80,7 @@ def generate(
     steps: int | None = None,
     guidance_scale: Any = None,
     guidance_interval: tuple[float, float] | None = None,
+    cache_interval: int | None = None,
     sampler: str | None = None,
     eta: Any = 0.0,
     height: int | None = None,
@@ -101,6 +105,8 @@ def generate(
         guidance_interval: the lowest and the highest timestep at which guidance acts, as shares of the timesteps of
             training, 0 to 1; at the others the negative half of the work is left away (Kynkaanniemi et al. 2024, who
             count in noise levels). Always if None, as is the checkpoint's default.
+        cache_interval: at every so many evaluations the whole UNet runs; at the others its first and last layers do,
+            on the deep features of the last whole run (Ma et al. 2024, DeepCache). 1 is all of it, always.
         eta: DDIM's share of fresh noise, 0 to 1 (Song et al. 2021, eq. 16); other samplers ignore it.
         karras: Karras et al.'s noise levels, for `dpm++2m`.
 
@@ -109,8 +115,9 @@ def generate(
 
     Raises:
         InputError: an unknown sampler, steps out of range, sides that are no multiple of f, latents or prompts of
-            another shape, no prompts, an interval that is none, and on the host: seeds, indices, guidance or eta out
-            of range. (Values on a device are taken as they are: to look at them would be to wait for them.)
+            another shape, no prompts, an interval that is none, both intervals, and on the host: seeds, indices,
+            guidance or eta out of range. (Values on a device are taken as they are: to look at them would be to wait
+            for them.)
     """
     request, state = begin(
         bundle,
@@ -122,6 +129,7 @@ def generate(
         steps=steps,
         guidance_scale=guidance_scale,
         guidance_interval=guidance_interval,
+        cache_interval=cache_interval,
         sampler=sampler,
         eta=eta,
         height=height,
@@ -181,6 +189,7 @@ def begin(
     steps: int | None = None,
     guidance_scale: Any = None,
     guidance_interval: tuple[float, float] | None = None,
+    cache_interval: int | None = None,
     sampler: str | None = None,
     eta: Any = 0.0,
     height: int | None = None,
@@ -217,7 +226,7 @@ def begin(
         raise InputError(
             f"guidance_interval is {interval!r}, expected two shares of the timesteps, the lower one first"
         )
-    guided = None
+    guided = deep = every = None
     if _unguided(guidance_scale):
         prompts = context
     else:
@@ -225,16 +234,35 @@ def begin(
         if interval is not None:
             share = np.asarray(schedule.timesteps) / config.scheduler.num_train_timesteps
             guided = jnp.asarray((interval[0] <= share) & (share <= interval[1]))
+    cached = defaults.cache_interval if cache_interval is None else cache_interval
+    if not (isinstance(cached, int) and cached >= 1):
+        raise InputError(f"cache_interval is {cached!r}, expected a whole number from 1: choose another")
+    check_intervals(interval, cached)
+    if cached > 1:
+        every = jnp.asarray(cached)
+        features = (count, len(prompts) // count, *x.shape[1:3], config.unet.block_out_channels[0])
+        deep = jnp.zeros(features, config.compute_dtype)
     request = Request(
         schedule=jax.tree.map(jnp.asarray, schedule),
         context=prompts.astype(config.compute_dtype),
         keys=keys,
         guidance_scale=guidance,
         guided=guided,
+        cache_interval=every,
         eta=_rows("eta", eta, 1, _SHARE)[0],
         sampler=name,
     )
-    return request, (x, SAMPLERS[name].init(x))
+    return request, (x, SAMPLERS[name].init(x), deep)
+
+
+def check_intervals(guidance_interval: tuple[float, float] | None, cache_interval: int) -> None:
+    """What is left away is either the negative half or the deep part.
+
+    Raises:
+        InputError: both are asked for.
+    """
+    if guidance_interval is not None and cache_interval > 1:
+        raise InputError("found both guidance_interval and cache_interval, expected one of them: leave the other out")
 
 
 @jax.jit
@@ -245,33 +273,48 @@ def advance(bundle: Bundle, request: Request, state: State, first: Any, last: An
     schedule, guidance = request.schedule, request.guidance_scale
     count = state[0].shape[0]
 
-    def predict(i: Array, x: Array, context: Array) -> Float[Array, "M h w C"]:
+    def predict(i: Array, x: Array, context: Array, *deep: Array, with_deep: bool = False) -> Any:
         scaled = (schedule.input_scale[i] * x).astype(config.compute_dtype)
         inputs = jnp.concatenate([scaled] * (len(context) // count))
         timesteps = jnp.full(len(inputs), schedule.timesteps[i])
-        return apply(config.unet_model, bundle.params["unet"], inputs, timesteps, context).astype(jnp.float32)
+        unet = bundle.params["unet"]
+        return apply(config.unet_model, unet, inputs, timesteps, context, *deep, with_deep=with_deep)
 
-    def without_guidance(i: Array, x: Array) -> Float[Array, "N h w C"]:
-        return predict(i, x, request.context[-count:])
-
-    def with_guidance(i: Array, x: Array) -> Float[Array, "N h w C"]:
-        unconditional, conditional = jnp.split(predict(i, x, request.context), 2)
+    def guide(prediction: Float[Array, "M h w C"]) -> Float[Array, "N h w C"]:
+        prediction = prediction.astype(jnp.float32)
+        if len(prediction) == count:
+            return prediction
+        unconditional, conditional = jnp.split(prediction, 2)
         return jnp.where(guidance > 1, unconditional + guidance * (conditional - unconditional), conditional)
 
+    def everywhere(i: Array, x: Array) -> Float[Array, "N h w C"]:
+        return guide(predict(i, x, request.context))
+
+    def unguided(i: Array, x: Array) -> Float[Array, "N h w C"]:
+        return guide(predict(i, x, request.context[-count:]))
+
+    def whole(i: Array, x: Array, _: Array) -> tuple[Float[Array, "N h w C"], Array]:
+        prediction, deep = predict(i, x, request.context, with_deep=True)
+        return guide(prediction), deep.reshape(-1, count, *deep.shape[1:]).swapaxes(0, 1)
+
+    def shallow(i: Array, x: Array, deep: Array) -> tuple[Float[Array, "N h w C"], Array]:
+        features = deep.swapaxes(0, 1).reshape(-1, *deep.shape[2:])
+        return guide(predict(i, x, request.context, features)), deep
+
     def evaluate(i: Array, state: State) -> State:
-        x, history = state
-        if len(request.context) == count:
-            output = without_guidance(i, x)
-        elif request.guided is None:
-            output = with_guidance(i, x)
+        x, history, deep = state
+        if request.cache_interval is not None:
+            output, deep = jax.lax.cond(i % request.cache_interval == 0, whole, shallow, i, x, deep)
+        elif request.guided is not None:
+            output = jax.lax.cond(request.guided[i], everywhere, unguided, i, x)
         else:
-            output = jax.lax.cond(request.guided[i], with_guidance, without_guidance, i, x)
+            output = everywhere(i, x)
         noise = None
         if sampler.stochastic:
             keys = jax.vmap(jax.random.fold_in, in_axes=(0, None))(request.keys, i + 1)
             channels_first = (x.shape[3], x.shape[1], x.shape[2])
             noise = _noise(keys, channels_first).transpose(0, 2, 3, 1)
-        return sampler.step(schedule, i, x, output, history, noise, request.eta)
+        return *sampler.step(schedule, i, x, output, history, noise, request.eta), deep
 
     return jax.lax.fori_loop(first, last, evaluate, state)
 

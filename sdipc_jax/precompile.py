@@ -62,7 +62,7 @@ def compile(settings: CompileSettings, report: Report) -> Compiled:
     negative = jax.ShapeDtypeStruct((1, *context.shape[1:]), jnp.float32)
 
     def first(bundle: Bundle, context: Any, negative: Any) -> Any:
-        chosen = ("steps", "guidance_scale", "guidance_interval", "sampler", "height", "width")
+        chosen = ("steps", "guidance_scale", "guidance_interval", "cache_interval", "sampler", "height", "width")
         options = {name: getattr(values, name) for name in chosen} | {"karras": settings.karras, "eta": settings.eta}
         return begin(bundle, context, negative=negative, seeds=0, **options)
 

@@ -78,6 +78,7 @@ class Defaults(Settings):
     steps: Count = 50
     guidance_scale: NotNegative = 7.5
     guidance_interval: Interval | None = None
+    cache_interval: Count = 1
     sampler: SamplerName = "ddim"
     cutoff: NotNegative = 0.3
     scale: Positive | None = None
@@ -150,6 +151,8 @@ class SamplerSettings(CheckpointSettings):
     """How strongly the prompt is followed; 1 or less is no guidance."""
     guidance_interval: Annotated[Interval | None, _choice("LOW,HIGH", "all timesteps")] = None
     """Lowest and highest timestep, as shares of all, at which guidance acts; the others take half of the work."""
+    cache_interval: Annotated[Count | None, _choice("INT", "the checkpoint's own, else 1")] = None
+    """Run the whole UNet at every so many evaluations, and its outermost layers alone at the others (DeepCache)."""
     sampler: Annotated[
         SamplerName | None, _choice("|".join(get_args(SamplerName)), "the checkpoint's own, else ddim")
     ] = None

@@ -59,14 +59,15 @@ def main(folder: Path, sizes: list[int]) -> None:
     bundle = small_bundle(folder)
     length, width = bundle.config.tokens.length, bundle.config.unet.cross_attention_dim
     context = jnp.asarray(np.random.default_rng(0).standard_normal((8, length, width), np.float32))
-    found: dict[str, Any] = {"devices": jax.device_count(), "programs": {}, "pictures": {}}
+    found: dict[str, Any] = {"devices": jax.device_count(), "programs": {}, "pictures": {}, "cached": {}}
     for size in sizes:
         found["programs"][size] = measured(bundle, context, size)
         # 7 are filled up to 8, but on one device.
         mesh, batch = parallel.make_mesh(f"data={size}"), context[: 7 if size > 1 else 8]
-        settings = {"seeds": 3, "indices": np.arange(len(batch)), "guidance_interval": INTERVAL, **SETTINGS}
-        pictures, _ = parallel.generate(mesh, bundle, batch, **settings)
-        found["pictures"][size] = np.asarray(pictures).tolist()
+        settings = {"seeds": 3, "indices": np.arange(len(batch)), **SETTINGS}
+        for name, choice in (("pictures", {"guidance_interval": INTERVAL}), ("cached", {"cache_interval": 2})):
+            pictures, _ = parallel.generate(mesh, bundle, batch, **settings, **choice)
+            found[name][size] = np.asarray(pictures).tolist()
     print(json.dumps(found))
 
 

@@ -14,8 +14,8 @@ import pytest
 from sdipc_jax import cli, commands
 from sdipc_jax.errors import InputError
 
-COMMON = """model clip num-images seed steps guidance-scale guidance-interval sampler fast negative-prompt height width
-dtype cutoff scale latents output-dir overwrite json quiet offline""".split()
+COMMON = """model clip num-images seed steps guidance-scale guidance-interval cache-interval sampler fast
+negative-prompt height width dtype cutoff scale latents output-dir overwrite json quiet offline""".split()
 CHECKPOINT = "model clip dtype overwrite json quiet offline".split()
 OPTIONS = {
     "vary": COMMON,

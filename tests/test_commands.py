@@ -121,7 +121,7 @@ def test_vary_writes_pictures_a_sheet_and_a_manifest(
         **{"dtype": "float32", "offline": False, "cutoff": 0.3, "mode": "tspace", "num_images": 2, "steps": 4},
         **{"guidance_scale": 7.5, "sampler": "ddim", "height": 32, "width": 32, "negative_prompt": "", "eta": 0.0},
         **{"karras": False, "truncate": False, "batch_size": 2, "mesh": "data=1"},
-        **{"fast": False, "guidance_interval": None},
+        **{"fast": False, "guidance_interval": None, "cache_interval": 1},
     }
 
 
@@ -333,7 +333,7 @@ def copy(folder: Path, target: Path, **files: dict[str, Any] | None) -> Path:
 def test_option_then_checkpoint_then_contract(tiny_folder: Path, tmp_path: Path) -> None:
     bare = copy(tiny_folder, tmp_path / "bare", sdipc=None)
     full = {"steps": 7, "guidance_scale": 3.5, "sampler": "euler", "height": 24, "width": 40, "cutoff": 0.1, "scale": 2}
-    full |= {"guidance_interval": (0.1, 0.6)}
+    full |= {"guidance_interval": (0.1, 0.6), "cache_interval": 1}
     told = copy(tiny_folder, tmp_path / "told", sdipc=full)
     typed = {"steps": 5, "guidance_scale": 1.5, "sampler": "pndm", "height": 16, "width": 20}
 
@@ -343,7 +343,7 @@ def test_option_then_checkpoint_then_contract(tiny_folder: Path, tmp_path: Path)
         return job.values.model_dump()
 
     contract = {"steps": 50, "guidance_scale": 7.5, "sampler": "ddim", "cutoff": 0.3, "scale": None}
-    contract |= {"guidance_interval": None}
+    contract |= {"guidance_interval": None, "cache_interval": 1}
     # sample_size 8 times f = 4.
     assert decided(bare) == {**contract, "height": 32, "width": 32}
     assert decided(told) == full

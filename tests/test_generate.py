@@ -5,6 +5,7 @@ import dataclasses
 import importlib
 import re
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
 import jax
@@ -147,9 +148,9 @@ def test_later_noise_follows_the_recipe(least: Bundle, context: jax.Array, name:
         least, params=least.params | {"unet": jax.tree.map(jnp.zeros_like, least.params["unet"])}
     )
     request, state = begin(silent, context, seeds=[4, 5], indices=6, steps=STEPS, sampler=name, eta=eta)
-    found, _ = advance(silent, request, state, 0, STEPS)
+    found, *_ = advance(silent, request, state, 0, STEPS)
     # A UNet without weights gives 0, so that the loop can be written out.
-    x, _ = state
+    x, *_ = state
     for i in range(STEPS):
         noise = jnp.stack([noise_of(seed, 6, step=i) for seed in (4, 5)]).transpose(0, 2, 3, 1)
         x, _ = SAMPLERS[name].step(request.schedule, i, x, jnp.zeros_like(x), (), noise, eta)
@@ -240,6 +241,40 @@ def test_outside_the_interval_negative_prompts_take_no_part(least: Bundle, conte
     np.testing.assert_allclose(
         sample(least, context, **nowhere), sample(least, context, guidance_scale=1.0), atol=CLOSE
     )
+
+
+@pytest.mark.parametrize("guidance_scale", [1.0, 4.0])
+def test_deep_features_are_those_of_the_last_whole_run(
+    least: Bundle, context: jax.Array, guidance_scale: float
+) -> None:
+    """Against the loop written out, prompt by prompt."""
+    settings: dict[str, Any] = {"seeds": 0, "steps": 7, "sampler": "dpm++2m", "guidance_scale": guidance_scale}
+    request, (x, history, _) = begin(least, context, **settings)
+    unet = jax.jit(partial(least.config.unet_model.apply, with_deep=True))
+    variables = {"params": least.params["unet"]}
+    prompts = [request.context[-len(context) :]] + ([request.context[: len(context)]] if guidance_scale > 1 else [])
+    deep: list[Any] = [None] * len(prompts)
+    for i in range(7):
+        predictions = []
+        for number, prompt in enumerate(prompts):
+            inputs = (variables, x, jnp.full(len(x), request.schedule.timesteps[i]), prompt)
+            prediction, features = unet(*inputs) if i % 3 == 0 else unet(*inputs, deep[number])
+            deep[number] = features
+            predictions.append(prediction)
+        output = predictions[0]
+        if guidance_scale > 1:
+            output = predictions[1] + guidance_scale * (predictions[0] - predictions[1])
+        x, history = SAMPLERS["dpm++2m"].step(request.schedule, i, x, output, history, None, 0.0)
+    found = generate(least, context, **settings, cache_interval=3)
+    np.testing.assert_allclose(found, finish(least, (x, history, None))[0], atol=1e-5)
+    exact = generate(least, context, **settings)
+    assert np.abs(found - exact).max() > CLOSE
+    np.testing.assert_array_equal(generate(least, context, **settings, cache_interval=1), exact)
+    in_pieces, _ = generate_with_progress(least, context, lambda *_: None, **settings, cache_interval=3)
+    np.testing.assert_array_equal(in_pieces, found)
+    before = advance._cache_size()
+    assert np.abs(generate(least, context, **settings, cache_interval=2) - found).max() > CLOSE
+    assert advance._cache_size() == before
 
 
 def test_no_text_and_no_weight_give_the_picture_of_vary(least: Bundle, vectors: jax.Array, context: jax.Array) -> None:
@@ -367,7 +402,7 @@ def test_the_loop_reads_nothing_from_the_host(least: Bundle, context: jax.Array)
     with jax.transfer_guard("disallow"):
         advance(least, request, state, first, last)
         with pytest.raises(Exception, match="Disallowed host-to-device transfer"):
-            advance(least, request, (np.zeros(state[0].shape, np.float32), ()), first, last)
+            advance(least, request, (np.zeros(state[0].shape, np.float32), (), None), first, last)
 
 
 def in_pairs(x: jax.Array) -> jax.Array:
@@ -469,6 +504,12 @@ def test_bfloat16_is_near_float32(least: Bundle, context: jax.Array) -> None:
         ({"karras": True}, "karras is on, but ddim has no such option"),
         ({"guidance_interval": (0.7, 0.3)}, r"guidance_interval is \(0.7, 0.3\), expected two shares"),
         ({"guidance_interval": (0.7, 1.3)}, r"guidance_interval is \(0.7, 1.3\), expected two shares"),
+        ({"cache_interval": 0}, "cache_interval is 0, expected a whole number from 1"),
+        ({"cache_interval": 1.5}, "cache_interval is 1.5, expected a whole number from 1"),
+        (
+            {"cache_interval": 2, "guidance_interval": (0.1, 0.9)},
+            "found both guidance_interval and cache_interval, expected one",
+        ),
         ({"height": 30}, "height is 30, expected a multiple of 4: try 32"),
         ({"width": 2}, "width is 2, expected a multiple of 4: try 4"),
         ({"height": 0}, "height is 0, expected a multiple of 4: try 4"),

@@ -2,6 +2,7 @@
 
 import dataclasses
 import re
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -167,6 +168,20 @@ def test_76_equal_keys_are_one_key_with_ln_76_on_its_logit() -> None:
     states = np.stack([values[0]] + [values[1]] * 76).astype(np.float32)
     inputs = (jnp.asarray(array, jnp.float32)[None, :, None] for array in (query, keys, states))
     np.testing.assert_allclose(dot_product_attention(*inputs)[0, :, 0], two, rtol=1e-5)
+
+
+@pytest.mark.parametrize("case", cases.unet_cases(), ids=lambda case: case.name)
+def test_a_unet_on_its_own_deep_features_is_the_unet(case: Case) -> None:
+    variables = {"params": case.params}
+    whole, deep = jax.jit(partial(case.module.apply, with_deep=True))(variables, *case.inputs)
+    shallow = jax.jit(case.module.apply)
+    np.testing.assert_allclose(shallow(variables, *case.inputs, deep), whole, rtol=1e-5, atol=1e-5)
+    assert relative_error(shallow(variables, *case.inputs, 2 * deep), whole) > 1e-2
+    work = [
+        program.lower(variables, *case.inputs, *inputs).compile().cost_analysis()["flops"]
+        for program, inputs in ((jax.jit(case.module.apply), ()), (shallow, (deep,)))
+    ]
+    assert work[1] < 0.7 * work[0]
 
 
 def test_deep_prompts_stand_between_class_token_and_patches() -> None:

@@ -275,11 +275,12 @@ def test_every_device_does_its_part_of_the_work_alone(eight: dict[str, Any]) -> 
         assert program["collectives"] == [0, 0]
 
 
-def test_pictures_do_not_depend_on_the_number_of_devices(eight: dict[str, Any]) -> None:
-    alone = np.array(eight["pictures"]["1"])
+@pytest.mark.parametrize("name", ["pictures", "cached"])
+def test_pictures_do_not_depend_on_the_number_of_devices(eight: dict[str, Any], name: str) -> None:
+    alone = np.array(eight[name]["1"])
     assert len({picture.tobytes() for picture in alone}) == 8
     for size in SIZES[1:]:
-        found = np.array(eight["pictures"][size])
+        found = np.array(eight[name][size])
         assert found.shape == (7, 8, 8, 3)
         np.testing.assert_allclose(found, alone[:7], atol=2 / 255)
 

@@ -34,7 +34,7 @@ from sdipc_jax.tokens import token_ids
 
 # What decides every row's result; what a row may say itself is part of the row's key.
 _DECISIVE = ("dtype", "cutoff", "keep_fraction", "scale", "mode", "truncate")
-_SAMPLING = ("steps", "guidance_scale", "guidance_interval", "sampler", "eta", "karras")
+_SAMPLING = ("steps", "guidance_scale", "guidance_interval", "cache_interval", "sampler", "eta", "karras")
 _ROWS = ("text", "alpha", "negative_prompt", "seed", "height", "width", "sizes")
 _RESULTS = ("vectors", "container", "format", "quality", "shard_size")
 

@@ -56,6 +56,7 @@ class _Static(NamedTuple):
     karras: bool
     guided: bool
     guidance_interval: tuple[float, float] | None
+    cache_interval: int
 
 
 @dataclass(frozen=True)
@@ -115,7 +116,13 @@ class Sampler:
         values = self.values
         guidance = values.guidance_scale
         static = _Static(
-            *batch.size, values.steps, values.sampler, self.job.karras, guidance > 1, values.guidance_interval
+            *batch.size,
+            values.steps,
+            values.sampler,
+            self.job.karras,
+            guidance > 1,
+            values.guidance_interval,
+            values.cache_interval,
         )
         # A batch that is not full is filled up, so that it runs the program that is there.
         placed = place(self.mesh, pad(rows, self.job.batch_size * self.mesh.size))
@@ -148,6 +155,7 @@ def _sample(
             steps=static.steps,
             guidance_scale=guidance_scale if static.guided else 1.0,
             guidance_interval=static.guidance_interval,
+            cache_interval=static.cache_interval,
             sampler=static.sampler,
             eta=eta,
             height=static.height,

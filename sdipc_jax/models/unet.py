@@ -1,5 +1,7 @@
 """The denoiser of Stable Diffusion 1.x and 2.x (diffusers' UNet2DConditionModel)."""
 
+from typing import Any
+
 import jax.numpy as jnp
 from flax import linen as nn
 from jaxtyping import Array, Float
@@ -126,10 +128,12 @@ class UpBlock(Block):
         context: Float[Array, "N L D"],
         skips: tuple[Array, ...],
         size: tuple[int, int] | None,
+        first: int = 0,
     ) -> Float[Array, "N h2 w2 channels"]:
+        """Runs the layers from `first` on, one for each of `skips`, the last of which is the first's."""
         config = self.config
         block_type = config.up_block_types[len(config.block_out_channels) - 1 - self.level]
-        for index, skip in enumerate(reversed(skips)):
+        for index, skip in enumerate(reversed(skips), start=first):
             x = self.resnet(index)(jnp.concatenate([x, skip], axis=-1), time)
             if block_type == "CrossAttnUpBlock2D":
                 x = self.attention(index, config.only_cross_attention[self.level])(x, context)
@@ -162,16 +166,24 @@ class UNet2DConditionModel(nn.Module):
         sample: Float[Array, "N h w C"],
         timesteps: Float[Array, " N"],
         context: Float[Array, "N L D"],
-    ) -> Float[Array, "N h w C_out"]:
+        deep: Float[Array, "N h w C_0"] | None = None,
+        *,
+        with_deep: bool = False,
+    ) -> Any:
         """Runs the network once.
 
         Args:
             sample: the noisy latents, any height and width of at least one pixel at the coarsest level.
             timesteps: the training timestep of each picture, in [0, num_train_timesteps), whole or not.
             context: the prompts' states, (N, L, cross_attention_dim).
+            deep: deep features that another run returned. Only the first convolution and what comes after the deep
+                features run then: the last layer on the way up and the last convolution (Ma et al. 2024, DeepCache).
+            with_deep: return the deep features too.
+
+        Returns:
+            The prediction, (N, h, w, C_out), or a pair of it and the deep features.
         """
         config = self.config
-        levels = len(config.block_out_channels)
         base = config.block_out_channels[0]
         time = timestep_embedding(timesteps, base, flip_sin_to_cos=config.flip_sin_to_cos, freq_shift=config.freq_shift)
         time = TimestepEmbedding(4 * base, self.dtype, name="time_embedding")(time.astype(self.dtype))
@@ -181,16 +193,33 @@ class UNet2DConditionModel(nn.Module):
             x = 2 * x - 1
 
         x = conv(base, 3, self.dtype, padding=1, name="conv_in")(x)
+        last = UpBlock(config, 0, self.dtype, name=f"up_blocks_{len(config.block_out_channels) - 1}")
+        if deep is None:
+            deep = self._deep(x, time, context, last)
+        x = last(deep, time, context, (x,), None, first=config.layers_per_block)
+        x = silu(GroupNorm(config.norm_num_groups, config.norm_eps, self.dtype, name="conv_norm_out")(x))
+        x = conv(config.out_channels, 3, self.dtype, padding=1, name="conv_out")(x)
+        return (x, deep) if with_deep else x
+
+    def _deep(
+        self,
+        x: Float[Array, "N h w C_0"],
+        time: Float[Array, "N T"],
+        context: Float[Array, "N L D"],
+        last: UpBlock,
+    ) -> Float[Array, "N h w C_0"]:
+        """All the way down, and up to before the last layer of the last block."""
+        config = self.config
+        levels = len(config.block_out_channels)
         skips: list[Array] = [x]
         for level in range(levels):
             x, new = DownBlock(config, level, self.dtype, name=f"down_blocks_{level}")(x, time, context)
             skips.extend(new)
         x = MidBlock(config, levels - 1, self.dtype, name="mid_block")(x, time, context)
-        for index, level in enumerate(reversed(range(levels))):
+        for index, level in enumerate(reversed(range(1, levels))):
             count = config.layers_per_block + 1
             taken, skips = skips[-count:], skips[:-count]
             # Sizes that do not halve evenly come back through the size of the features left by the level above.
-            size = None if level == 0 else (skips[-1].shape[1], skips[-1].shape[2])
+            size = skips[-1].shape[1], skips[-1].shape[2]
             x = UpBlock(config, level, self.dtype, name=f"up_blocks_{index}")(x, time, context, tuple(taken), size)
-        x = silu(GroupNorm(config.norm_num_groups, config.norm_eps, self.dtype, name="conv_norm_out")(x))
-        return conv(config.out_channels, 3, self.dtype, padding=1, name="conv_out")(x)
+        return last(x, time, context, tuple(skips[1:]), None)

@@ -63,7 +63,7 @@ def generate(
 def advance_on(mesh: Mesh, bundle: Bundle, request: Request, state: State, first: Any, last: Any) -> State:
     """`generate.advance` on each device, with its part of a request and state."""
     whole, divided = cast(Any, P()), cast(Any, P(AXIS))
-    parts = Request(whole, divided, divided, divided, whole, whole, request.sampler)
+    parts = Request(whole, divided, divided, divided, whole, whole, whole, request.sampler)
     specs = (whole, parts, divided, whole, whole)
     return on_each_device(advance, mesh, specs, divided)(bundle, request, state, first, last)
 
@@ -82,8 +82,10 @@ def _divided(mesh: Mesh, request: Request) -> Request:
     context = request.context.reshape(halves, -1, *request.context.shape[1:]).swapaxes(0, 1)
     context = pad(context, mesh.size).reshape(mesh.size, each, halves, *request.context.shape[1:])
     context = place(mesh, context.swapaxes(1, 2).reshape(-1, *request.context.shape[1:]))
-    schedule, guided, eta = replicate(mesh, (request.schedule, request.guided, request.eta))
-    return Request(schedule, context, keys, guidance, guided, eta, request.sampler)
+    schedule, guided, cache_interval, eta = replicate(
+        mesh, (request.schedule, request.guided, request.cache_interval, request.eta)
+    )
+    return Request(schedule, context, keys, guidance, guided, cache_interval, eta, request.sampler)
 
 
 def _here(tree: Tree) -> Tree:
