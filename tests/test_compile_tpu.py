@@ -41,8 +41,8 @@ def test_programs_for_eight_chips(tmp_path: Path) -> None:
     assert tuning.collectives.keys() == {"all-reduce"}
     assert all(each.flops > 1e5 and each.arguments > 1e4 for each in found.values()), found
     assert sampling.temporaries > 0
-    # Flash attention in the UNet, and its gradients.
-    assert 0 < sampling.kernels < tuning.kernels
+    # Flash attention in the UNet's middle; nothing before it trains.
+    assert sampling.kernels == tuning.kernels == 1
 
 
 def test_collectives_and_their_bytes() -> None:

@@ -60,7 +60,8 @@ def dot_product_attention(
 def _platform() -> str:
     """What the program is for, in so far as it can be told while tracing: fused kernels cannot be traced for others."""
     device = jax.sharding.get_abstract_mesh().abstract_device
-    return jax.default_backend() if device is None else device.platform
+    # There is none outside of a mesh, and JAX 0.10.0's do not say it.
+    return getattr(device, "platform", None) or jax.default_backend()
 
 
 @cache
