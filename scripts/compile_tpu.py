@@ -11,6 +11,7 @@ import math
 import multiprocessing
 import os
 import re
+import resource
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -44,6 +45,7 @@ from sdipc_jax.tuning.trainable import split
 # Memory of a chip in GiB (cloud.google.com/tpu/docs, the page of each version).
 MEMORY = {"v4": 32, "v5e": 16, "v5p": 95, "v6e": 32}
 _GIB = 2**30
+_STACK = 4 * _GIB
 _BYTES = {"pred": 1, "s8": 1, "u8": 1, "bf16": 2, "f16": 2, "s32": 4, "u32": 4, "f32": 4, "s64": 8, "u64": 8, "f64": 8}
 _COLLECTIVE = re.compile(
     r" = (?P<shapes>\(.*?\)|\S+) "
@@ -219,7 +221,9 @@ def main(options: Options) -> None:
     """Prints a table with a line for each program."""
     columns = "inputs GiB | temporaries GiB | memory GiB | TFLOP | collectives | Pallas kernels | compiled in s"
     print(f"topology, batch a chip, program | {columns}\n{' | '.join(['---'] * 8)}", flush=True)
-    # The compiler can take its process down with it.
+    # The compiler can take its process down with it: it has overflowed a stack of 8 MiB.
+    limit = resource.getrlimit(resource.RLIMIT_STACK)[1]
+    resource.setrlimit(resource.RLIMIT_STACK, (_STACK if limit == resource.RLIM_INFINITY else limit, limit))
     processes = multiprocessing.get_context("spawn")
     for topology, batch, program in itertools.product(options.topology, options.batch, options.program):
         process = processes.Process(target=compile_one, args=(topology, batch, program, options.rematerialise))

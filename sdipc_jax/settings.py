@@ -1,5 +1,6 @@
 """The settings that people type: one schema each for Python, the command line and files."""
 
+import re
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self, get_args
 
@@ -34,6 +35,17 @@ Interval = Annotated[
     BeforeValidator(lambda value: value.split(",") if isinstance(value, str) else value),
     AfterValidator(_in_order),
 ]
+
+
+def _local(path: Path) -> Path:
+    # A Path has made one slash of two.
+    if re.match(r"[a-z][a-z0-9+.-]+:/", str(path)):
+        raise ValueError("a folder of this machine, such as one that is mounted")
+    return path
+
+
+# Where only `batch` takes addresses.
+LocalPath = Annotated[Path, AfterValidator(_local)]
 Seed = Annotated[int, Field(ge=0, le=2**32 - 1)]
 
 
@@ -67,9 +79,10 @@ def _describe(error: pydantic.ValidationError) -> str:
         return f"{name} is missing: give it"
     if first["type"] == "too_short":
         return f"found no {name}, expected at least one: name it"
+    found = str(first["input"]) if isinstance(first["input"], Path) else first["input"]
     expected = first["msg"].removeprefix("Input should be ").removeprefix("Value error, ")
     # A rule about several settings has no name, and says it all.
-    return f"{name} is {first['input']!r}, expected {expected}: correct it" if name else expected
+    return f"{name} is {found!r}, expected {expected}: correct it" if name else expected
 
 
 class Defaults(Settings):
@@ -201,7 +214,7 @@ class SamplingSettings(SamplerSettings, ParallelSettings, ResultSettings):
     """Safetensors file with the noise to start from: `latents`, float32, (num_images, C, height/f, width/f)."""
     batch_size: Count = 4
     """Pictures sampled at once on each device; more is faster and takes more memory."""
-    output_dir: Path = Path("out")
+    output_dir: LocalPath = Path("out")
     """Where the pictures, sheet.png and manifest.jsonl go."""
 
 
@@ -257,7 +270,7 @@ class SpectrumSettings(ProjectionSettings, ResultSettings):
 
     picture: Annotated[Path | None, _choice("PICTURE", "none")] = None
     """Also tell how much of this picture's energy is kept."""
-    output_dir: Path = Path("out")
+    output_dir: LocalPath = Path("out")
     """Where spectrum.png goes."""
 
 
@@ -265,7 +278,7 @@ class TuneSettings(ParallelSettings, CommandSettings):
     """What both ways to tune take."""
 
     config: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="CONFIG.yaml")]
-    """The run's file; configs/ has examples."""
+    """The run's file; configs/ has examples and docs/settings.md the keys."""
     changes: Annotated[
         tuple[str, ...], tyro.conf.Positional, tyro.conf.arg(metavar="KEY=VALUE...", help_behavior_hint="")
     ] = ()

@@ -1,8 +1,10 @@
 """What may be typed, and what is said of what may not."""
 
+from pathlib import Path
 from typing import Any
 
 import pytest
+from document_settings import document
 
 from sdipc_jax.errors import InputError
 from sdipc_jax.settings import Defaults, EditSettings, SpectrumSettings, TextSettings, VarySettings
@@ -27,6 +29,7 @@ from sdipc_jax.settings import Defaults, EditSettings, SpectrumSettings, TextSet
         ({"eta": 1.5}, "eta is 1.5"),
         ({"batch_size": 0}, "batch_size is 0"),
         ({"texts": ()}, "found no texts, expected at least one"),
+        ({"output_dir": "gs://bucket/out"}, "output_dir is 'gs://bucket/out', expected a folder of this machine"),
         ({"stepz": 3}, "stepz is not a setting: check its spelling"),
         ({"cutoff": 0.3}, "cutoff is not a setting"),
     ],
@@ -61,3 +64,8 @@ def test_what_is_left_out_is_the_contracts() -> None:
     assert (settings.model, settings.num_images, settings.seed, settings.alpha) == ("embedded", 4, 0, 0.9)
     assert (settings.negative_prompt, settings.dtype, str(settings.output_dir)) == ("", "float32", "out")
     assert all(getattr(settings, name) is None for name in Defaults.model_fields)
+
+
+def test_the_page_of_settings_is_as_the_settings_are() -> None:
+    page = Path(__file__).parents[1] / "docs/settings.md"
+    assert page.read_text(encoding="utf-8") == document(), "run scripts/document_settings.py > docs/settings.md"

@@ -39,7 +39,7 @@ class BatchSettings(CommandSettings):
     """Resumable generation over a data set: run it again, and it goes on where it stopped."""
 
     job: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="JOB.yaml")]
-    """The job's file; README has its keys."""
+    """The job's file; docs/settings.md has its keys."""
     process_index: Annotated[Annotated[int, Field(ge=0)] | None, _option("INT", "as the launcher says, else 0")] = None
     """Which of the processes this is: it takes the shards with shard % process_count == process_index."""
     process_count: Annotated[Count | None, _option("INT", "as the launcher says, else 1")] = None

@@ -11,7 +11,7 @@ from sdipc_jax.errors import InputError
 from sdipc_jax.files import read_yaml
 from sdipc_jax.images import printable
 from sdipc_jax.outputs import Record
-from sdipc_jax.settings import Count, Side
+from sdipc_jax.settings import Count, LocalPath, Side
 from sdipc_jax.tuning.settings import TuningSettings
 
 # What decides no number of the result, or something else stands for: digests of weights and pictures, and `steps`.
@@ -48,7 +48,7 @@ class RunSettings(TuningSettings):
     """The checkpoint to tune: `embedded`, or a diffusers pipeline folder."""
     clip: Path | None = None
     """Folder of the CLIP that the checkpoint was trained with; by default clip/ in the checkpoint's folder."""
-    data: Path
+    data: LocalPath
     """A folder of pictures with one subfolder a class (or of one class, without subfolders), or a .jsonl file with
     `picture` (from the file's folder), `class` and `caption` on each line."""
     classes: Annotated[dict[str, str], BeforeValidator(_named)] | None = None
@@ -67,7 +67,7 @@ class RunSettings(TuningSettings):
     """Of the targets in pixels; the checkpoint's own if left out."""
     each_class: bool = False
     """Every class is a concept of its own: all are tuned in one program, each with the result of a run of its own."""
-    output_dir: Path
+    output_dir: LocalPath
     """The run's folder: checkpoints, metrics, samples, results."""
     save_every: Count = 50
     """Updates between two checkpoints."""
