@@ -33,9 +33,9 @@ from sizes import sd15
 
 from sdipc_jax.bundle import Bundle, Config
 from sdipc_jax.errors import InputError
-from sdipc_jax.generate import Request, begin
+from sdipc_jax.generate import begin
 from sdipc_jax.parallel import AXIS, make_mesh
-from sdipc_jax.parallel.sampling import advance_on, finish_on
+from sdipc_jax.parallel.sampling import advance_on, division, finish_on
 from sdipc_jax.tuning import TuningSettings
 from sdipc_jax.tuning.losses import Batch
 from sdipc_jax.tuning.program import still, train_step
@@ -111,16 +111,7 @@ def lower_generation(mesh: Mesh, config: Config, batch: int) -> dict[str, Any]:
     bundle = Bundle(config.abstract_params(), config)
     context = jax.ShapeDtypeStruct((count, config.tokens.length, config.unet.cross_attention_dim), jnp.float32)
     request, state = jax.eval_shape(partial(begin, seeds=0), bundle, context)
-    parts = Request(
-        schedule=_on(mesh, P(), request.schedule),
-        context=_on(mesh, P(AXIS), request.context),
-        keys=_on(mesh, P(AXIS), request.keys),
-        guidance_scale=_on(mesh, P(AXIS), request.guidance_scale),
-        guided=None,
-        cache_interval=None,
-        eta=_on(mesh, P(), request.eta),
-        sampler=request.sampler,
-    )
+    parts = jax.tree.map(partial(_on, mesh), division(request), request)
     bundle, state = _on(mesh, P(), bundle), _on(mesh, P(AXIS), state)
     bound = _on(mesh, P(), jax.ShapeDtypeStruct((), jnp.int32))
     return {

@@ -22,7 +22,7 @@ from sdipc_jax.checkpoints.load import load_weights, read_config
 from sdipc_jax.checkpoints.tensors import load_tree, weight_files
 from sdipc_jax.errors import InputError
 from sdipc_jax.files import write_atomically
-from sdipc_jax.generate import check_intervals, to_uint8
+from sdipc_jax.generate import choose_intervals, to_uint8
 from sdipc_jax.images import preprocess, printable, read_picture
 from sdipc_jax.outputs import OutputFolder, Record, Subject, check_output, check_writable
 from sdipc_jax.parallel import AXIS, Watchdog
@@ -211,8 +211,8 @@ def decide(config: Config, settings: SamplerSettings) -> Defaults:
     quick = FAST if settings.fast else {}
     values = config.defaults.model_copy(update=quick | {k: v for k, v in chosen.items() if v is not None})
     SAMPLERS[values.sampler].schedule(config.scheduler, values.steps, karras=settings.karras)
-    check_intervals(values.guidance_interval, values.cache_interval)
-    return values
+    intervals = choose_intervals(config.defaults, settings.guidance_interval, settings.cache_interval)
+    return values.model_copy(update=dict(zip(("guidance_interval", "cache_interval"), intervals, strict=True)))
 
 
 class _SamplingJob:

@@ -4,10 +4,12 @@
 pieces runs the very program that `generate` runs in one go.
 """
 
+import operator
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
+from math import ceil
 from typing import Any
 
 import jax
@@ -21,6 +23,7 @@ from sdipc_jax.images import Preprocessing
 from sdipc_jax.models import StableDiffusionSafetyChecker
 from sdipc_jax.prompts import empty_prompt
 from sdipc_jax.samplers import SAMPLERS
+from sdipc_jax.settings import Defaults
 from sdipc_jax.varying import varying_axes
 
 # The largest batch that the VAE decodes at once, in pixels: its activations are what takes most memory.
@@ -64,9 +67,8 @@ class Request:
         return self.schedule.timesteps.shape[0]
 
 
-# What the loop carries: latents (N, h, w, C), the history of a multistep sampler, and where the UNet does not run whole
-# each time, the deep features of its last whole run, (N, 1 or 2, h, w, C_0), for the negative prompt and the prompt.
-State = tuple[Float[Array, "N h w C"], Any, Float[Array, "N halves h w C_0"] | None]
+# What goes from piece to piece of the loop: latents (N, h, w, C), and the history of a multistep sampler.
+State = tuple[Float[Array, "N h w C"], Any]
 
 
 def generate(
@@ -90,7 +92,7 @@ def generate(
     """Samples one picture a prompt.
 
     Works under `jit`, `vmap`, `shard_map` and `pmap`. New values of seeds, guidance, eta, prompts and latents compile
-    nothing; shapes, `steps` and `sampler` are static.
+    nothing; shapes, `steps` and `sampler` are static, and so is whether there is guidance, and either interval.
 
     Args:
         context: prompts, as `image_prompt`, `edit_prompt` and `text_prompt` give them.
@@ -104,9 +106,10 @@ def generate(
             leaves the negative half of the work away.
         guidance_interval: the lowest and the highest timestep at which guidance acts, as shares of the timesteps of
             training, 0 to 1; at the others the negative half of the work is left away (Kynkaanniemi et al. 2024, who
-            count in noise levels). Always if None, as is the checkpoint's default.
+            count in noise levels).
         cache_interval: at every so many evaluations the whole UNet runs; at the others its first and last layers do,
-            on the deep features of the last whole run (Ma et al. 2024, DeepCache). 1 is all of it, always.
+            on the deep features of the last whole run (Ma et al. 2024, DeepCache); 1 is all of it, always. Where
+            neither interval is given, the checkpoint's own counts, and if it has none nothing is left away.
         eta: DDIM's share of fresh noise, 0 to 1 (Song et al. 2021, eq. 16); other samplers ignore it.
         karras: Karras et al.'s noise levels, for `dpm++2m`.
 
@@ -153,21 +156,25 @@ def generate_with_progress(
         The pictures, bit for bit those of `generate`, and which of them the safety checker flagged.
     """
     request, state = begin(bundle, context, **settings)
-    state = in_pieces(partial(advance, bundle, request), state, request.evaluations, report)
-    return finish(bundle, state)
+    return finish(bundle, in_pieces(partial(advance, bundle, request), request, state, report))
 
 
 def in_pieces(
     advance: Callable[[State, int, int], State],
+    request: Request,
     state: State,
-    total: int,
     report: Callable[[int, int], None],
     piece: int | None = None,
 ) -> State:
-    """All evaluations of the loop, in pieces of so many, or of about a second."""
+    """All evaluations of the loop, in pieces of so many, or of about a second.
+
+    Pieces end where the whole UNet runs next: deep features do not leave the loop.
+    """
+    total = request.evaluations
+    step = 1 if request.cache_interval is None else int(request.cache_interval)
     done, size = 0, piece or 1
     while done < total:
-        last = min(done + size, total)
+        last = min(done + step * ceil(size / step), total)
         started = time.perf_counter()
         state = jax.block_until_ready(advance(state, done, last))
         if piece is None:
@@ -221,12 +228,12 @@ def begin(
     noise = _noise(keys, shape) if latents is None else latents.astype(jnp.float32)
     x = noise.transpose(0, 2, 3, 1) * schedule.init_noise_sigma
     guidance = _rows("guidance_scale", guidance_scale, count, _FINITE)[:, None, None, None]
-    interval = defaults.guidance_interval if guidance_interval is None else guidance_interval
+    interval, cached = choose_intervals(defaults, guidance_interval, cache_interval)
     if interval is not None and not 0 <= interval[0] <= interval[1] <= 1:
         raise InputError(
             f"guidance_interval is {interval!r}, expected two shares of the timesteps, the lower one first"
         )
-    guided = deep = every = None
+    guided = None
     if _unguided(guidance_scale):
         prompts = context
     else:
@@ -234,40 +241,47 @@ def begin(
         if interval is not None:
             share = np.asarray(schedule.timesteps) / config.scheduler.num_train_timesteps
             guided = jnp.asarray((interval[0] <= share) & (share <= interval[1]))
-    cached = defaults.cache_interval if cache_interval is None else cache_interval
-    if not (isinstance(cached, int) and cached >= 1):
-        raise InputError(f"cache_interval is {cached!r}, expected a whole number from 1: choose another")
-    check_intervals(interval, cached)
-    if cached > 1:
-        every = jnp.asarray(cached)
-        features = (count, len(prompts) // count, *x.shape[1:3], config.unet.block_out_channels[0])
-        deep = jnp.zeros(features, config.compute_dtype)
     request = Request(
         schedule=jax.tree.map(jnp.asarray, schedule),
         context=prompts.astype(config.compute_dtype),
         keys=keys,
         guidance_scale=guidance,
         guided=guided,
-        cache_interval=every,
+        cache_interval=jnp.asarray(cached) if cached > 1 else None,
         eta=_rows("eta", eta, 1, _SHARE)[0],
         sampler=name,
     )
-    return request, (x, SAMPLERS[name].init(x), deep)
+    return request, (x, SAMPLERS[name].init(x))
 
 
-def check_intervals(guidance_interval: tuple[float, float] | None, cache_interval: int) -> None:
-    """What is left away is either the negative half or the deep part.
+def choose_intervals(
+    defaults: Defaults, guidance_interval: tuple[float, float] | None, cache_interval: int | None
+) -> tuple[tuple[float, float] | None, int]:
+    """The two intervals of `generate`, of which one at most leaves work away: what is asked for, else the checkpoint's.
 
     Raises:
-        InputError: both are asked for.
+        InputError: both are asked for, or a `cache_interval` that is no whole number from 1.
     """
-    if guidance_interval is not None and cache_interval > 1:
+    try:
+        cached = None if cache_interval is None else operator.index(cache_interval)
+    except TypeError:
+        cached = 0
+    if cached is not None and cached < 1:
+        raise InputError(f"cache_interval is {cache_interval!r}, expected a whole number from 1: choose another")
+    if guidance_interval is None and (cached is None or cached == 1):
+        return defaults.guidance_interval, defaults.cache_interval if cached is None else cached
+    cached = 1 if cached is None else cached
+    if guidance_interval is not None and cached > 1:
         raise InputError("found both guidance_interval and cache_interval, expected one of them: leave the other out")
+    return guidance_interval, cached
 
 
 @jax.jit
 def advance(bundle: Bundle, request: Request, state: State, first: Any, last: Any) -> State:
-    """Evaluations `first` to `last` (excluded) of the loop. The bounds are traced: one program for any piece."""
+    """Evaluations `first` to `last` (excluded) of the loop. The bounds are traced: one program for any piece.
+
+    Where the whole UNet does not always run, it runs at `first` in any case.
+    """
     config, sampler = bundle.config, SAMPLERS[request.sampler]
     state = _varying(state, like=(bundle, request))
     schedule, guidance = request.schedule, request.guidance_scale
@@ -293,18 +307,18 @@ def advance(bundle: Bundle, request: Request, state: State, first: Any, last: An
     def unguided(i: Array, x: Array) -> Float[Array, "N h w C"]:
         return guide(predict(i, x, request.context[-count:]))
 
-    def whole(i: Array, x: Array, _: Array) -> tuple[Float[Array, "N h w C"], Array]:
+    def whole(i: Array, x: Array, _: Any) -> tuple[Float[Array, "N h w C"], Float[Array, "M h w C_0"]]:
         prediction, deep = predict(i, x, request.context, with_deep=True)
-        return guide(prediction), deep.reshape(-1, count, *deep.shape[1:]).swapaxes(0, 1)
+        return guide(prediction), deep
 
-    def shallow(i: Array, x: Array, deep: Array) -> tuple[Float[Array, "N h w C"], Array]:
-        features = deep.swapaxes(0, 1).reshape(-1, *deep.shape[2:])
-        return guide(predict(i, x, request.context, features)), deep
+    def shallow(i: Array, x: Array, deep: Array) -> tuple[Float[Array, "N h w C"], Float[Array, "M h w C_0"]]:
+        return guide(predict(i, x, request.context, deep)), deep
 
-    def evaluate(i: Array, state: State) -> State:
-        x, history, deep = state
+    def evaluate(i: Array, carried: tuple[State, Any]) -> tuple[State, Any]:
+        (x, history), deep = carried
         if request.cache_interval is not None:
-            output, deep = jax.lax.cond(i % request.cache_interval == 0, whole, shallow, i, x, deep)
+            is_whole = (i == first) | (i % request.cache_interval == 0)
+            output, deep = jax.lax.cond(is_whole, whole, shallow, i, x, deep)
         elif request.guided is not None:
             output = jax.lax.cond(request.guided[i], everywhere, unguided, i, x)
         else:
@@ -314,9 +328,13 @@ def advance(bundle: Bundle, request: Request, state: State, first: Any, last: An
             keys = jax.vmap(jax.random.fold_in, in_axes=(0, None))(request.keys, i + 1)
             channels_first = (x.shape[3], x.shape[1], x.shape[2])
             noise = _noise(keys, channels_first).transpose(0, 2, 3, 1)
-        return *sampler.step(schedule, i, x, output, history, noise, request.eta), deep
+        return sampler.step(schedule, i, x, output, history, noise, request.eta), deep
 
-    return jax.lax.fori_loop(first, last, evaluate, state)
+    deep = None
+    if request.cache_interval is not None:
+        shape = jax.eval_shape(whole, first, state[0], None)[1]
+        deep = _varying(jnp.zeros(shape.shape, shape.dtype), like=state)
+    return jax.lax.fori_loop(first, last, evaluate, (state, deep))[0]
 
 
 @jax.jit
@@ -390,7 +408,7 @@ def _noise(keys: Key[Array, " N"], shape: tuple[int, ...]) -> Float[Array, "N C 
     return jax.vmap(lambda key: jax.random.normal(key, shape, jnp.float32))(keys)
 
 
-def _varying(state: State, like: Any) -> State:
+def _varying(state: Any, like: Any) -> Any:
     """Inside shard_map a type tells over which axes of the mesh values differ, and a loop has to end with the type
     that it began with: that of its results, which differ wherever anything that they depend on does."""
     axes = frozenset[str]().union(*map(varying_axes, jax.tree.leaves((state, like))))

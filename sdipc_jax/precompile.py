@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from sdipc_jax.bundle import Bundle
+from sdipc_jax.checkpoints.delta import load_delta, tuned_config
 from sdipc_jax.checkpoints.load import read_config
 from sdipc_jax.commands import Report, decide
 from sdipc_jax.generate import advance, begin, finish
@@ -53,6 +54,8 @@ class Compiled:
 def compile(settings: CompileSettings, report: Report) -> Compiled:
     """What `vary`, `edit` and `text` run on one device for these settings, into the user's cache."""
     config = read_config(settings.model, settings.clip, dtype=settings.dtype)
+    if settings.tuned is not None:
+        config = tuned_config(config, load_delta(settings.tuned))
     values = decide(config, settings)
     bundle = Bundle(config.abstract_params(), config)
     tokens = jax.ShapeDtypeStruct((1, config.tokens.length), jnp.int32)

@@ -98,6 +98,12 @@ class Defaults(Settings):
     height: Side
     width: Side
 
+    @model_validator(mode="after")
+    def _one_interval(self) -> Self:
+        if self.guidance_interval is not None and self.cache_interval > 1:
+            raise ValueError("found both guidance_interval and cache_interval, expected one of them: drop the other")
+        return self
+
 
 class CommandSettings(Settings):
     """What every command takes."""
@@ -162,7 +168,9 @@ class SamplerSettings(CheckpointSettings):
     """Sampling steps."""
     guidance_scale: Annotated[NotNegative | None, _choice("FLOAT", "the checkpoint's own, else 7.5")] = None
     """How strongly the prompt is followed; 1 or less is no guidance."""
-    guidance_interval: Annotated[Interval | None, _choice("LOW,HIGH", "all timesteps")] = None
+    guidance_interval: Annotated[Interval | None, _choice("LOW,HIGH", "the checkpoint's own, else all timesteps")] = (
+        None
+    )
     """Lowest and highest timestep, as shares of all, at which guidance acts; the others take half of the work."""
     cache_interval: Annotated[Count | None, _choice("INT", "the checkpoint's own, else 1")] = None
     """Run the whole UNet at every so many evaluations, and its outermost layers alone at the others (DeepCache)."""

@@ -11,5 +11,4 @@ def varying_axes(array: Any) -> frozenset[str]:
     None outside of one, under `pmap` and `vmap`, and where it was told not to (`check_vma=False`).
     """
     kind: Any = jax.typeof(array)
-    # JAX 0.10 has renamed what its documentation calls vma.
-    return kind.vma if hasattr(kind, "vma") else kind.manual_axis_type.varying
+    return kind.manual_axis_type.varying

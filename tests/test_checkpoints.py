@@ -389,6 +389,11 @@ def test_what_cannot_be_saved(tiny: sdipc.Bundle, tiny_folder: Path, folder: Pat
             {"guidance_interval": [0.7, 0.3]},
             "sdipc.json: guidance_interval is [0.7, 0.3], expected the lower share first",
         ),
+        (
+            "sdipc.json",
+            {"guidance_interval": [0.3, 0.7], "cache_interval": 2},
+            "sdipc.json: found both guidance_interval and cache_interval, expected one of them",
+        ),
         ("sdipc.json", {"stepz": 3}, "sdipc.json: stepz is not a setting"),
         (
             "model_index.json",

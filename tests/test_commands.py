@@ -348,6 +348,9 @@ def test_option_then_checkpoint_then_contract(tiny_folder: Path, tmp_path: Path)
     assert decided(bare) == {**contract, "height": 32, "width": 32}
     assert decided(told) == full
     assert decided(told, **typed) == full | typed
+    # One of the two intervals that is asked for stands in the place of the checkpoint's other one.
+    assert decided(told, cache_interval=3) == full | {"guidance_interval": None, "cache_interval": 3}
+    assert decided(told, cache_interval=1) == full
     assert decided(bare, **typed) == contract | typed
     job = commands._SamplingJob(VarySettings(pictures=("a.png",), model=str(told), cutoff=0.2))
     assert (job.values.cutoff, job.values.scale) == (0.2, 2)

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from sdipc_jax import InputError, compilation
+from sdipc_jax import Bundle, InputError, compilation, tuning
 from sdipc_jax.compilation import cache_folder, keep_compiled, use_faster_convolutions
 
 
@@ -88,12 +88,14 @@ def test_damaged_programs_are_compiled_again(tmp_path: Path) -> None:
     assert run() == [value, "False"]
 
 
-def test_what_is_compiled_ahead_is_what_runs(tiny_folder: Path, tmp_path: Path) -> None:
-    """After `sdipc compile` the first pictures find their programs, all that are worth keeping."""
+def test_what_is_compiled_ahead_is_what_runs(tiny: Bundle, tiny_folder: Path, tmp_path: Path) -> None:
+    """After `sdipc compile` the first pictures find their programs, all that are worth keeping; deep prompts count."""
+    settings = tuning.TuningSettings(mode="ct", prompt_length=3)
+    tuning.save_delta(tuning.delta(tuning.init(tiny, settings)), tmp_path / "tuned.safetensors")
     noise = np.random.default_rng(0).integers(0, 256, (40, 40, 3), np.uint8)
     Image.fromarray(noise).save(tmp_path / "noise.png")
     environment = os.environ | {"XDG_CACHE_HOME": str(tmp_path / "cache"), "JAX_ENABLE_COMPILATION_CACHE": "true"}
-    model = ("--model", str(tiny_folder), "--steps", "3", "--fast", "--json")
+    model = ("--model", str(tiny_folder), "--tuned", str(tmp_path / "tuned.safetensors"), "--steps", "3", "--json")
 
     def run(*arguments: str) -> tuple[Any, set[str]]:
         command = [sys.executable, "-m", "sdipc_jax.cli", *arguments]

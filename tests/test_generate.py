@@ -148,9 +148,9 @@ def test_later_noise_follows_the_recipe(least: Bundle, context: jax.Array, name:
         least, params=least.params | {"unet": jax.tree.map(jnp.zeros_like, least.params["unet"])}
     )
     request, state = begin(silent, context, seeds=[4, 5], indices=6, steps=STEPS, sampler=name, eta=eta)
-    found, *_ = advance(silent, request, state, 0, STEPS)
+    found, _ = advance(silent, request, state, 0, STEPS)
     # A UNet without weights gives 0, so that the loop can be written out.
-    x, *_ = state
+    x, _ = state
     for i in range(STEPS):
         noise = jnp.stack([noise_of(seed, 6, step=i) for seed in (4, 5)]).transpose(0, 2, 3, 1)
         x, _ = SAMPLERS[name].step(request.schedule, i, x, jnp.zeros_like(x), (), noise, eta)
@@ -249,7 +249,7 @@ def test_deep_features_are_those_of_the_last_whole_run(
 ) -> None:
     """Against the loop written out, prompt by prompt."""
     settings: dict[str, Any] = {"seeds": 0, "steps": 7, "sampler": "dpm++2m", "guidance_scale": guidance_scale}
-    request, (x, history, _) = begin(least, context, **settings)
+    request, (x, history) = begin(least, context, **settings)
     unet = jax.jit(partial(least.config.unet_model.apply, with_deep=True))
     variables = {"params": least.params["unet"]}
     prompts = [request.context[-len(context) :]] + ([request.context[: len(context)]] if guidance_scale > 1 else [])
@@ -266,11 +266,15 @@ def test_deep_features_are_those_of_the_last_whole_run(
             output = predictions[1] + guidance_scale * (predictions[0] - predictions[1])
         x, history = SAMPLERS["dpm++2m"].step(request.schedule, i, x, output, history, None, 0.0)
     found = generate(least, context, **settings, cache_interval=3)
-    np.testing.assert_allclose(found, finish(least, (x, history, None))[0], atol=1e-5)
+    np.testing.assert_allclose(found, finish(least, (x, history))[0], atol=1e-5)
     exact = generate(least, context, **settings)
     assert np.abs(found - exact).max() > CLOSE
     np.testing.assert_array_equal(generate(least, context, **settings, cache_interval=1), exact)
-    in_pieces, _ = generate_with_progress(least, context, lambda *_: None, **settings, cache_interval=3)
+    ends: list[int] = []
+    in_pieces, _ = generate_with_progress(
+        least, context, lambda done, _: ends.append(done), **settings, cache_interval=np.int64(3)
+    )
+    assert all(end % 3 == 0 for end in ends[:-1])
     np.testing.assert_array_equal(in_pieces, found)
     before = advance._cache_size()
     assert np.abs(generate(least, context, **settings, cache_interval=2) - found).max() > CLOSE
@@ -402,7 +406,7 @@ def test_the_loop_reads_nothing_from_the_host(least: Bundle, context: jax.Array)
     with jax.transfer_guard("disallow"):
         advance(least, request, state, first, last)
         with pytest.raises(Exception, match="Disallowed host-to-device transfer"):
-            advance(least, request, (np.zeros(state[0].shape, np.float32), (), None), first, last)
+            advance(least, request, (np.zeros(state[0].shape, np.float32), ()), first, last)
 
 
 def in_pairs(x: jax.Array) -> jax.Array:
@@ -505,6 +509,7 @@ def test_bfloat16_is_near_float32(least: Bundle, context: jax.Array) -> None:
         ({"guidance_interval": (0.7, 0.3)}, r"guidance_interval is \(0.7, 0.3\), expected two shares"),
         ({"guidance_interval": (0.7, 1.3)}, r"guidance_interval is \(0.7, 1.3\), expected two shares"),
         ({"cache_interval": 0}, "cache_interval is 0, expected a whole number from 1"),
+        ({"cache_interval": -2}, "cache_interval is -2, expected a whole number from 1"),
         ({"cache_interval": 1.5}, "cache_interval is 1.5, expected a whole number from 1"),
         (
             {"cache_interval": 2, "guidance_interval": (0.1, 0.9)},

@@ -286,39 +286,39 @@ def test_flash_attention_of_tpus_is_attention(queries: int, keys: int, heads: in
 
 
 def test_tpus_take_flash_attention_where_it_exists(monkeypatch: pytest.MonkeyPatch) -> None:
-    """bfloat16, whole tiles of 128 tokens, a depth that it was written for, and no shard_map that keeps account."""
+    """bfloat16, whole tiles of 128 tokens, a depth that it was written for, and nothing that XLA would divide."""
     asked: list[tuple[int, ...]] = []
 
     def flash(query: jax.Array, key: jax.Array, value: jax.Array) -> jax.Array:
         asked.append(query.shape)
         return query
 
-    def attend(dtype: Any, tokens: int = 128, depth: int = 8, check_vma: bool | None = None) -> None:
+    def attend(dtype: Any = jnp.bfloat16, tokens: int = 128, depth: int = 8, **mapped: Any) -> None:
         shape = (2, tokens, 2, depth)
         run: Any = dot_product_attention
-        if check_vma is not None:
-            mesh = jax.make_mesh((2,), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
+        if mapped:
+            mesh = jax.make_mesh((2, 1), ("data", "model"), axis_types=(jax.sharding.AxisType.Auto,) * 2)
             spec = jax.sharding.PartitionSpec("data")
-            run = jax.shard_map(run, mesh=mesh, in_specs=spec, out_specs=spec, check_vma=check_vma)
+            run = jax.shard_map(run, mesh=mesh, in_specs=spec, out_specs=spec, **mapped)
         jax.eval_shape(lambda *inputs: run(*inputs), *[jax.ShapeDtypeStruct(shape, dtype)] * 3)
 
     monkeypatch.setattr(attention, "_CACHED_SCORES", 0)
     monkeypatch.setattr(attention, "attend_on_tpu", flash)
-    attend(jnp.bfloat16)
-    assert asked == []
-    monkeypatch.setattr(attention, "_platform", lambda: "tpu")
-    attend(jnp.bfloat16)
-    attend(jnp.bfloat16, tokens=384, depth=256)
-    attend(jnp.bfloat16, check_vma=False)
-    expected = [(2, 128, 2, 8), (2, 384, 2, 256), (1, 128, 2, 8)]
-    assert asked == expected
-    attend(jnp.bfloat16, tokens=130)
-    attend(jnp.bfloat16, depth=160)
-    attend(jnp.bfloat16, check_vma=True)
-    attention._warn_of_missing_kernel.cache_clear()
-    with pytest.warns(UserWarning, match="takes bfloat16 on a TPU, this model is in float32"):
-        attend(jnp.float32)
-    assert asked == expected
+    attend(check_vma=False)
+    assert asked == [(1, 128, 2, 8)]
+    attend(check_vma=True)
+    attend(check_vma=False, axis_names={"data"})
+    # There are two devices, over which a program without shard_map may be divided.
+    attend()
+    assert len(asked) == 1
+    monkeypatch.setattr(jax, "device_count", lambda: 1)
+    attend()
+    attend(tokens=384, depth=256)
+    assert asked[1:] == [(2, 128, 2, 8), (2, 384, 2, 256)]
+    attend(tokens=130)
+    attend(depth=160)
+    attend(jnp.float32)
+    assert len(asked) == 3
 
 
 def test_gpus_take_the_fused_kernel_where_it_exists(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -96,7 +96,7 @@ def apply_delta(bundle: Bundle, delta: Delta, *, check: bool = True) -> Bundle:
             f"the tuning was made for the checkpoint with digest {delta.base}, found {found}: load the one that was "
             "tuned"
         )
-    config = _tuned_config(bundle.config, delta)
+    config = tuned_config(bundle.config, delta)
     places, leaves = _places(bundle, config), flatten(bundle.params)
     for name, (path, _, _) in places.items():
         if path not in leaves and name not in delta.tensors:
@@ -163,7 +163,12 @@ def _name(path: tuple[str, ...]) -> str:
     return f"{path[0]}.{torch_name(path[1:])}"
 
 
-def _tuned_config(config: Config, delta: Delta) -> Config:
+def tuned_config(config: Config, delta: Delta) -> Config:
+    """The configuration of a checkpoint with the delta's deep prompts or layer.
+
+    Raises:
+        InputError: the file is damaged.
+    """
     if not delta.tensors.keys() & {_EMBEDDINGS, _INVERSE}:
         return config
     side = config.vision_side

@@ -167,7 +167,8 @@ def evaluate(settings: EvaluateSettings, report: Callable[[float], None]) -> Eva
     record = {
         "settings": settings.model_dump(mode="json", by_alias=False, exclude=left_out)
         | {"count": count, "seeds": repeats}
-        | {name: getattr(defaults, name) for name, value in options.items() if value is None},
+        | {name: getattr(defaults, name) for name, value in options.items() if value is None}
+        | {name: getattr(defaults, name) for name in ("guidance_interval", "cache_interval")},
         "checkpoint": digests(config, settings.tuned),
         "corpus": corpus.manifest.get("sha256"),
         "backbones": list(backbones.names),

@@ -19,8 +19,6 @@ _CACHED_SCORES = 2**22
 _QUERIES = 512
 # Above this many (4 GB) scores are too much for the memory of accelerators.
 _MOST_SCORES = 2**30
-# What fused kernels compute in; TPUs have no float16.
-_FUSED = {"gpu": (jnp.bfloat16, jnp.float16), "tpu": (jnp.bfloat16,)}
 # Numbers side by side in a TPU's registers.
 _LANES = 128
 
@@ -44,43 +42,47 @@ def dot_product_attention(
     scores = count * heads * queries * keys
     if mask is not None or scores <= _CACHED_SCORES:
         return _attend_at_once(query, key, value, mask)
-    platform = _platform()
-    if platform in _FUSED and query.dtype not in _FUSED[platform]:
-        _warn_of_missing_kernel(platform, query.dtype)
-    elif platform == "gpu" and depth % 8 == 0 and depth <= 128 and queries % 2 == keys % 2 == 0:
-        return jax.nn.dot_product_attention(query, key, value, implementation="cudnn")
-    elif platform == "tpu" and _flash_takes(query, key):
-        return attend_on_tpu(query, key, value)
+    if _platform() == "gpu" and depth % 8 == 0 and depth <= 128 and queries % 2 == keys % 2 == 0:
+        # Not one more branch below: a branch is traced everywhere, and without cuDNN that is an error.
+        if query.dtype in (jnp.bfloat16, jnp.float16):
+            return jax.nn.dot_product_attention(query, key, value, implementation="cudnn")
+        _warn_of_missing_kernel(query.dtype)
     if keys < _QUERIES // 4:
         return _attend_at_once(query, key, value)
+    branches = {"cpu": attend_in_blocks}
+    if query.dtype == jnp.bfloat16 and _flash_takes(query, key):
+        branches["tpu"] = attend_on_tpu
     elsewhere = _attend_at_once if scores <= _MOST_SCORES else attend_by_queries
-    return jax.lax.platform_dependent(query, key, value, cpu=attend_in_blocks, default=elsewhere)
+    return jax.lax.platform_dependent(query, key, value, **branches, default=elsewhere)
 
 
 def _platform() -> str:
-    """What the program is for, in so far as it can be told while tracing: fused kernels cannot be traced for others."""
+    """What the program is for, in so far as it can be told while tracing."""
     device = jax.sharding.get_abstract_mesh().abstract_device
     # There is none outside of a mesh, and JAX 0.10.0's do not say it.
     return getattr(device, "platform", None) or jax.default_backend()
 
 
 @cache
-def _warn_of_missing_kernel(platform: str, dtype: Any) -> None:
+def _warn_of_missing_kernel(dtype: Any) -> None:
     """Once."""
-    expected = " and ".join(str(jnp.dtype(each)) for each in _FUSED[platform])
     warnings.warn(
-        f"fused attention takes {expected} on a {platform.upper()}, this model is in {dtype}: its attention runs in "
-        "plain operations, slower and in more memory",
+        f"cuDNN's attention takes bfloat16 and float16, this model is in {dtype}: its attention runs in plain "
+        "operations, slower and in more memory",
         stacklevel=4,
     )
 
 
 def _flash_takes(query: Float[Array, "N Q heads depth"], key: Float[Array, "N K heads depth"]) -> bool:
-    """Whether JAX's flash attention has been written for these shapes; and it says nothing of the axes of a mesh that
-    its result differs over, so it cannot stand in a `shard_map` that checks them."""
-    depth = query.shape[3]
+    """Whether JAX's flash attention has been written for these shapes, and may stand here.
+
+    XLA does not divide it over devices: there has to be one, or a `shard_map` over all axes of the mesh. And it says
+    nothing of the axes that its result differs over, so that `shard_map` must not check them.
+    """
+    depth, mesh = query.shape[3], jax.sharding.get_abstract_mesh()
+    manual = jax.device_count() == 1 if mesh.empty else set(mesh.axis_types) == {jax.sharding.AxisType.Manual}
     whole = query.shape[1] % _LANES == key.shape[1] % _LANES == 0
-    return whole and (depth <= _LANES or depth % _LANES == 0) and not varying_axes(query)
+    return manual and not varying_axes(query) and whole and (depth <= _LANES or depth % _LANES == 0)
 
 
 def attend_on_tpu(

@@ -44,17 +44,20 @@ def generate(
     Raises:
         InputError: as `sdipc_jax.generate`.
     """
-    request, state = begin(*_here((bundle, context)), **_here(settings))
-    count, total = len(context), request.evaluations
+    bundle, context = _here((bundle, context))
+    if mesh.size == 1 and mesh.devices.flat[0] != jax.devices()[0]:
+        bundle, context = jax.device_put((bundle, context), mesh.devices.flat[0])
+    request, state = begin(bundle, context, **_here(settings))
+    count = len(context)
     run, decode = partial(advance, bundle, request), partial(finish, bundle)
     if mesh.size > 1:
         bundle, request, state = replicate(mesh, bundle), _divided(mesh, request), place(mesh, pad(state, mesh.size))
         run, decode = partial(advance_on, mesh, bundle, request), partial(finish_on, mesh, bundle)
     if report is None:
-        state = run(state, 0, total)
+        state = run(state, 0, request.evaluations)
     else:
-        piece = ceil(total / _PIECES) if jax.process_count() > 1 else None
-        state = in_pieces(run, state, total, report, piece)
+        piece = ceil(request.evaluations / _PIECES) if jax.process_count() > 1 else None
+        state = in_pieces(run, request, state, report, piece)
     results = decode(state)
     return results if mesh.size == 1 else _first_rows(mesh, count, results)
 
@@ -62,16 +65,29 @@ def generate(
 @partial(jax.jit, static_argnums=0)
 def advance_on(mesh: Mesh, bundle: Bundle, request: Request, state: State, first: Any, last: Any) -> State:
     """`generate.advance` on each device, with its part of a request and state."""
-    whole, divided = cast(Any, P()), cast(Any, P(AXIS))
-    parts = Request(whole, divided, divided, divided, whole, whole, whole, request.sampler)
-    specs = (whole, parts, divided, whole, whole)
-    return on_each_device(advance, mesh, specs, divided)(bundle, request, state, first, last)
+    specs = (P(), division(request), P(AXIS), P(), P())
+    return on_each_device(advance, mesh, specs, P(AXIS))(bundle, request, state, first, last)
 
 
 @partial(jax.jit, static_argnums=0)
 def finish_on(mesh: Mesh, bundle: Bundle, state: State) -> tuple[Float[Array, "N H W 3"], Bool[Array, " N"]]:
     """`generate.finish` on each device, with its part of the state."""
     return on_each_device(finish, mesh, (P(), P(AXIS)), P(AXIS))(bundle, state)
+
+
+def division(request: Request) -> Any:
+    """How the parts of a request lie on a mesh."""
+    whole, rows = cast(Any, P()), cast(Any, P(AXIS))
+    return Request(
+        schedule=whole,
+        context=rows,
+        keys=rows,
+        guidance_scale=rows,
+        guided=whole,
+        cache_interval=whole,
+        eta=whole,
+        sampler=request.sampler,
+    )
 
 
 def _divided(mesh: Mesh, request: Request) -> Request:
