@@ -15,13 +15,12 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Float, Int, Int32, Key
+from jaxtyping import Array, Bool, Float, Int, Key
 
-from sdipc_jax.bundle import Bundle, Params, SafetySide, apply
+from sdipc_jax.bundle import Bundle, apply
 from sdipc_jax.errors import InputError
-from sdipc_jax.images import Preprocessing
-from sdipc_jax.models import StableDiffusionSafetyChecker
 from sdipc_jax.prompts import empty_prompt
+from sdipc_jax.safety import flag_pictures
 from sdipc_jax.samplers import SAMPLERS
 from sdipc_jax.settings import Defaults
 from sdipc_jax.varying import varying_axes
@@ -29,8 +28,6 @@ from sdipc_jax.varying import varying_axes
 # The largest batch that the VAE decodes at once, in pixels: its activations are what takes most memory.
 _DECODED_PIXELS = 512 * 512
 _SECONDS_BETWEEN_REPORTS = 1.0
-# Pillow's weights are whole numbers of this many bits.
-_WEIGHT_BITS = 22
 
 
 @partial(
@@ -351,7 +348,7 @@ def finish(bundle: Bundle, state: State) -> tuple[Float[Array, "N H W 3"], Bool[
     pictures = jnp.clip(pictures / 2 + 0.5, 0, 1)
     if config.safety is None:
         return pictures, jnp.zeros(len(pictures), bool)
-    flagged = _flagged(config.safety, bundle.params["safety_checker"], pictures)
+    flagged = flag_pictures(config.safety, bundle.params["safety_checker"], pictures)
     return jnp.where(flagged[:, None, None, None], 0, pictures), flagged
 
 
@@ -418,35 +415,3 @@ def _varying(state: Any, like: Any) -> Any:
         return jax.lax.pcast(leaf, missing, to="varying") if missing else leaf
 
     return jax.tree.map(vary, state)
-
-
-def _flagged(side: SafetySide, params: Params, pictures: Float[Array, "N H W 3"]) -> Bool[Array, " N"]:
-    pixels = _preprocess(jnp.round(pictures * 255), side.preprocessing)
-    return apply(StableDiffusionSafetyChecker(side.vision), params, pixels)
-
-
-def _preprocess(levels: Float[Array, "N H W 3"], settings: Preprocessing) -> Float[Array, "N S S 3"]:
-    """`images.preprocess` on the device, so that a picture is flagged here when it is flagged there."""
-    height, width = settings.resized(levels.shape[1], levels.shape[2])
-    levels = levels.astype(jnp.int32)
-    for axis, side in ((2, width), (1, height)):
-        if side != levels.shape[axis]:
-            sums = jnp.tensordot(levels, _bicubic_weights(levels.shape[axis], side), axes=(axis, 1))
-            # Rounded to 8 bits after each of the two passes.
-            levels = jnp.clip((jnp.moveaxis(sums, -1, axis) + (1 << _WEIGHT_BITS - 1)) >> _WEIGHT_BITS, 0, 255)
-    if settings.do_center_crop:
-        (height, width), (crop_height, crop_width) = levels.shape[1:3], settings.crop_size
-        top, left = (height - crop_height) // 2, (width - crop_width) // 2
-        levels = levels[:, top : top + crop_height, left : left + crop_width]
-    mean, std = jnp.array(settings.image_mean), jnp.array(settings.image_std)
-    return (levels * settings.rescale_factor - mean) / std
-
-
-def _bicubic_weights(before: int, after: int) -> Int32[np.ndarray, "after before"]:
-    """Pillow's weights for resizing one axis, in its fixed-point form (Keys 1981, with a = -1/2)."""
-    scale = before / after
-    centres = (np.arange(after)[:, None] + 0.5) * scale
-    x = np.abs((np.arange(before) + 0.5 - centres) / max(scale, 1))
-    weights = np.where(x < 1, (1.5 * x - 2.5) * x * x + 1, np.where(x < 2, ((2.5 - 0.5 * x) * x - 4) * x + 2, 0))
-    weights /= weights.sum(axis=1, keepdims=True)
-    return np.trunc(weights * (1 << _WEIGHT_BITS) + np.copysign(0.5, weights)).astype(np.int32)

@@ -31,6 +31,7 @@ from sdipc_jax.bundle import SafetySide
 from sdipc_jax.generate import advance, begin, finish, to_uint8
 from sdipc_jax.images import Preprocessing, preprocess
 from sdipc_jax.models import CLIPVisionModel, StableDiffusionSafetyChecker
+from sdipc_jax.safety import preprocess_on_device
 from sdipc_jax.samplers import SAMPLERS
 from tests.random_weights import random_params, random_tree
 from tests.tiny import jax_tree, quick_unet
@@ -601,5 +602,5 @@ def test_preprocessing_on_the_device_is_that_of_the_host(size: tuple[int, int], 
     # Blocks of extreme values overshoot, and halves at their edges have to be rounded.
     blocks = np.kron(generator.integers(0, 256, (size[0] // 4, size[1] // 4, 3)), np.ones((4, 4, 1)))
     for levels in (blocks.astype(np.uint8), generator.integers(0, 256, (*size, 3), np.uint8)):
-        found = MODULE._preprocess(jnp.asarray(levels, jnp.float32)[None], settings)[0]
+        found = preprocess_on_device(jnp.asarray(levels, jnp.float32)[None], settings)[0]
         np.testing.assert_allclose(found, preprocess(levels, settings), atol=1e-5)
