@@ -3,9 +3,9 @@
     python scripts/measure_fast.py --output build/fast
 
 Variations of held-out drawings, the same noise for every way. Work is counted in evaluations of the UNet on one
-picture: two for a step with guidance, one for a step without, and where deep features are used again, their share of
-the arithmetic. Distances are to what 200 steps of the same sampler's
-differential equation give; recognition is retrieval of the picture's caption by the checkpoint's own CLIP.
+picture: two for a step with guidance, one for a step without, and where deep features are used again, their share
+of the arithmetic. Distances are to what 200 steps of the same differential equation give; recognition is retrieval
+of the picture's caption by the checkpoint's own CLIP.
 """
 
 import argparse
@@ -69,8 +69,14 @@ WAYS = (
 )
 
 FASTEST = Way(**FAST)
-KINDS = {"ddim": "o", "dpm++2m": "s", "dpm++2m, guided in part": "^", "ddim, deep features kept": "v"}
-KINDS["dpm++2m, deep features kept"] = "d"
+# How the plot marks them.
+KINDS = {
+    "ddim": "o",
+    "dpm++2m": "s",
+    "dpm++2m, guided in part": "^",
+    "ddim, deep features kept": "v",
+    "dpm++2m, deep features kept": "d",
+}
 
 
 def main() -> None:

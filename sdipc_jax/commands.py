@@ -211,8 +211,8 @@ def decide(config: Config, settings: SamplerSettings) -> Defaults:
     quick = FAST if settings.fast else {}
     values = config.defaults.model_copy(update=quick | {k: v for k, v in chosen.items() if v is not None})
     SAMPLERS[values.sampler].schedule(config.scheduler, values.steps, karras=settings.karras)
-    intervals = choose_intervals(config.defaults, settings.guidance_interval, settings.cache_interval)
-    return values.model_copy(update=dict(zip(("guidance_interval", "cache_interval"), intervals, strict=True)))
+    guidance, cached = choose_intervals(config.defaults, settings.guidance_interval, settings.cache_interval)
+    return values.model_copy(update={"guidance_interval": guidance, "cache_interval": cached})
 
 
 class _SamplingJob:

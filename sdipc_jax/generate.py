@@ -22,7 +22,7 @@ from sdipc_jax.errors import InputError
 from sdipc_jax.prompts import empty_prompt
 from sdipc_jax.safety import flag_pictures
 from sdipc_jax.samplers import SAMPLERS
-from sdipc_jax.settings import Defaults
+from sdipc_jax.settings import BOTH_INTERVALS, Defaults
 from sdipc_jax.varying import varying_axes
 
 # The largest batch that the VAE decodes at once, in pixels: its activations are what takes most memory.
@@ -260,17 +260,16 @@ def choose_intervals(
         InputError: both are asked for, or a `cache_interval` that is no whole number from 1.
     """
     try:
-        cached = None if cache_interval is None else operator.index(cache_interval)
+        asked = 1 if cache_interval is None else operator.index(cache_interval)
     except TypeError:
-        cached = 0
-    if cached is not None and cached < 1:
+        asked = 0
+    if asked < 1:
         raise InputError(f"cache_interval is {cache_interval!r}, expected a whole number from 1: choose another")
-    if guidance_interval is None and (cached is None or cached == 1):
-        return defaults.guidance_interval, defaults.cache_interval if cached is None else cached
-    cached = 1 if cached is None else cached
-    if guidance_interval is not None and cached > 1:
-        raise InputError("found both guidance_interval and cache_interval, expected one of them: leave the other out")
-    return guidance_interval, cached
+    if guidance_interval is not None and asked > 1:
+        raise InputError(BOTH_INTERVALS)
+    if guidance_interval is not None or asked > 1:
+        return guidance_interval, asked
+    return defaults.guidance_interval, defaults.cache_interval if cache_interval is None else asked
 
 
 @jax.jit

@@ -85,6 +85,9 @@ def _describe(error: pydantic.ValidationError) -> str:
     return f"{name} is {found!r}, expected {expected}: correct it" if name else expected
 
 
+BOTH_INTERVALS = "found both guidance_interval and cache_interval, expected one of them: leave the other out"
+
+
 class Defaults(Settings):
     """What a checkpoint asks for where the user does not (`sdipc.json` in its folder)."""
 
@@ -101,7 +104,7 @@ class Defaults(Settings):
     @model_validator(mode="after")
     def _one_interval(self) -> Self:
         if self.guidance_interval is not None and self.cache_interval > 1:
-            raise ValueError("found both guidance_interval and cache_interval, expected one of them: drop the other")
+            raise ValueError(BOTH_INTERVALS)
         return self
 
 
@@ -168,9 +171,7 @@ class SamplerSettings(CheckpointSettings):
     """Sampling steps."""
     guidance_scale: Annotated[NotNegative | None, _choice("FLOAT", "the checkpoint's own, else 7.5")] = None
     """How strongly the prompt is followed; 1 or less is no guidance."""
-    guidance_interval: Annotated[Interval | None, _choice("LOW,HIGH", "the checkpoint's own, else all timesteps")] = (
-        None
-    )
+    guidance_interval: Annotated[Interval | None, _choice("LOW,HIGH", "the checkpoint's own, else always")] = None
     """Lowest and highest timestep, as shares of all, at which guidance acts; the others take half of the work."""
     cache_interval: Annotated[Count | None, _choice("INT", "the checkpoint's own, else 1")] = None
     """Run the whole UNet at every so many evaluations, and its outermost layers alone at the others (DeepCache)."""

@@ -95,7 +95,8 @@ def test_what_is_compiled_ahead_is_what_runs(tiny: Bundle, tiny_folder: Path, tm
     noise = np.random.default_rng(0).integers(0, 256, (40, 40, 3), np.uint8)
     Image.fromarray(noise).save(tmp_path / "noise.png")
     environment = os.environ | {"XDG_CACHE_HOME": str(tmp_path / "cache"), "JAX_ENABLE_COMPILATION_CACHE": "true"}
-    model = ("--model", str(tiny_folder), "--tuned", str(tmp_path / "tuned.safetensors"), "--steps", "3", "--json")
+    model = ("--model", str(tiny_folder), "--tuned", str(tmp_path / "tuned.safetensors"))
+    model += ("--steps", "3", "--fast", "--json")
 
     def run(*arguments: str) -> tuple[Any, set[str]]:
         command = [sys.executable, "-m", "sdipc_jax.cli", *arguments]

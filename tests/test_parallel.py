@@ -275,6 +275,15 @@ def test_every_device_does_its_part_of_the_work_alone(eight: dict[str, Any]) -> 
         assert program["collectives"] == [0, 0]
 
 
+def test_a_mesh_of_one_device_is_that_device(tmp_path: Path) -> None:
+    bundle = small_bundle(tmp_path)
+    context = jax.numpy.zeros((1, bundle.config.tokens.length, bundle.config.unet.cross_attention_dim))
+    for device in jax.devices():
+        mesh = parallel.make_mesh("data=1", [device])
+        pictures, _ = parallel.generate(mesh, bundle, context, seeds=0, steps=1)
+        assert pictures.devices() == {device}
+
+
 @pytest.mark.parametrize("name", ["pictures", "cached"])
 def test_pictures_do_not_depend_on_the_number_of_devices(eight: dict[str, Any], name: str) -> None:
     alone = np.array(eight[name]["1"])

@@ -3,6 +3,7 @@
 import tempfile
 import time
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import jax
@@ -75,18 +76,18 @@ class JaxSide:
         settings: dict[str, Any] = {"seeds": 0, "indices": np.arange(work.batch), "guidance_scale": GUIDANCE}
         settings |= {"negative": context[:1] * 0.5, "steps": work.steps or 50, "sampler": "ddim"}
         request, state = begin(bundle, context, **settings)
-        # The bundle may hold the parts that the work needs alone.
-        step = flops_of(advance, bundle, request, state, 0, 1) if work.part != "decode" else 0.0
-        decoding = flops_of(finish, bundle, state) if work.part != "unet" else 0.0
+        # The bundle has the parts that the work needs, and no others.
+        step = partial(advance, bundle, request, state, 0, 1)
         if work.part == "unet":
-            return (lambda: jax.block_until_ready(advance(bundle, request, state, 0, 1))), step
+            return (lambda: jax.block_until_ready(step())), flops_of(step)
+        decoding = partial(finish, bundle, state)
         if work.part == "decode":
-            return (lambda: jax.block_until_ready(finish(bundle, state))), decoding
+            return (lambda: jax.block_until_ready(decoding())), flops_of(decoding)
 
         def pictures() -> Any:
             return to_uint8(sdipc.generate(bundle, context, **settings))
 
-        return pictures, work.steps * step + decoding
+        return pictures, work.steps * flops_of(step) + flops_of(decoding)
 
     def peak_bytes(self) -> int:
         """The device's, where it tells."""

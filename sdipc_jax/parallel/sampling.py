@@ -101,7 +101,16 @@ def _divided(mesh: Mesh, request: Request) -> Request:
     schedule, guided, cache_interval, eta = replicate(
         mesh, (request.schedule, request.guided, request.cache_interval, request.eta)
     )
-    return Request(schedule, context, keys, guidance, guided, cache_interval, eta, request.sampler)
+    return Request(
+        schedule=schedule,
+        context=context,
+        keys=keys,
+        guidance_scale=guidance,
+        guided=guided,
+        cache_interval=cache_interval,
+        eta=eta,
+        sampler=request.sampler,
+    )
 
 
 def _here(tree: Tree) -> Tree:
