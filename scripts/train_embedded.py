@@ -4,11 +4,13 @@
     python scripts/train_embedded.py configs/embedded.yaml --stage unet --minutes 60     one stage
 
 A stage that was stopped goes on where it was; a stage that has not begun starts from the weights in `start_from`.
-CLIP's text tower and the encoder of the VAE must stand before the UNet is trained, since it learns in their spaces.
+CLIP's text tower is trained beside a convolutional network, which then teaches the vision tower (`embedded.tower`).
+The text tower and the encoder of the VAE must stand before the UNet is trained, since it learns in their spaces.
 `vision` (and `projection` after it), `decoder` and `unet` can be trained further at any time.
 """
 
 import argparse
+import itertools
 import json
 import shutil
 from pathlib import Path
@@ -24,9 +26,10 @@ from embedded.stages import (
     fit_projection,
     judge_clip,
     scaling_factor,
-    train_clip,
+    train_teacher,
     train_unet,
     train_vae,
+    train_vision,
     unet_of,
     vae_of,
 )
@@ -34,7 +37,9 @@ from embedded.training import Tree, averaged, log, on_host
 
 from sdipc_jax.evaluate.corpus import Corpus, load_corpus
 
-STAGES = ("clip", "vae", "vision", "projection", "decoder", "unet", "export")
+# The stages that train each part, the later ones over the earlier.
+PARTS = {"clip": ("teacher", "vision", "projection"), "vae": ("vae", "decoder"), "unet": ("unet",)}
+STAGES = (*itertools.chain.from_iterable(PARTS.values()), "export")
 
 
 def start(settings: dict[str, Any], folder: Path) -> dict[str, Tree]:
@@ -44,20 +49,23 @@ def start(settings: dict[str, Any], folder: Path) -> dict[str, Tree]:
     makers: dict[str, Any] = {"clip": clip_of, "vae": vae_of, "unet": unet_of}
     parts = {}
     for name, maker in makers.items():
-        trained = averaged(folder, name)
-        if trained is None:
-            trained = known.get(name) or maker(settings).init(jax.random.key(settings["seed"]))
-        parts[name] = trained
-    for name, part in (("decoder", "vae"), ("vision", "clip"), ("projection", "clip")):
-        parts[part] = parts[part] | (averaged(folder, name) or {})
+        part = known.get(name, {})
+        if not part or name == "clip":
+            # The teacher does not ship.
+            part = maker(settings).init(jax.random.key(settings["seed"])) | part
+        for stage in PARTS[name]:
+            part = part | (averaged(folder, stage) or {})
+        parts[name] = part
     return parts
 
 
 def run(stage: str, settings: dict[str, Any], corpus: Corpus, folder: Path) -> None:
     with on_host():
         parts = start(settings, folder)
-    if stage in ("clip", "vision"):
-        train_clip(settings, corpus, folder, parts["clip"], vision_only=stage == "vision")
+    if stage == "teacher":
+        train_teacher(settings, corpus, folder, parts["clip"])
+    elif stage == "vision":
+        train_vision(settings, corpus, folder, parts["clip"])
     elif stage == "projection":
         fit_projection(settings, corpus, folder, parts["clip"])
     elif stage in ("vae", "decoder"):

@@ -7,10 +7,13 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax.contrib
 import pytest
 from embedded import training
-from embedded.augment import random_views
+from embedded.augment import mixed, random_views
+from embedded.clip import contrast, divergence_of, unit
 from embedded.data import Examples, examples
+from embedded.tower import ConvolutionalTower
 from embedded.training import Budget, train
 from safetensors.numpy import load_file
 
@@ -98,6 +101,91 @@ def test_views_recolour_ink_and_leave_white() -> None:
     tinted = views(pictures, background=1.0)
     assert ((tinted[:, 1:] >= 0.75) & (tinted[:, 1:] <= 1)).all()
     assert np.ptp(tinted[:, 1]) > 0.05
+
+
+def test_views_cover_a_rectangle() -> None:
+    found = views(np.zeros((64, 16, 16, 3), np.float32), cover=1.0)
+    assert set(np.unique(found)) == {0, 1}
+    for picture in found[..., 0]:
+        rows, columns = picture.any(axis=1), picture.any(axis=0)
+        np.testing.assert_array_equal(picture, rows[:, None] & columns)
+        assert max(rows.sum(), columns.sum()) <= 8
+    assert 0.02 < found.mean() < 0.2
+    np.testing.assert_array_equal(views(np.zeros((4, 16, 16, 3), np.float32), cover=0.0), 0)
+
+
+def test_every_second_picture_is_mixed_with_another() -> None:
+    pictures = np.random.default_rng(0).random((8, 4, 4, 3)).astype(np.float32)
+    found = np.asarray(mixed(jnp.asarray(pictures), jax.random.key(0)))
+    np.testing.assert_array_equal(found[::2], pictures[::2])
+    for index in (1, 3, 5, 7):
+        one, other = pictures[index], pictures[(index + 4) % 8]
+        weights = (found[index] - one) / (other - one)
+        assert 0 < np.median(weights) < 1
+        np.testing.assert_allclose(found[index], one + np.median(weights) * (other - one), atol=1e-5)
+
+
+def test_the_contrastive_loss_is_that_of_several_right_answers() -> None:
+    rng = np.random.default_rng(0)
+    images, texts = (unit(rng.standard_normal((6, 4))) for _ in range(2))
+    label, sharpness = np.array([0, 0, 1, 2, 2, 2]), 7.0
+    right = label[:, None] == label
+    wanted = 0.0
+    for scores in (sharpness * images @ texts.T, sharpness * texts @ images.T):
+        for row in range(6):
+            chances = np.exp(scores[row]) / np.exp(scores[row]).sum()
+            among = right[row].sum()
+            for column in range(6):
+                share = 0.95 * right[row, column] / among + 0.05 / 6
+                wanted -= share * np.log(chances[column]) / 6 / 2
+    found, hit = contrast(jnp.asarray(images), jnp.asarray(texts), jnp.asarray(right), sharpness)
+    np.testing.assert_allclose(found, wanted, rtol=1e-5)
+    nearest = (images @ texts.T).argmax(axis=1)
+    np.testing.assert_allclose(hit, right[np.arange(6), nearest].mean(), rtol=1e-6)
+
+
+def test_the_divergence_is_that_of_the_chances() -> None:
+    rng = np.random.default_rng(1)
+    found, wanted, texts = (unit(rng.standard_normal((count, 4))) for count in (5, 5, 9))
+    total, _ = divergence_of(jnp.asarray(found), jnp.asarray(wanted), jnp.asarray(texts), 3.0)
+    chances = [np.exp(3 * rows @ texts.T) for rows in (wanted, found)]
+    p, q = (each / each.sum(axis=1, keepdims=True) for each in chances)
+    np.testing.assert_allclose(total, (p * np.log(p / q)).sum(axis=1).mean(), rtol=1e-4)
+    total, hit = divergence_of(jnp.asarray(wanted), jnp.asarray(wanted), jnp.asarray(texts), 3.0)
+    np.testing.assert_allclose(total, 0, atol=1e-6)
+    assert hit == 1
+
+
+def test_the_teacher_sees_the_whole_picture() -> None:
+    tower = ConvolutionalTower((16, 32), groups=4)
+    pictures = jnp.asarray(np.random.default_rng(0).random((2, 16, 16, 3)), jnp.float32)
+    params = tower.init(jax.random.key(0), pictures)
+    features = tower.apply(params, pictures)
+    assert features.shape == (2, 32)
+    for place in ((0, 0), (15, 15), (7, 3)):
+        changed = tower.apply(params, pictures.at[0, place[0], place[1]].add(0.5))
+        assert np.abs(changed[0] - features[0]).max() > 1e-4
+        np.testing.assert_allclose(changed[1], features[1], atol=1e-6)
+
+
+def test_muon_on_stacked_matrices_is_muon_on_each() -> None:
+    rng = np.random.default_rng(0)
+    shapes = {"one": (8, 6), "other": (8, 6), "wide": (4, 12), "kernel": (3, 3, 2, 6), "tall": (18, 6)}
+    params = {name: jnp.zeros(shape) for name, shape in shapes.items()}
+    stacked = training._muon()
+    alone = optax.contrib.scale_by_muon()
+    state = stacked.init(params)
+    states = {
+        name: alone.init(jnp.zeros((leaf.size // leaf.shape[-1], leaf.shape[-1]))) for name, leaf in params.items()
+    }
+    for _ in range(3):
+        gradients = {name: jnp.asarray(rng.standard_normal(shape), jnp.float32) for name, shape in shapes.items()}
+        found, state = stacked.update(gradients, state)
+        for name, gradient in gradients.items():
+            matrix = gradient.reshape(-1, gradient.shape[-1])
+            step, states[name] = alone.update(matrix, states[name])
+            wanted = 0.2 * max(matrix.shape) ** 0.5 * step
+            np.testing.assert_allclose(found[name].reshape(matrix.shape), wanted, atol=1e-5)
 
 
 class Killed(Exception):

@@ -19,6 +19,7 @@ def random_views(
     bend: float = 0.0,
     background: float = 0.0,
     colour: float = 0.0,
+    cover: float = 0.0,
 ) -> Float[Array, "N S S 3"]:
     """Moves, scales, turns, bends, mirrors and recolours pictures on a white ground.
 
@@ -31,9 +32,10 @@ def random_views(
         bend: standard deviation of a smooth displacement, as a share of the side: artists differ in proportions.
         background: share of the pictures whose white ground becomes a random light colour.
         colour: largest change of each channel's gain; half of it mixes channels.
+        cover: share of the pictures of which a rectangle, up to half as wide and high, is white.
     """
     count, side = pictures.shape[:2]
-    keys = jax.random.split(key, 10)
+    keys = jax.random.split(key, 13)
     size = 1 + jax.random.uniform(keys[0], (count, 1), minval=-zoom, maxval=zoom)
     size = size * (1 + jax.random.uniform(keys[1], (count, 2), minval=-zoom / 2, maxval=zoom / 2))
     mirrored = may_flip & jax.random.bernoulli(keys[2], 0.5, (count,))
@@ -58,7 +60,20 @@ def random_views(
     mix = mix + colour / 2 * jax.random.uniform(keys[9], (count, 3, 3), minval=-1) * (1 - jnp.eye(3))
     # Of ink instead of light, so that white stays white.
     light = 1 - jnp.clip(jnp.einsum("nyxc,ncd->nyxd", 1 - seen, mix), 0, 1)
+    corner = jax.random.uniform(keys[10], (count, 2), minval=-0.25)
+    extent = jax.random.uniform(keys[11], (count, 2), maxval=0.5)
+    at = jnp.arange(side) / side
+    rows, columns = ((at >= corner[:, axis, None]) & (at < (corner + extent)[:, axis, None]) for axis in (0, 1))
+    covered = rows[:, :, None] & columns[:, None] & jax.random.bernoulli(keys[12], cover, (count, 1, 1))
+    light = jnp.where(covered[..., None], 1.0, light)
     # Multiplying tints the drawing too, as light of that colour would, and needs no mask.
     tint = jax.random.uniform(keys[7], (count, 1, 1, 3), minval=0.75)
     tinted = jax.random.bernoulli(keys[8], background, (count, 1, 1, 1))
     return light * jnp.where(tinted, tint, 1.0)
+
+
+def mixed(pictures: Float[Array, "N S S 3"], key: Array) -> Float[Array, "N S S 3"]:
+    """Every second picture laid over another: a weighted mean of the two with a random weight (Zhang et al. 2018)."""
+    count = len(pictures)
+    weight = jax.random.uniform(key, (count, 1, 1, 1)) * (jnp.arange(count) % 2)[:, None, None, None]
+    return (1 - weight) * pictures + weight * jnp.roll(pictures, count // 2, axis=0)

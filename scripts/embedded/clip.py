@@ -1,10 +1,10 @@
-"""The CLIP stage: both towers from scratch on pictures and their captions, and how well they find each other.
+"""The CLIP stages: text tower and teacher on pictures and their captions, then the vision tower on the teacher.
 
 Three things differ from Radford et al. 2021. A picture has several right captions (its own with and without the
-style, and those of the same thing drawn by others), so targets are spread over them. The vision tower sees a random
-half of the patches in most steps (FLIP, Li et al. 2023), which halves its cost. And the text is read off at a random
+style, and those of the same thing drawn by others), so targets are spread over them. The text is read off at a random
 place among the end token and the pads behind it, which are end tokens too: pads come to carry what the end token
-carries, as they nearly do in OpenAI's CLIP, and that is what the method rests on.
+carries, as they nearly do in OpenAI's CLIP, and that is what the method rests on. And the vision tower learns from a
+convolutional network (`embedded.tower`).
 """
 
 import dataclasses
@@ -13,46 +13,54 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
-from embedded.augment import random_views
+from embedded.augment import mixed, random_views
+from embedded.tower import ConvolutionalTower
 from embedded.training import Tree, arithmetic
 from sdipc_jax.bundle import apply
 from sdipc_jax.models import CLIPTextConfig, CLIPTextModel, CLIPVisionConfig, CLIPVisionModel
-from sdipc_jax.models.clip import CLIPEncoder
-from sdipc_jax.models.layers import layer_norm
+
+# What the first stage trains, and what the second; the first have learned in each other's spaces.
+TAUGHT = ("vision_model", "visual_projection")
+TEACHING = ("text_model", "text_projection", "logit_scale", "teacher", "teacher_projection")
 
 
 @dataclasses.dataclass(frozen=True)
 class Clip:
-    """The two towers; parameters are named as in transformers' CLIPModel."""
+    """The two towers and the teacher; the towers' parameters are named as in transformers' CLIPModel."""
 
     text: CLIPTextConfig
     vision: CLIPVisionConfig
+    teacher: tuple[int, ...]
 
     def init(self, key: Array) -> Tree:
-        keys = jax.random.split(key, 4)
+        keys = jax.random.split(key, 6)
         size, width = self.vision.image_size, self.text.projection_dim
-        tokens = jnp.zeros((1, self.text.max_position_embeddings), jnp.int32)
+        tokens, pictures = jnp.zeros((1, self.text.max_position_embeddings), jnp.int32), jnp.zeros((1, size, size, 3))
         text = jax.jit(CLIPTextModel(self.text).init)(keys[0], tokens)
-        vision = jax.jit(CLIPVisionModel(self.vision).init)(keys[1], jnp.zeros((1, size, size, 3)))
+        vision = jax.jit(CLIPVisionModel(self.vision).init)(keys[1], pictures)
+        teacher = jax.jit(ConvolutionalTower(self.teacher).init)(keys[4], pictures)
         # Linen starts embeddings at variance 1 / width; OpenAI's CLIP at 0.02 and 0.01.
         embeddings = text["params"]["text_model"]["embeddings"]
         for name, deviation in (("token_embedding", 0.02), ("position_embedding", 0.01)):
             table = embeddings[name]["embedding"]
             embeddings[name]["embedding"] = deviation * jax.random.normal(keys[0], table.shape)
         _start_like_trained(vision["params"]["vision_model"], self.vision, keys[1])
+        # Orthogonal, so that nothing is lost between text states and joint space to begin with.
         projections = {
-            name: {"kernel": jax.random.normal(key, (features, width)) * features**-0.5}
+            name: {"kernel": jax.nn.initializers.orthogonal()(key, (features, width))}
             for name, features, key in (
                 ("visual_projection", self.vision.hidden_size, keys[2]),
                 ("text_projection", self.text.hidden_size, keys[3]),
+                ("teacher_projection", self.teacher[-1], keys[5]),
             )
         }
         return {
             **text["params"],
             **vision["params"],
             **projections,
+            "teacher": teacher["params"],
             "logit_scale": jnp.asarray(np.log(1 / 0.07), jnp.float32),
         }
 
@@ -60,36 +68,23 @@ class Clip:
         states = apply(CLIPTextModel(self.text, dtype), {"text_model": params["text_model"]}, tokens)
         return states.astype(jnp.float32)
 
-    def image_features(self, params: Tree, pictures: Float[Array, "N S S 3"]) -> Float[Array, "N D"]:
-        """Features of pictures in [0, 1]."""
-        return apply(CLIPVisionModel(self.vision), {"vision_model": params["vision_model"]}, 2 * pictures - 1)
-
-    def masked_features(
-        self, params: Tree, pictures: Float[Array, "N S S 3"], kept: int, key: Array
+    def class_tokens(
+        self, params: Tree, pictures: Float[Array, "N S S 3"], dtype: Any = jnp.float32
     ) -> Float[Array, "N D"]:
-        """`image_features` of `kept` random patches of each picture, with the parts of the tower itself."""
-        config, params = self.vision, params["vision_model"]
-        count, patch, side = len(pictures), config.patch_size, config.image_size // config.patch_size
-        blocks = (2 * pictures - 1).reshape(count, side, patch, side, patch, 3).transpose(0, 1, 3, 2, 4, 5)
-        table = params["embeddings"]
-        places = table["position_embedding"]["embedding"]
-        if kept < side * side:
-            chosen = jnp.argsort(jax.random.uniform(key, (count, side * side)), axis=1)[:, :kept]
-        else:
-            chosen = jnp.broadcast_to(jnp.arange(kept), (count, kept))
-        blocks = jnp.take_along_axis(blocks.reshape(count, side * side, -1), chosen[:, :, None], axis=1)
-        kernel = table["patch_embedding"]["kernel"]
-        patches = blocks @ kernel.reshape(-1, kernel.shape[-1]) + places[1 + chosen]
-        first = jnp.broadcast_to(table["class_embedding"] + places[0], (count, 1, config.hidden_size))
-        x = jnp.concatenate([first, patches], axis=1)
+        """What the vision tower makes of pictures in [0, 1]."""
+        tower = {"vision_model": params["vision_model"]}
+        return apply(CLIPVisionModel(self.vision, dtype), tower, 2 * pictures - 1).astype(jnp.float32)
 
-        def norm(name: str, x: Array) -> Array:
-            return apply(layer_norm(config.layer_norm_eps, jnp.float32), params[name], x)
+    def seen(self, params: Tree, pictures: Float[Array, "N S S 3"], dtype: Any = jnp.float32) -> Float[Array, "N J"]:
+        """Joint embeddings of pictures by the vision tower."""
+        return self.class_tokens(params, pictures, dtype) @ params["visual_projection"]["kernel"]
 
-        x = apply(CLIPEncoder(config, arithmetic()), params["encoder"], norm("pre_layrnorm", x))
-        return norm("post_layernorm", x[:, 0])
+    def taught(self, params: Tree, pictures: Float[Array, "N S S 3"], dtype: Any = jnp.float32) -> Float[Array, "N J"]:
+        """Joint embeddings of pictures by the teacher."""
+        features = apply(ConvolutionalTower(self.teacher, dtype=dtype), params["teacher"], pictures)
+        return features @ params["teacher_projection"]["kernel"]
 
-    def loss(
+    def teaching_loss(
         self,
         params: Tree,
         data: Tree,
@@ -97,67 +92,136 @@ class Clip:
         key: Array,
         *,
         augmentation: Tree,
-        seen: float,
-        prefix: int,
         sharpest: float,
         agreement: float,
     ) -> tuple[Float[Array, ""], Tree]:
         """The contrastive loss with several right answers (targets uniform over them), both directions, and eq. 5.
 
         Args:
-            data: `pixels` uint8, `may_flip`, token ids `plain` and `styled` (N, L) or, where the text tower stands, the
-                end token's `plain_states` and `styled_states` (N, D), `label` and `style` of each picture,
-                `all_captions` the joint embeddings of all labels' captions, rows of length 1.
+            data: `pixels` uint8, `may_flip`, token ids `plain` and `styled` (N, L), `label` and `style` of each
+                picture, `all_captions` the joint embeddings of all labels' captions, rows of length 1.
             batch: `rows` of the data, and for which of them the caption is the one that names the `styled`.
-            seen: the share of the patches that the vision tower sees.
-            prefix: captions are run to this many tokens, which keeps the states exact; the few that are longer lose
-                words, not their end.
             sharpest: the largest factor of the cosines.
-            agreement: weight of 1 - the cosine of each picture and its caption.
+            agreement: weight of 1 - the cosine of each picture and its caption, in C-space and in T-space.
         """
-        keys = jax.random.split(key, 3)
+        keys = jax.random.split(key, 2)
         rows, styled = batch["rows"], batch["styled"]
         label, style = data["label"][rows], data["style"][rows]
-        kept = round(seen * (self.vision.image_size // self.vision.patch_size) ** 2)
         pictures = random_views(data["pixels"][rows] / 255.0, data["may_flip"][rows], keys[0], **augmentation)
-        images = unit(self.masked_features(params, pictures, kept, keys[1]) @ params["visual_projection"]["kernel"])
-        texts = unit(self._text_states(params, data, batch, keys[2], prefix) @ params["text_projection"]["kernel"])
+        images = unit(self.taught(params, pictures, arithmetic()))
+        states = self._text_states(params, data, batch, keys[1])
+        texts = unit(states @ params["text_projection"]["kernel"])
         # Without a limit the scale grows until pictures and captions need agree but little: the method rests on eq. 5,
         # that they point the same way.
         sharpness = jnp.exp(jnp.minimum(params["logit_scale"], jnp.log(sharpest)))
-        logits = sharpness * images @ texts.T
         same = label[:, None] == label[None, :]
         right = same & (~styled[None, :] | (style[:, None] == style[None, :]))
-        total = jnp.zeros(())
-        for scores, targets in ((logits, right), (logits.T, right.T)):
-            targets = targets / targets.sum(axis=1, keepdims=True)
-            targets = 0.95 * targets + 0.05 / len(targets)
-            total += -jnp.mean(jnp.sum(targets * jax.nn.log_softmax(scores, axis=1), axis=1)) / 2
+        total, hit = contrast(images, texts, right, sharpness)
+        # And where the closed form takes pictures: C-space does not see directions in which W_t is small.
+        hidden = unit(images @ inverse(params))
+        total_hidden, hidden_hit = contrast(hidden, unit(states), right, sharpness)
         # Against all captions at once, as they stood a few steps ago: a batch holds few that are hard to tell apart.
         scores = sharpness * images @ data["all_captions"].T
         targets = 0.95 * jax.nn.one_hot(label, scores.shape[1]) + 0.05 / scores.shape[1]
-        total += -jnp.mean(jnp.sum(targets * jax.nn.log_softmax(scores, axis=1), axis=1)) / 2
+        total_all = -jnp.mean(jnp.sum(targets * jax.nn.log_softmax(scores, axis=1), axis=1)) / 2
         # The contrastive losses do not change when all captions move one way, and left to themselves captions share a
         # direction that no picture has.
         cosine = jnp.mean(jnp.sum(images * texts, axis=1))
-        total += agreement * (1 - cosine)
-        hit = jnp.mean(jnp.take_along_axis(right, jnp.argmax(logits, axis=1)[:, None], axis=1))
+        hidden_cosine = jnp.mean(jnp.sum(hidden * unit(states), axis=1))
+        total = total + total_hidden + total_all + agreement / 2 * (2 - cosine - hidden_cosine)
         found = jnp.mean(jnp.argmax(scores, axis=1) == label)
-        return total, {"loss": total, "batch_hit": hit, "hit": found, "cosine": cosine, "logit_scale": sharpness}
+        return total, {
+            "loss": total,
+            "batch_hit": hit,
+            "hidden_hit": hidden_hit,
+            "hit": found,
+            "cosine": cosine,
+            "hidden_cosine": hidden_cosine,
+            "logit_scale": sharpness,
+        }
 
-    def _text_states(self, params: Tree, data: Tree, batch: Tree, key: Array, prefix: int) -> Float[Array, "N D"]:
+    def taught_loss(
+        self,
+        params: Tree,
+        data: Tree,
+        batch: Tree,
+        key: Array,
+        *,
+        augmentation: Tree,
+        sharpest: float,
+        agreement: float,
+    ) -> tuple[Float[Array, ""], Tree]:
+        """How far the vision tower is from the teacher, on views of pictures and on mixtures of two.
+
+        The teacher says which captions a picture has and how near each is, for any picture at all, so that pictures
+        can be made up: the two have to be one function (Beyer et al. 2022), and not only to agree on the drawings.
+
+        Args:
+            data: `pixels` uint8, `may_flip`, `standing` parameters of the first stage, `all_captions` as above and
+                `all_states` of their end tokens, rows of length 1.
+            batch: `rows` of the data.
+            sharpest: factor of the cosines.
+            agreement: weight of 1 - the cosine of both towers' embeddings, in C-space and in T-space.
+        """
+        keys = jax.random.split(key, 2)
+        rows, standing = batch["rows"], data["standing"]
+        pictures = random_views(data["pixels"][rows] / 255.0, data["may_flip"][rows], keys[0], **augmentation)
+        pictures = mixed(pictures, keys[1])
+        wanted = unit(jax.lax.stop_gradient(self.taught(standing, pictures, arithmetic())))
+        found = unit(self.seen(params, pictures, arithmetic()))
+        hidden, wanted_hidden = (unit(embeddings @ inverse(standing)) for embeddings in (found, wanted))
+        divergence, hit = divergence_of(found, wanted, data["all_captions"], sharpest)
+        hidden_divergence, _ = divergence_of(hidden, wanted_hidden, data["all_states"], sharpest)
+        cosine = jnp.mean(jnp.sum(found * wanted, axis=1))
+        hidden_cosine = jnp.mean(jnp.sum(hidden * wanted_hidden, axis=1))
+        total = divergence + hidden_divergence + agreement / 2 * (2 - cosine - hidden_cosine)
+        return total, {
+            "loss": total,
+            "divergence": divergence,
+            "hidden_divergence": hidden_divergence,
+            "hit": hit,
+            "cosine": cosine,
+            "hidden_cosine": hidden_cosine,
+        }
+
+    def _text_states(self, params: Tree, data: Tree, batch: Tree, key: Array) -> Float[Array, "N D"]:
         """One state of each picture's caption: the end token's, or in half of them that of a pad behind it."""
         rows, styled = batch["rows"], batch["styled"][:, None]
-        if "plain_states" in data:
-            return jnp.where(styled, data["styled_states"][rows], data["plain_states"][rows])
         keys = jax.random.split(key)
         tokens = jnp.where(styled, data["styled"][rows], data["plain"][rows])
-        end = jnp.minimum(jnp.argmax(tokens, axis=1), prefix - 1)
-        tokens = tokens[:, :prefix].at[:, -1].set(self.text.vocab_size - 1)
+        end = jnp.argmax(tokens, axis=1)
         states = self.text_states(params, tokens, arithmetic())
-        anywhere = jax.random.randint(keys[0], end.shape, end, prefix)
+        anywhere = jax.random.randint(keys[0], end.shape, end, tokens.shape[1])
         at = jnp.where(jax.random.bernoulli(keys[1], 0.5, anywhere.shape), anywhere, end)
         return states[jnp.arange(len(at)), at]
+
+
+def contrast(
+    images: Float[Array, "N D"], texts: Float[Array, "N D"], right: Bool[Array, "N N"], sharpness: Any
+) -> tuple[Float[Array, ""], Float[Array, ""]]:
+    """The contrastive loss of rows of length 1, and how many pictures are nearest to a right text."""
+    logits = sharpness * images @ texts.T
+    total = jnp.zeros(())
+    for scores, targets in ((logits, right), (logits.T, right.T)):
+        targets = targets / targets.sum(axis=1, keepdims=True)
+        targets = 0.95 * targets + 0.05 / len(targets)
+        total += -jnp.mean(jnp.sum(targets * jax.nn.log_softmax(scores, axis=1), axis=1)) / 2
+    hit = jnp.mean(jnp.take_along_axis(right, jnp.argmax(logits, axis=1)[:, None], axis=1))
+    return total, hit
+
+
+def divergence_of(
+    found: Float[Array, "N D"], wanted: Float[Array, "N D"], texts: Float[Array, "M D"], sharpness: float
+) -> tuple[Float[Array, ""], Float[Array, ""]]:
+    """Of the chances of the texts by `found` from those by `wanted`; and how often both have the same text nearest."""
+    targets, scores = (jax.nn.log_softmax(sharpness * rows @ texts.T, axis=1) for rows in (wanted, found))
+    total = jnp.mean(jnp.sum(jnp.exp(targets) * (targets - scores), axis=1))
+    return total, jnp.mean(jnp.argmax(scores, axis=1) == jnp.argmax(targets, axis=1))
+
+
+def inverse(params: Tree) -> Float[Array, "J D"]:
+    """The raw inverse of the text projection, which has to be square."""
+    return jnp.linalg.inv(params["text_projection"]["kernel"])
 
 
 def _start_like_trained(tower: Tree, config: CLIPVisionConfig, key: Array) -> None:

@@ -11,13 +11,14 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float, Int
 
-from embedded.clip import Clip, unit
+from embedded.clip import TAUGHT, TEACHING, Clip, unit
 from embedded.data import Examples, clip_batch, end_places, examples
-from embedded.training import Budget, Tree, log, save_tree, steps_at_once, train
+from embedded.training import Budget, Tree, averaged, log, save_tree, steps_at_once, train
 from embedded.unet import Denoiser
 from embedded.vae import Autoencoder
 from sdipc_jax.batches import in_batches
 from sdipc_jax.checkpoints.keys import flatten
+from sdipc_jax.errors import InputError
 from sdipc_jax.evaluate.corpus import Corpus
 from sdipc_jax.evaluate.metrics import cosines, recall
 from sdipc_jax.models import CLIPTextConfig, CLIPVisionConfig, UNetConfig, VAEConfig
@@ -30,8 +31,9 @@ _RIDGE = 1e-2
 
 
 def clip_of(settings: Settings) -> Clip:
-    text = CLIPTextConfig(vocab_size=settings["vocab_size"], **settings["clip"]["text"])
-    return Clip(text, CLIPVisionConfig(**settings["clip"]["vision"]))
+    sizes = settings["clip"]
+    text = CLIPTextConfig(vocab_size=settings["vocab_size"], **sizes["text"])
+    return Clip(text, CLIPVisionConfig(**sizes["vision"]), tuple(sizes["teacher"]))
 
 
 def vae_of(settings: Settings) -> Autoencoder:
@@ -57,55 +59,68 @@ def unet_of(settings: Settings) -> Denoiser:
     )
 
 
-def train_clip(settings: Settings, corpus: Corpus, folder: Path, start: Tree, *, vision_only: bool) -> None:
-    """Both towers, or the vision tower and the projections alone, for text states that the UNet has been trained on."""
-    clip, options = clip_of(settings), settings["clip"] | (settings["vision"] if vision_only else {})
+def train_teacher(settings: Settings, corpus: Corpus, folder: Path, start: Tree) -> None:
+    """The text tower and the teacher."""
+    clip, options = clip_of(settings), settings["teacher"]
     data = examples(corpus.where(corpus.split == "train"), folder / "tokenizer")
-    length = clip.text.max_position_embeddings
     _, first = np.unique(data.label, return_index=True)
-    arrays = {name: getattr(data, name) for name in ("pixels", "may_flip", "label", "style")}
-    trained = tuple(name for name in start if not (vision_only and name == "text_model"))
-    fixed = {name: value for name, value in start.items() if name not in trained}
-    if vision_only:
-        arrays |= {f"{name}_states": end_states(clip, start, getattr(data, name)) for name in ("plain", "styled")}
-    else:
-        arrays |= {"plain": data.plain, "styled": data.styled}
 
     def batches(step: int) -> Tree:
-        """Short captions and part of the patches in seven steps of eight; all of both in the eighth."""
         rng = np.random.default_rng((settings["seed"], 1, step))
-        if step % 8 == 7:
-            return clip_batch(data, rng, 1, options["batch"] // 2)
-        return clip_batch(data, rng, steps_at_once(7), options["batch"])
-
-    def loss(params: Tree, data: Tree, batch: Tree, key: Any) -> tuple[Any, Tree]:
-        whole = batch["rows"].shape[0] < options["batch"]
-        extent = {"seen": 1.0, "prefix": length} if whole else {"seen": options["seen"], "prefix": options["prefix"]}
-        chosen = {name: options[name] for name in ("augmentation", "sharpest", "agreement")}
-        return clip.loss({**fixed, **params}, data, batch, key, **extent, **chosen)
-
-    def evaluate(params: Tree) -> Tree:
-        return judge_clip(clip, {**fixed, **params}, corpus, folder / "tokenizer", count=512)
+        return clip_batch(data, rng, steps_at_once(8), options["batch"])
 
     def refresh(params: Tree) -> Tree:
-        if vision_only:
-            states = arrays["plain_states"][first]
-        else:
-            states = end_states(clip, params, data.plain[first], length=options["prefix"])
-        return {"all_captions": unit(states @ np.asarray(params["text_projection"]["kernel"]))}
+        return {"all_captions": _joint_captions(clip, params, data.plain[first])}
 
     train(
-        "vision" if vision_only else "clip",
-        {name: start[name] for name in trained},
-        loss,
-        arrays,
+        "teacher",
+        {name: start[name] for name in TEACHING},
+        partial(clip.teaching_loss, **{name: options[name] for name in ("augmentation", "sharpest", "agreement")}),
+        {name: getattr(data, name) for name in ("pixels", "may_flip", "label", "style", "plain", "styled")},
         batches,
         Budget(**options["budget"]),
         folder,
         seed=settings["seed"],
-        evaluate=evaluate,
+        evaluate=lambda params: judge_clip(clip, params, corpus, folder / "tokenizer", count=512, teacher=True),
         refresh=refresh,
     )
+
+
+def train_vision(settings: Settings, corpus: Corpus, folder: Path, start: Tree) -> None:
+    """The vision tower, on what the teacher says."""
+    if averaged(folder, "teacher") is None:
+        raise InputError(f"{folder / 'teacher.safetensors'}: no teacher there: run --stage teacher first")
+    clip, options = clip_of(settings), settings["vision"]
+    data = examples(corpus.where(corpus.split == "train"), folder / "tokenizer")
+    _, first = np.unique(data.label, return_index=True)
+    standing = {name: start[name] for name in TEACHING}
+
+    def batches(step: int) -> Tree:
+        rng = np.random.default_rng((settings["seed"], 4, step))
+        return {"rows": data.rows(rng, steps_at_once(8), options["batch"])}
+
+    train(
+        "vision",
+        {name: start[name] for name in TAUGHT},
+        partial(clip.taught_loss, **{name: options[name] for name in ("augmentation", "sharpest", "agreement")}),
+        {
+            "pixels": data.pixels,
+            "may_flip": data.may_flip,
+            "standing": standing,
+            "all_captions": _joint_captions(clip, start, data.plain[first]),
+            "all_states": unit(end_states(clip, start, data.plain[first])),
+        },
+        batches,
+        Budget(**options["budget"]),
+        folder,
+        seed=settings["seed"],
+        evaluate=lambda params: judge_clip(clip, standing | params, corpus, folder / "tokenizer", count=512),
+    )
+
+
+def _joint_captions(clip: Clip, params: Tree, tokens: Int[np.ndarray, "N L"]) -> Float[np.ndarray, "N J"]:
+    """Captions in the joint space, rows of length 1."""
+    return unit(end_states(clip, params, tokens) @ np.asarray(params["text_projection"]["kernel"]))
 
 
 def fit_projection(settings: Settings, corpus: Corpus, folder: Path, params: Tree) -> None:
@@ -129,14 +144,9 @@ def fit_projection(settings: Settings, corpus: Corpus, folder: Path, params: Tre
     log(folder, {"stage": "projection"} | judge_clip(clip, params | fitted, corpus, folder / "tokenizer", count=512))
 
 
-def end_states(
-    clip: Clip, params: Tree, tokens: Int[np.ndarray, "N L"], length: int | None = None
-) -> Float[np.ndarray, "N D"]:
-    """The end token's state of each caption, or the state at `length` of those that are longer."""
-    at = end_places(tokens)
-    if length is not None:
-        tokens, at = tokens[:, :length], np.minimum(at, length - 1)
-    return in_batches(partial(_states_at, clip, params), tokens, at)
+def end_states(clip: Clip, params: Tree, tokens: Int[np.ndarray, "N L"]) -> Float[np.ndarray, "N D"]:
+    """The end token's state of each caption."""
+    return in_batches(partial(_states_at, clip, {"text_model": params["text_model"]}), tokens, end_places(tokens))
 
 
 @partial(jax.jit, static_argnums=0)
@@ -146,15 +156,15 @@ def _states_at(clip: Clip, params: Tree, tokens: Any, at: Any) -> Any:
 
 @partial(jax.jit, static_argnums=0)
 def _class_tokens(clip: Clip, params: Tree, pixels: Any) -> Any:
-    return clip.image_features(params, pixels / 255.0)
+    return clip.class_tokens(params, pixels / 255.0)
 
 
-@partial(jax.jit, static_argnums=0)
-def _joint_features(clip: Clip, params: Tree, pixels: Any) -> Any:
-    return _class_tokens(clip, params, pixels) @ params["visual_projection"]["kernel"]
+@partial(jax.jit, static_argnums=(0, 1))
+def _joint_features(clip: Clip, teacher: bool, params: Tree, pixels: Any) -> Any:
+    return (clip.taught if teacher else clip.seen)(params, pixels / 255.0)
 
 
-def judge_clip(clip: Clip, params: Tree, corpus: Corpus, tokenizer: Path, count: int) -> Tree:
+def judge_clip(clip: Clip, params: Tree, corpus: Corpus, tokenizer: Path, count: int, *, teacher: bool = False) -> Tree:
     """Caption retrieval in both spaces, on held-out cells, at the cut-off that serves training pictures best."""
     _, first, label = np.unique(corpus.caption, return_index=True, return_inverse=True)
     base = corpus.base[first]
@@ -165,14 +175,16 @@ def judge_clip(clip: Clip, params: Tree, corpus: Corpus, tokenizer: Path, count:
     for split in ("train", "cells"):
         rows = np.flatnonzero(corpus.split == split)
         rows = rng.permutation(rows)[:count]
-        seen[split] = (in_batches(partial(_joint_features, clip, params), corpus.pictures[rows]), label[rows])
+        seen[split] = (in_batches(partial(_joint_features, clip, teacher, params), corpus.pictures[rows]), label[rows])
     values = np.linalg.svd(np.asarray(params["text_projection"]["kernel"]), compute_uv=False)
-    best = {}
+    best: dict[float, float] = {}
     for share in (0.001, 0.003, 0.01, 0.03, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7):
         inverse = np.asarray(truncated_pinv(params["text_projection"]["kernel"], share * values[0]))
         hidden, truth = seen["train"][0] @ inverse, seen["train"][1]
-        # By retrieval: cosines are best where nothing is kept but what all captions have in common.
-        best[recall(hidden, states, truth, 1)] = share * float(values[0])
+        # Cosines alone are best where nothing is kept but what all captions have in common; retrieval alone says
+        # little where all cut-offs find about as much.
+        score = recall(hidden, states, truth, 1) + float(np.mean(cosines(hidden, states[truth])))
+        best.setdefault(score, share * float(values[0]))
     cutoff = best[max(best)]
     found, truth = seen["cells"]
     result: Tree = {

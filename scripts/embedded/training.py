@@ -63,19 +63,7 @@ def _optimizer(budget: Budget) -> optax.GradientTransformation:
     """AdamW or Muon without its learning rate, which the step applies; only matrices and kernels decay."""
     scaling = optax.scale_by_adam(_FIRST_MOMENT, _SECOND_MOMENT)
     if budget.muon:
-        # Muon (Jordan et al. 2024) for the layers' kernels, with steps as long as Adam's (Liu et al. 2025, eq. 4).
-        # A convolution is a matrix from its window to its channels.
-        matrices = partial(
-            jax.tree.map,
-            lambda leaf: optax.contrib.MuonDimensionNumbers(tuple(range(leaf.ndim - 1)), (leaf.ndim - 1,)),
-        )
-        lengthened = optax.stateless(
-            lambda updates, _: jax.tree.map(
-                lambda step: 0.2 * max(step.shape[-1], step.size // step.shape[-1]) ** 0.5 * step, updates
-            )
-        )
-        orthogonal = optax.chain(optax.contrib.scale_by_muon(weight_dimension_numbers=matrices), lengthened)
-        scaling = optax.partition({"muon": orthogonal, "adam": scaling}, _kinds)
+        scaling = optax.partition({"muon": _muon(), "adam": scaling}, _kinds)
     return optax.chain(
         optax.clip_by_global_norm(1.0),
         scaling,
@@ -83,6 +71,38 @@ def _optimizer(budget: Budget) -> optax.GradientTransformation:
             budget.weight_decay, mask=lambda params: jax.tree.map(lambda leaf: leaf.ndim > 1, params)
         ),
     )
+
+
+def _muon() -> optax.GradientTransformation:
+    """Muon (Jordan et al. 2024) for the layers' kernels, with steps as long as Adam's (Liu et al. 2025, eq. 4).
+
+    A convolution is a matrix from its window to its channels. Matrices of one shape are made orthogonal together:
+    one by one they are a thousand small products a step, and minutes of compilation.
+    """
+    one_by_one = partial(jax.tree.map, lambda _: optax.contrib.MuonDimensionNumbers((1,), (2,)))
+    muon = optax.contrib.scale_by_muon(weight_dimension_numbers=one_by_one)
+
+    def matrix_shape(leaf: Array) -> tuple[int, int]:
+        return leaf.size // leaf.shape[-1], leaf.shape[-1]
+
+    def stacked(tree: Tree) -> Tree:
+        groups: dict[str, list[Array]] = {}
+        for leaf in jax.tree.leaves(tree):
+            rows, columns = matrix_shape(leaf)
+            groups.setdefault(f"{rows}x{columns}", []).append(leaf.reshape(rows, columns))
+        return {shape: jnp.stack(matrices) for shape, matrices in groups.items()}
+
+    def update(gradients: Tree, state: Any, params: Any = None) -> tuple[Tree, Any]:
+        steps, state = muon.update(stacked(gradients), state)
+        following = {shape: iter(matrices) for shape, matrices in steps.items()}
+
+        def lengthened(leaf: Array) -> Array:
+            rows, columns = matrix_shape(leaf)
+            return (0.2 * max(rows, columns) ** 0.5 * next(following[f"{rows}x{columns}"])).reshape(leaf.shape)
+
+        return jax.tree.map(lengthened, gradients), state
+
+    return optax.GradientTransformation(lambda params: muon.init(stacked(params)), update)
 
 
 def _kinds(params: Tree) -> Tree:
@@ -144,28 +164,32 @@ def train(
         carry: tuple[Tree, Tree, Any], data: Tree, first: Array, batches: Tree, rate: Array
     ) -> tuple[Any, Tree]:
         steps = first + jnp.arange(len(jax.tree.leaves(batches)[0]))
-        # On CPUs the gradients of convolutions are many times slower inside a loop.
-        unroll = jax.default_backend() == "cpu"
-        carry, metrics = jax.lax.scan(
-            lambda carry, xs: update(carry, data, *xs, rate), carry, (steps, batches), unroll=unroll
-        )
+        if len(steps) == 1:
+            # On CPUs the gradients of convolutions are many times slower inside a loop, even one of a single turn.
+            return update(carry, data, first, jax.tree.map(lambda rows: rows[0], batches), rate)
+        carry, metrics = jax.lax.scan(lambda carry, xs: update(carry, data, *xs, rate), carry, (steps, batches))
         return carry, jax.tree.map(jnp.sum, metrics)
 
-    data = jax.device_put(data)
-    logged = saved = judged = time.monotonic()
-    refreshed: Tree = {}
+    data = jax.device_put(data, device)
+    refreshed = jax.device_put(refresh(state.params), device) if refresh is not None else {}
     refreshed_at = state.step
+
+    def arguments() -> tuple[Any, ...]:
+        stack = {name: jnp.asarray(rows) for name, rows in batches(state.step).items()}
+        rate = jnp.float32(budget.rate(state))
+        return (state.params, state.ema, state.optimizer), data | refreshed, jnp.int32(state.step), stack, rate
+
+    # Ahead of time: the budget is for training.
+    compiled = updates.lower(*arguments()).compile()
+    logged = saved = judged = time.monotonic()
     waiting: list[Tree] = []
     logged_step, pictures = state.step, 0
     while state.seconds < 60 * budget.minutes:
         started = time.monotonic()
-        if refresh is not None and (state.step >= refreshed_at + _REFRESH or not refreshed):
-            refreshed, refreshed_at = jax.device_put(refresh(state.params)), state.step
-        stack = batches(state.step)
-        rate = jnp.float32(budget.rate(state))
-        carry, metrics = updates(
-            (state.params, state.ema, state.optimizer), data | refreshed, jnp.int32(state.step), stack, rate
-        )
+        if refresh is not None and state.step >= refreshed_at + _REFRESH:
+            refreshed, refreshed_at = jax.device_put(refresh(state.params), device), state.step
+        *others, stack, rate = arguments()
+        carry, metrics = compiled(*others, stack, rate)
         state.params, state.ema, state.optimizer = carry
         # One call may run while the next is made ready; more would only make the clock wrong.
         if waiting:
