@@ -11,7 +11,7 @@ import optax.contrib
 import pytest
 from embedded import training
 from embedded.augment import mixed, random_views
-from embedded.clip import contrast, divergence_of, unit
+from embedded.clip import contrastive, divergence, unit
 from embedded.data import Examples, examples
 from embedded.tower import ConvolutionalTower
 from embedded.training import Budget, train
@@ -138,7 +138,7 @@ def test_the_contrastive_loss_is_that_of_several_right_answers() -> None:
             for column in range(6):
                 share = 0.95 * right[row, column] / among + 0.05 / 6
                 wanted -= share * np.log(chances[column]) / 6 / 2
-    found, hit = contrast(jnp.asarray(images), jnp.asarray(texts), jnp.asarray(right), sharpness)
+    found, hit = contrastive(jnp.asarray(images), jnp.asarray(texts), jnp.asarray(right), sharpness)
     np.testing.assert_allclose(found, wanted, rtol=1e-5)
     nearest = (images @ texts.T).argmax(axis=1)
     np.testing.assert_allclose(hit, right[np.arange(6), nearest].mean(), rtol=1e-6)
@@ -147,11 +147,11 @@ def test_the_contrastive_loss_is_that_of_several_right_answers() -> None:
 def test_the_divergence_is_that_of_the_chances() -> None:
     rng = np.random.default_rng(1)
     found, wanted, texts = (unit(rng.standard_normal((count, 4))) for count in (5, 5, 9))
-    total, _ = divergence_of(jnp.asarray(found), jnp.asarray(wanted), jnp.asarray(texts), 3.0)
+    total, _ = divergence(jnp.asarray(found), jnp.asarray(wanted), jnp.asarray(texts), 3.0)
     chances = [np.exp(3 * rows @ texts.T) for rows in (wanted, found)]
     p, q = (each / each.sum(axis=1, keepdims=True) for each in chances)
     np.testing.assert_allclose(total, (p * np.log(p / q)).sum(axis=1).mean(), rtol=1e-4)
-    total, hit = divergence_of(jnp.asarray(wanted), jnp.asarray(wanted), jnp.asarray(texts), 3.0)
+    total, hit = divergence(jnp.asarray(wanted), jnp.asarray(wanted), jnp.asarray(texts), 3.0)
     np.testing.assert_allclose(total, 0, atol=1e-6)
     assert hit == 1
 

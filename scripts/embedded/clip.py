@@ -21,9 +21,9 @@ from embedded.training import Tree, arithmetic
 from sdipc_jax.bundle import apply
 from sdipc_jax.models import CLIPTextConfig, CLIPTextModel, CLIPVisionConfig, CLIPVisionModel
 
-# What the first stage trains, and what the second; the first have learned in each other's spaces.
-TAUGHT = ("vision_model", "visual_projection")
-TEACHING = ("text_model", "text_projection", "logit_scale", "teacher", "teacher_projection")
+# What each stage trains.
+VISION_STAGE = ("vision_model", "visual_projection")
+TEACHER_STAGE = ("text_model", "text_projection", "logit_scale", "teacher", "teacher_projection")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -75,16 +75,20 @@ class Clip:
         tower = {"vision_model": params["vision_model"]}
         return apply(CLIPVisionModel(self.vision, dtype), tower, 2 * pictures - 1).astype(jnp.float32)
 
-    def seen(self, params: Tree, pictures: Float[Array, "N S S 3"], dtype: Any = jnp.float32) -> Float[Array, "N J"]:
+    def image_embeds(
+        self, params: Tree, pictures: Float[Array, "N S S 3"], dtype: Any = jnp.float32
+    ) -> Float[Array, "N J"]:
         """Joint embeddings of pictures by the vision tower."""
         return self.class_tokens(params, pictures, dtype) @ params["visual_projection"]["kernel"]
 
-    def taught(self, params: Tree, pictures: Float[Array, "N S S 3"], dtype: Any = jnp.float32) -> Float[Array, "N J"]:
+    def teacher_embeds(
+        self, params: Tree, pictures: Float[Array, "N S S 3"], dtype: Any = jnp.float32
+    ) -> Float[Array, "N J"]:
         """Joint embeddings of pictures by the teacher."""
         features = apply(ConvolutionalTower(self.teacher, dtype=dtype), params["teacher"], pictures)
         return features @ params["teacher_projection"]["kernel"]
 
-    def teaching_loss(
+    def contrastive_loss(
         self,
         params: Tree,
         data: Tree,
@@ -108,7 +112,7 @@ class Clip:
         rows, styled = batch["rows"], batch["styled"]
         label, style = data["label"][rows], data["style"][rows]
         pictures = random_views(data["pixels"][rows] / 255.0, data["may_flip"][rows], keys[0], **augmentation)
-        images = unit(self.taught(params, pictures, arithmetic()))
+        images = unit(self.teacher_embeds(params, pictures, arithmetic()))
         states = self._text_states(params, data, batch, keys[1])
         texts = unit(states @ params["text_projection"]["kernel"])
         # Without a limit the scale grows until pictures and captions need agree but little: the method rests on eq. 5,
@@ -116,10 +120,10 @@ class Clip:
         sharpness = jnp.exp(jnp.minimum(params["logit_scale"], jnp.log(sharpest)))
         same = label[:, None] == label[None, :]
         right = same & (~styled[None, :] | (style[:, None] == style[None, :]))
-        total, hit = contrast(images, texts, right, sharpness)
+        total, hit = contrastive(images, texts, right, sharpness)
         # And where the closed form takes pictures: C-space does not see directions in which W_t is small.
         hidden = unit(images @ inverse(params))
-        total_hidden, hidden_hit = contrast(hidden, unit(states), right, sharpness)
+        total_hidden, hidden_hit = contrastive(hidden, unit(states), right, sharpness)
         # Against all captions at once, as they stood a few steps ago: a batch holds few that are hard to tell apart.
         scores = sharpness * images @ data["all_captions"].T
         targets = 0.95 * jax.nn.one_hot(label, scores.shape[1]) + 0.05 / scores.shape[1]
@@ -140,7 +144,7 @@ class Clip:
             "logit_scale": sharpness,
         }
 
-    def taught_loss(
+    def distillation_loss(
         self,
         params: Tree,
         data: Tree,
@@ -167,18 +171,18 @@ class Clip:
         rows, standing = batch["rows"], data["standing"]
         pictures = random_views(data["pixels"][rows] / 255.0, data["may_flip"][rows], keys[0], **augmentation)
         pictures = mixed(pictures, keys[1])
-        wanted = unit(jax.lax.stop_gradient(self.taught(standing, pictures, arithmetic())))
-        found = unit(self.seen(params, pictures, arithmetic()))
+        wanted = unit(jax.lax.stop_gradient(self.teacher_embeds(standing, pictures, arithmetic())))
+        found = unit(self.image_embeds(params, pictures, arithmetic()))
         hidden, wanted_hidden = (unit(embeddings @ inverse(standing)) for embeddings in (found, wanted))
-        divergence, hit = divergence_of(found, wanted, data["all_captions"], sharpest)
-        hidden_divergence, _ = divergence_of(hidden, wanted_hidden, data["all_states"], sharpest)
+        apart, hit = divergence(found, wanted, data["all_captions"], sharpest)
+        hidden_apart, _ = divergence(hidden, wanted_hidden, data["all_states"], sharpest)
         cosine = jnp.mean(jnp.sum(found * wanted, axis=1))
         hidden_cosine = jnp.mean(jnp.sum(hidden * wanted_hidden, axis=1))
-        total = divergence + hidden_divergence + agreement / 2 * (2 - cosine - hidden_cosine)
+        total = apart + hidden_apart + agreement / 2 * (2 - cosine - hidden_cosine)
         return total, {
             "loss": total,
-            "divergence": divergence,
-            "hidden_divergence": hidden_divergence,
+            "divergence": apart,
+            "hidden_divergence": hidden_apart,
             "hit": hit,
             "cosine": cosine,
             "hidden_cosine": hidden_cosine,
@@ -196,7 +200,7 @@ class Clip:
         return states[jnp.arange(len(at)), at]
 
 
-def contrast(
+def contrastive(
     images: Float[Array, "N D"], texts: Float[Array, "N D"], right: Bool[Array, "N N"], sharpness: Any
 ) -> tuple[Float[Array, ""], Float[Array, ""]]:
     """The contrastive loss of rows of length 1, and how many pictures are nearest to a right text."""
@@ -210,7 +214,7 @@ def contrast(
     return total, hit
 
 
-def divergence_of(
+def divergence(
     found: Float[Array, "N D"], wanted: Float[Array, "N D"], texts: Float[Array, "M D"], sharpness: float
 ) -> tuple[Float[Array, ""], Float[Array, ""]]:
     """Of the chances of the texts by `found` from those by `wanted`; and how often both have the same text nearest."""

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float, Int
 
-from embedded.clip import TAUGHT, TEACHING, Clip, unit
+from embedded.clip import TEACHER_STAGE, VISION_STAGE, Clip, unit
 from embedded.data import Examples, clip_batch, end_places, examples
 from embedded.training import Budget, Tree, averaged, log, save_tree, steps_at_once, train
 from embedded.unet import Denoiser
@@ -74,8 +74,8 @@ def train_teacher(settings: Settings, corpus: Corpus, folder: Path, start: Tree)
 
     train(
         "teacher",
-        {name: start[name] for name in TEACHING},
-        partial(clip.teaching_loss, **{name: options[name] for name in ("augmentation", "sharpest", "agreement")}),
+        {name: start[name] for name in TEACHER_STAGE},
+        partial(clip.contrastive_loss, **{name: options[name] for name in ("augmentation", "sharpest", "agreement")}),
         {name: getattr(data, name) for name in ("pixels", "may_flip", "label", "style", "plain", "styled")},
         batches,
         Budget(**options["budget"]),
@@ -93,7 +93,7 @@ def train_vision(settings: Settings, corpus: Corpus, folder: Path, start: Tree) 
     clip, options = clip_of(settings), settings["vision"]
     data = examples(corpus.where(corpus.split == "train"), folder / "tokenizer")
     _, first = np.unique(data.label, return_index=True)
-    standing = {name: start[name] for name in TEACHING}
+    standing = {name: start[name] for name in TEACHER_STAGE}
 
     def batches(step: int) -> Tree:
         rng = np.random.default_rng((settings["seed"], 4, step))
@@ -101,8 +101,8 @@ def train_vision(settings: Settings, corpus: Corpus, folder: Path, start: Tree) 
 
     train(
         "vision",
-        {name: start[name] for name in TAUGHT},
-        partial(clip.taught_loss, **{name: options[name] for name in ("augmentation", "sharpest", "agreement")}),
+        {name: start[name] for name in VISION_STAGE},
+        partial(clip.distillation_loss, **{name: options[name] for name in ("augmentation", "sharpest", "agreement")}),
         {
             "pixels": data.pixels,
             "may_flip": data.may_flip,
@@ -161,7 +161,7 @@ def _class_tokens(clip: Clip, params: Tree, pixels: Any) -> Any:
 
 @partial(jax.jit, static_argnums=(0, 1))
 def _joint_features(clip: Clip, teacher: bool, params: Tree, pixels: Any) -> Any:
-    return (clip.taught if teacher else clip.seen)(params, pixels / 255.0)
+    return (clip.teacher_embeds if teacher else clip.image_embeds)(params, pixels / 255.0)
 
 
 def judge_clip(clip: Clip, params: Tree, corpus: Corpus, tokenizer: Path, count: int, *, teacher: bool = False) -> Tree:
