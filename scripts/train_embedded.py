@@ -13,6 +13,7 @@ import argparse
 import itertools
 import json
 import shutil
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +36,7 @@ from embedded.stages import (
 )
 from embedded.training import Tree, averaged, log, on_host
 
+from sdipc_jax.errors import InputError
 from sdipc_jax.evaluate.corpus import Corpus, load_corpus
 
 # The stages that train each part, the later ones over the earlier.
@@ -112,4 +114,7 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except InputError as error:
+        sys.exit(f"train_embedded: {error}")
