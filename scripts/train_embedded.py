@@ -44,26 +44,26 @@ PARTS = {"clip": ("teacher", "vision", "projection"), "vae": ("vae", "decoder"),
 STAGES = (*itertools.chain.from_iterable(PARTS.values()), "export")
 
 
-def start(settings: dict[str, Any], folder: Path) -> dict[str, Tree]:
-    """Each part as far as it is: trained here, else shipped, else random."""
+def start(settings: dict[str, Any], folder: Path, stage: str) -> dict[str, Tree]:
+    """Each part as far as it is before a stage: trained here, else shipped, else random."""
     shipping = Path(settings["start_from"]) if settings["start_from"] else None
     known = shipped(shipping) if shipping is not None and (shipping / "unet").is_dir() else {}
     makers: dict[str, Any] = {"clip": clip_of, "vae": vae_of, "unet": unet_of}
     parts = {}
     for name, maker in makers.items():
         part = known.get(name, {})
-        if not part or name == "clip":
-            # The teacher does not ship.
+        # The teacher does not ship: its stage begins with a random one.
+        if not part or (name == "clip" and stage == "teacher"):
             part = maker(settings).init(jax.random.key(settings["seed"])) | part
-        for stage in PARTS[name]:
-            part = part | (averaged(folder, stage) or {})
+        for trained in PARTS[name]:
+            part = part | (averaged(folder, trained) or {})
         parts[name] = part
     return parts
 
 
 def run(stage: str, settings: dict[str, Any], corpus: Corpus, folder: Path) -> None:
     with on_host():
-        parts = start(settings, folder)
+        parts = start(settings, folder, stage)
     if stage == "teacher":
         train_teacher(settings, corpus, folder, parts["clip"])
     elif stage == "vision":

@@ -27,6 +27,22 @@ TEACHER_STAGE = ("text_model", "text_projection", "logit_scale", "teacher", "tea
 
 
 @dataclasses.dataclass(frozen=True)
+class LossOptions:
+    """What both losses are told.
+
+    Attributes:
+        augmentation: options of `random_views`.
+        sharpest: the largest factor of the cosines; the teacher's is learned up to it.
+        agreement: weight of 1 - the cosine of each picture with its caption, or of both towers' embeddings of it, in
+            C-space and in T-space.
+    """
+
+    augmentation: Tree
+    sharpest: float
+    agreement: float
+
+
+@dataclasses.dataclass(frozen=True)
 class Clip:
     """The two towers and the teacher; the towers' parameters are named as in transformers' CLIPModel."""
 
@@ -89,15 +105,7 @@ class Clip:
         return features @ params["teacher_projection"]["kernel"]
 
     def contrastive_loss(
-        self,
-        params: Tree,
-        data: Tree,
-        batch: Tree,
-        key: Array,
-        *,
-        augmentation: Tree,
-        sharpest: float,
-        agreement: float,
+        self, options: LossOptions, params: Tree, data: Tree, batch: Tree, key: Array
     ) -> tuple[Float[Array, ""], Tree]:
         """The contrastive loss with several right answers (targets uniform over them), both directions, and eq. 5.
 
@@ -105,19 +113,17 @@ class Clip:
             data: `pixels` uint8, `may_flip`, token ids `plain` and `styled` (N, L), `label` and `style` of each
                 picture, `all_captions` the joint embeddings of all labels' captions, rows of length 1.
             batch: `rows` of the data, and for which of them the caption is the one that names the `styled`.
-            sharpest: the largest factor of the cosines.
-            agreement: weight of 1 - the cosine of each picture and its caption, in C-space and in T-space.
         """
         keys = jax.random.split(key, 2)
         rows, styled = batch["rows"], batch["styled"]
         label, style = data["label"][rows], data["style"][rows]
-        pictures = random_views(data["pixels"][rows] / 255.0, data["may_flip"][rows], keys[0], **augmentation)
+        pictures = random_views(data["pixels"][rows] / 255.0, data["may_flip"][rows], keys[0], **options.augmentation)
         images = unit(self.teacher_embeds(params, pictures, arithmetic()))
         states = self._text_states(params, data, batch, keys[1])
         texts = unit(states @ params["text_projection"]["kernel"])
         # Without a limit the scale grows until pictures and captions need agree but little: the method rests on eq. 5,
         # that they point the same way.
-        sharpness = jnp.exp(jnp.minimum(params["logit_scale"], jnp.log(sharpest)))
+        sharpness = jnp.exp(jnp.minimum(params["logit_scale"], jnp.log(options.sharpest)))
         same = label[:, None] == label[None, :]
         right = same & (~styled[None, :] | (style[:, None] == style[None, :]))
         total, hit = contrastive(images, texts, right, sharpness)
@@ -126,13 +132,12 @@ class Clip:
         total_hidden, hidden_hit = contrastive(hidden, unit(states), right, sharpness)
         # Against all captions at once, as they stood a few steps ago: a batch holds few that are hard to tell apart.
         scores = sharpness * images @ data["all_captions"].T
-        targets = 0.95 * jax.nn.one_hot(label, scores.shape[1]) + 0.05 / scores.shape[1]
-        total_all = -jnp.mean(jnp.sum(targets * jax.nn.log_softmax(scores, axis=1), axis=1)) / 2
+        total_all = cross_entropy(scores, jax.nn.one_hot(label, scores.shape[1])) / 2
         # The contrastive losses do not change when all captions move one way, and left to themselves captions share a
         # direction that no picture has.
         cosine = jnp.mean(jnp.sum(images * texts, axis=1))
         hidden_cosine = jnp.mean(jnp.sum(hidden * unit(states), axis=1))
-        total = total + total_hidden + total_all + agreement / 2 * (2 - cosine - hidden_cosine)
+        total = total + total_hidden + total_all + options.agreement / 2 * (2 - cosine - hidden_cosine)
         found = jnp.mean(jnp.argmax(scores, axis=1) == label)
         return total, {
             "loss": total,
@@ -145,15 +150,7 @@ class Clip:
         }
 
     def distillation_loss(
-        self,
-        params: Tree,
-        data: Tree,
-        batch: Tree,
-        key: Array,
-        *,
-        augmentation: Tree,
-        sharpest: float,
-        agreement: float,
+        self, options: LossOptions, params: Tree, data: Tree, batch: Tree, key: Array
     ) -> tuple[Float[Array, ""], Tree]:
         """How far the vision tower is from the teacher, on views of pictures and on mixtures of two.
 
@@ -164,21 +161,20 @@ class Clip:
             data: `pixels` uint8, `may_flip`, `standing` parameters of the first stage, `all_captions` as above and
                 `all_states` of their end tokens, rows of length 1.
             batch: `rows` of the data.
-            sharpest: factor of the cosines.
-            agreement: weight of 1 - the cosine of both towers' embeddings, in C-space and in T-space.
         """
         keys = jax.random.split(key, 2)
         rows, standing = batch["rows"], data["standing"]
-        pictures = random_views(data["pixels"][rows] / 255.0, data["may_flip"][rows], keys[0], **augmentation)
+        pictures = random_views(data["pixels"][rows] / 255.0, data["may_flip"][rows], keys[0], **options.augmentation)
         pictures = mixed(pictures, keys[1])
         wanted = unit(jax.lax.stop_gradient(self.teacher_embeds(standing, pictures, arithmetic())))
         found = unit(self.image_embeds(params, pictures, arithmetic()))
-        hidden, wanted_hidden = (unit(embeddings @ inverse(standing)) for embeddings in (found, wanted))
-        apart, hit = divergence(found, wanted, data["all_captions"], sharpest)
-        hidden_apart, _ = divergence(hidden, wanted_hidden, data["all_states"], sharpest)
+        to_states = inverse(standing)
+        hidden, wanted_hidden = unit(found @ to_states), unit(wanted @ to_states)
+        apart, hit = divergence(found, wanted, data["all_captions"], options.sharpest)
+        hidden_apart, _ = divergence(hidden, wanted_hidden, data["all_states"], options.sharpest)
         cosine = jnp.mean(jnp.sum(found * wanted, axis=1))
         hidden_cosine = jnp.mean(jnp.sum(hidden * wanted_hidden, axis=1))
-        total = apart + hidden_apart + agreement / 2 * (2 - cosine - hidden_cosine)
+        total = apart + hidden_apart + options.agreement / 2 * (2 - cosine - hidden_cosine)
         return total, {
             "loss": total,
             "divergence": apart,
@@ -207,11 +203,15 @@ def contrastive(
     logits = sharpness * images @ texts.T
     total = jnp.zeros(())
     for scores, targets in ((logits, right), (logits.T, right.T)):
-        targets = targets / targets.sum(axis=1, keepdims=True)
-        targets = 0.95 * targets + 0.05 / len(targets)
-        total += -jnp.mean(jnp.sum(targets * jax.nn.log_softmax(scores, axis=1), axis=1)) / 2
+        total += cross_entropy(scores, targets / targets.sum(axis=1, keepdims=True)) / 2
     hit = jnp.mean(jnp.take_along_axis(right, jnp.argmax(logits, axis=1)[:, None], axis=1))
     return total, hit
+
+
+def cross_entropy(scores: Float[Array, "N M"], targets: Float[Array, "N M"]) -> Float[Array, ""]:
+    """Of targets of which 0.05 is spread evenly."""
+    targets = 0.95 * targets + 0.05 / scores.shape[1]
+    return -jnp.mean(jnp.sum(targets * jax.nn.log_softmax(scores, axis=1), axis=1))
 
 
 def divergence(

@@ -143,6 +143,12 @@ def end_places(tokens: Int[np.ndarray, "N L"]) -> Int[np.ndarray, " N"]:
     return np.argmax(tokens, axis=1)
 
 
+def caption_tokens(data: Examples) -> Int[np.ndarray, "M L"]:
+    """Token ids of each caption without a style, in the order of the labels."""
+    _, first = np.unique(data.label, return_index=True)
+    return data.plain[first]
+
+
 def clip_batch(data: Examples, rng: np.random.Generator, steps: int, count: int) -> Tree:
     """Rows of pictures, and which of their captions name the style: half of them."""
     return {"rows": data.rows(rng, steps, count), "styled": rng.random((steps, count)) < 0.5}

@@ -1,5 +1,6 @@
 """The stages: what each trains, on which batches, and how it is judged."""
 
+import dataclasses
 import hashlib
 from collections.abc import Callable
 from functools import partial
@@ -11,9 +12,9 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float, Int
 
-from embedded.clip import TEACHER_STAGE, VISION_STAGE, Clip, unit
-from embedded.data import Examples, clip_batch, end_places, examples
-from embedded.training import Budget, Tree, averaged, log, save_tree, steps_at_once, train
+from embedded.clip import TEACHER_STAGE, VISION_STAGE, Clip, LossOptions, unit
+from embedded.data import Examples, caption_tokens, clip_batch, end_places, examples
+from embedded.training import Budget, Tree, log, save_tree, steps_at_once, train
 from embedded.unet import Denoiser
 from embedded.vae import Autoencoder
 from sdipc_jax.batches import in_batches
@@ -63,19 +64,19 @@ def train_teacher(settings: Settings, corpus: Corpus, folder: Path, start: Tree)
     """The text tower and the teacher."""
     clip, options = clip_of(settings), settings["teacher"]
     data = examples(corpus.where(corpus.split == "train"), folder / "tokenizer")
-    _, first = np.unique(data.label, return_index=True)
+    captions = caption_tokens(data)
 
     def batches(step: int) -> Tree:
         rng = np.random.default_rng((settings["seed"], 1, step))
         return clip_batch(data, rng, steps_at_once(8), options["batch"])
 
     def refresh(params: Tree) -> Tree:
-        return {"all_captions": _joint_captions(clip, params, data.plain[first])}
+        return {"all_captions": _joint_rows(params, end_states(clip, params, captions))}
 
     train(
         "teacher",
         {name: start[name] for name in TEACHER_STAGE},
-        partial(clip.contrastive_loss, **{name: options[name] for name in ("augmentation", "sharpest", "agreement")}),
+        partial(clip.contrastive_loss, _loss_options(options)),
         {name: getattr(data, name) for name in ("pixels", "may_flip", "label", "style", "plain", "styled")},
         batches,
         Budget(**options["budget"]),
@@ -88,11 +89,11 @@ def train_teacher(settings: Settings, corpus: Corpus, folder: Path, start: Tree)
 
 def train_vision(settings: Settings, corpus: Corpus, folder: Path, start: Tree) -> None:
     """The vision tower, on what the teacher says."""
-    if averaged(folder, "teacher") is None:
+    if not (folder / "teacher.safetensors").is_file():
         raise InputError(f"{folder / 'teacher.safetensors'}: no teacher there: run --stage teacher first")
     clip, options = clip_of(settings), settings["vision"]
     data = examples(corpus.where(corpus.split == "train"), folder / "tokenizer")
-    _, first = np.unique(data.label, return_index=True)
+    states = end_states(clip, start, caption_tokens(data))
     standing = {name: start[name] for name in TEACHER_STAGE}
 
     def batches(step: int) -> Tree:
@@ -102,13 +103,13 @@ def train_vision(settings: Settings, corpus: Corpus, folder: Path, start: Tree) 
     train(
         "vision",
         {name: start[name] for name in VISION_STAGE},
-        partial(clip.distillation_loss, **{name: options[name] for name in ("augmentation", "sharpest", "agreement")}),
+        partial(clip.distillation_loss, _loss_options(options)),
         {
             "pixels": data.pixels,
             "may_flip": data.may_flip,
             "standing": standing,
-            "all_captions": _joint_captions(clip, start, data.plain[first]),
-            "all_states": unit(end_states(clip, start, data.plain[first])),
+            "all_captions": _joint_rows(start, states),
+            "all_states": unit(states),
         },
         batches,
         Budget(**options["budget"]),
@@ -118,9 +119,13 @@ def train_vision(settings: Settings, corpus: Corpus, folder: Path, start: Tree) 
     )
 
 
-def _joint_captions(clip: Clip, params: Tree, tokens: Int[np.ndarray, "N L"]) -> Float[np.ndarray, "N J"]:
-    """Captions in the joint space, rows of length 1."""
-    return unit(end_states(clip, params, tokens) @ np.asarray(params["text_projection"]["kernel"]))
+def _loss_options(options: Settings) -> LossOptions:
+    return LossOptions(**{field.name: options[field.name] for field in dataclasses.fields(LossOptions)})
+
+
+def _joint_rows(params: Tree, states: Float[np.ndarray, "N D"]) -> Float[np.ndarray, "N J"]:
+    """Text states in the joint space, rows of length 1."""
+    return unit(states @ np.asarray(params["text_projection"]["kernel"]))
 
 
 def fit_projection(settings: Settings, corpus: Corpus, folder: Path, params: Tree) -> None:
@@ -177,15 +182,16 @@ def judge_clip(clip: Clip, params: Tree, corpus: Corpus, tokenizer: Path, count:
         rows = rng.permutation(rows)[:count]
         seen[split] = (in_batches(partial(_joint_features, clip, teacher, params), corpus.pictures[rows]), label[rows])
     values = np.linalg.svd(np.asarray(params["text_projection"]["kernel"]), compute_uv=False)
-    best: dict[float, float] = {}
-    for share in (0.001, 0.003, 0.01, 0.03, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7):
-        inverse = np.asarray(truncated_pinv(params["text_projection"]["kernel"], share * values[0]))
-        hidden, truth = seen["train"][0] @ inverse, seen["train"][1]
+
+    def score(share: float) -> float:
         # Cosines alone are best where nothing is kept but what all captions have in common; retrieval alone says
         # little where all cut-offs find about as much.
-        score = recall(hidden, states, truth, 1) + float(np.mean(cosines(hidden, states[truth])))
-        best.setdefault(score, share * float(values[0]))
-    cutoff = best[max(best)]
+        inverse = np.asarray(truncated_pinv(params["text_projection"]["kernel"], share * values[0]))
+        hidden, truth = seen["train"][0] @ inverse, seen["train"][1]
+        return recall(hidden, states, truth, 1) + float(np.mean(cosines(hidden, states[truth])))
+
+    shares = (0.001, 0.003, 0.01, 0.03, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7)
+    cutoff = max(shares, key=score) * float(values[0])
     found, truth = seen["cells"]
     result: Tree = {
         "cutoff": round(cutoff, 4),

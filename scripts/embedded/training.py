@@ -85,11 +85,11 @@ def _muon() -> optax.GradientTransformation:
     def matrix_shape(leaf: Array) -> tuple[int, int]:
         return leaf.size // leaf.shape[-1], leaf.shape[-1]
 
-    def stacked(tree: Tree) -> Tree:
-        groups: dict[str, list[Array]] = {}
+    def stacked(tree: Tree) -> dict[tuple[int, int], Array]:
+        groups: dict[tuple[int, int], list[Array]] = {}
         for leaf in jax.tree.leaves(tree):
-            rows, columns = matrix_shape(leaf)
-            groups.setdefault(f"{rows}x{columns}", []).append(leaf.reshape(rows, columns))
+            shape = matrix_shape(leaf)
+            groups.setdefault(shape, []).append(leaf.reshape(shape))
         return {shape: jnp.stack(matrices) for shape, matrices in groups.items()}
 
     def update(gradients: Tree, state: Any, params: Any = None) -> tuple[Tree, Any]:
@@ -97,8 +97,8 @@ def _muon() -> optax.GradientTransformation:
         following = {shape: iter(matrices) for shape, matrices in steps.items()}
 
         def lengthened(leaf: Array) -> Array:
-            rows, columns = matrix_shape(leaf)
-            return (0.2 * max(rows, columns) ** 0.5 * next(following[f"{rows}x{columns}"])).reshape(leaf.shape)
+            shape = matrix_shape(leaf)
+            return (0.2 * max(shape) ** 0.5 * next(following[shape])).reshape(leaf.shape)
 
         return jax.tree.map(lengthened, gradients), state
 

@@ -1,5 +1,6 @@
 """The sampler over a mesh: on each device the program that one device alone would run, on its own rows."""
 
+import dataclasses
 from collections.abc import Callable
 from functools import partial
 from math import ceil
@@ -17,6 +18,9 @@ from sdipc_jax.parallel.mesh import AXIS, Tree, on_each_device, place, replicate
 
 # Of the progress bar, where several processes have to cut the loop in the same places.
 _PIECES = 20
+# What of a request every device has whole, and what lies on them in rows.
+_WHOLE = ("schedule", "guided", "cache_interval", "eta")
+_IN_ROWS = ("context", "keys", "guidance_scale")
 
 
 def generate(
@@ -77,17 +81,8 @@ def finish_on(mesh: Mesh, bundle: Bundle, state: State) -> tuple[Float[Array, "N
 
 def division(request: Request) -> Any:
     """How the parts of a request lie on a mesh."""
-    whole, rows = cast(Any, P()), cast(Any, P(AXIS))
-    return Request(
-        schedule=whole,
-        context=rows,
-        keys=rows,
-        guidance_scale=rows,
-        guided=whole,
-        cache_interval=whole,
-        eta=whole,
-        sampler=request.sampler,
-    )
+    parts = dict.fromkeys(_WHOLE, P()) | dict.fromkeys(_IN_ROWS, P(AXIS))
+    return dataclasses.replace(request, **cast(Any, parts))
 
 
 def _divided(mesh: Mesh, request: Request) -> Request:
@@ -98,19 +93,8 @@ def _divided(mesh: Mesh, request: Request) -> Request:
     context = request.context.reshape(halves, -1, *request.context.shape[1:]).swapaxes(0, 1)
     context = pad(context, mesh.size).reshape(mesh.size, each, halves, *request.context.shape[1:])
     context = place(mesh, context.swapaxes(1, 2).reshape(-1, *request.context.shape[1:]))
-    schedule, guided, cache_interval, eta = replicate(
-        mesh, (request.schedule, request.guided, request.cache_interval, request.eta)
-    )
-    return Request(
-        schedule=schedule,
-        context=context,
-        keys=keys,
-        guidance_scale=guidance,
-        guided=guided,
-        cache_interval=cache_interval,
-        eta=eta,
-        sampler=request.sampler,
-    )
+    whole = replicate(mesh, {name: getattr(request, name) for name in _WHOLE})
+    return dataclasses.replace(request, context=context, keys=keys, guidance_scale=guidance, **whole)
 
 
 def _here(tree: Tree) -> Tree:
