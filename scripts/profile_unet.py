@@ -20,7 +20,7 @@ from benchmarks.flops import flops_of
 from flax import linen as nn
 from sizes import sd15
 
-from sdipc_jax.compilation import use_faster_convolutions
+from sdipc_jax.compilation import use_eigen
 from sdipc_jax.models.attention import Attention, FeedForward
 from sdipc_jax.models.unet import Downsample2D, ResnetBlock2D, Upsample2D
 
@@ -121,7 +121,7 @@ def main() -> None:
     parser.add_argument("--side", type=int, default=512, help="of the picture in pixels")
     parser.add_argument("--runs", type=int, default=3)
     arguments = parser.parse_args()
-    use_faster_convolutions()
+    use_eigen()
     config = sd15(arguments.dtype)
     unet, side = config.unet_model, arguments.side // config.vae.downscale
     inputs = (

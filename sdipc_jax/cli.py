@@ -131,9 +131,9 @@ def _run(settings: CommandSettings) -> int:
     # Importing JAX takes seconds, which help and misspelt options need not wait for; nor need a command for another's
     # packages.
     from sdipc_jax import parallel
-    from sdipc_jax.compilation import keep_compiled, use_faster_convolutions
+    from sdipc_jax.compilation import keep_compiled, use_eigen
 
-    use_faster_convolutions()
+    use_eigen()
     keep_compiled()
     name = next((name for name, kind in _COMMANDS.items() if type(settings) is kind), "tune")
     module = importlib.import_module(_MODULES.get(name, "sdipc_jax.commands"))

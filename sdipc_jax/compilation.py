@@ -1,4 +1,4 @@
-"""How programs are compiled on a user's machine: kept between processes, and with the quicker convolutions."""
+"""How programs are compiled on a user's machine: kept between processes, and on CPUs with the quicker libraries."""
 
 import os
 from importlib.metadata import version
@@ -12,22 +12,23 @@ from sdipc_jax.errors import InputError
 # Programs that took less than this to compile are compiled anew: reading them is no faster.
 _SECONDS_WORTH_KEEPING = 0.2
 _WRITABLE_BY_OTHERS = 0o022
-# What XLA hands over to the library YNNPACK on CPUs: products and convolutions, unless told otherwise. Its convolutions
-# are slower than Eigen's, three times at the coarse levels of Stable Diffusion's UNet (docs/performance.md).
+# What XLA hands over to the library YNNPACK on CPUs: reductions, products and convolutions, unless told otherwise. Its
+# reductions are quicker than XLA's own; its convolutions are slower than Eigen's, three times at the coarse levels of
+# Stable Diffusion's UNet, and so are its products at the finest one (docs/performance.md).
 _FUSIONS = "--xla_cpu_experimental_ynn_fusion_type"
-_PRODUCTS = "LIBRARY_FUSION_TYPE_INDIVIDUAL_DOT"
+_REDUCTIONS = "LIBRARY_FUSION_TYPE_REDUCE"
 # Versions of jaxlib that have been seen to know the flag; another might end the process over it.
 _WITH_FUSIONS = ("0.10", "0.11")
 
 
-def use_faster_convolutions() -> None:
-    """Has XLA compile convolutions for CPUs with Eigen. To be called before anything is compiled.
+def use_eigen() -> None:
+    """Has XLA compile convolutions and products for CPUs with Eigen. To be called before anything is compiled.
 
     Adds to `XLA_FLAGS`, for this process and those that it starts, unless they say what YNNPACK is for already.
     """
     flags = os.environ.get("XLA_FLAGS", "")
     if _FUSIONS not in flags and version("jaxlib").rpartition(".")[0] in _WITH_FUSIONS:
-        os.environ["XLA_FLAGS"] = f"{flags} {_FUSIONS}={_PRODUCTS}".strip()
+        os.environ["XLA_FLAGS"] = f"{flags} {_FUSIONS}={_REDUCTIONS}".strip()
 
 
 def cache_folder() -> Path:

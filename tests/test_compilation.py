@@ -14,7 +14,7 @@ import pytest
 from PIL import Image
 
 from sdipc_jax import Bundle, InputError, compilation, tuning
-from sdipc_jax.compilation import cache_folder, keep_compiled, use_faster_convolutions
+from sdipc_jax.compilation import cache_folder, keep_compiled, use_eigen
 
 
 @pytest.fixture
@@ -123,12 +123,12 @@ def test_what_is_compiled_ahead_is_what_runs(tiny: Bundle, tiny_folder: Path, tm
     assert not compiled_anew & {"jit_advance", "jit_finish", "jit_encode_images", "jit_text_prompt"}
 
 
-def test_convolutions_are_eigens() -> None:
+def test_products_and_convolutions_are_eigens() -> None:
     """XLA ends the process over flags that it does not know."""
     program = """
 import os
-from sdipc_jax.compilation import use_faster_convolutions
-use_faster_convolutions()
+from sdipc_jax.compilation import use_eigen
+use_eigen()
 import jax
 jax.jit(lambda x: x + 1)(1.0)
 print(os.environ["XLA_FLAGS"])
@@ -138,7 +138,7 @@ print(os.environ["XLA_FLAGS"])
     assert done.returncode == 0, done.stderr
     assert done.stdout.split() == [
         "--xla_backend_optimization_level=0",
-        "--xla_cpu_experimental_ynn_fusion_type=LIBRARY_FUSION_TYPE_INDIVIDUAL_DOT",
+        "--xla_cpu_experimental_ynn_fusion_type=LIBRARY_FUSION_TYPE_REDUCE",
     ]
 
 
@@ -156,6 +156,6 @@ def test_known_versions_and_flags_of_the_users_own(
 ) -> None:
     monkeypatch.setenv("XLA_FLAGS", flags)
     monkeypatch.setattr(compilation, "version", lambda package: version)
-    use_faster_convolutions()
+    use_eigen()
     assert os.environ["XLA_FLAGS"].startswith(flags)
     assert (os.environ["XLA_FLAGS"] != flags) == is_added

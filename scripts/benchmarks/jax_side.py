@@ -17,7 +17,7 @@ from benchmarks.work import COPIED, GUIDANCE, PRODUCT, Ready, Work, process_peak
 from sdipc_jax import tuning
 from sdipc_jax.bundle import Bundle
 from sdipc_jax.checkpoints.load import load_weights, read_config
-from sdipc_jax.compilation import use_faster_convolutions
+from sdipc_jax.compilation import use_eigen
 from sdipc_jax.generate import advance, begin, finish, to_uint8
 from sdipc_jax.models.layers import precision
 from tests.random_weights import random_tree
@@ -121,5 +121,5 @@ def bundle_for(work: Work) -> Bundle:
 
 if __name__ == "__main__":
     # As the command does.
-    use_faster_convolutions()
+    use_eigen()
     serve(JaxSide())

@@ -117,20 +117,34 @@ def attend_on_tpu(
     return jnp.swapaxes(attended, 1, 2)
 
 
+def _attend(
+    query: Float[Array, "*N Q depth"],
+    key: Float[Array, "*N depth K"],
+    value: Float[Array, "*N K depth"],
+    mask: Bool[Array, "Q K"] | None = None,
+) -> Float[Array, "*N Q depth"]:
+    """`dot_product_attention` of single heads; keys lie as the first product reads them."""
+    scores = jnp.matmul(query, key, precision=precision(query.dtype), preferred_element_type=jnp.float32)
+    if mask is not None:
+        scores = jnp.where(mask, scores, -jnp.inf)
+    # The softmax's division after the second product, where it has fewer numbers to divide.
+    largest = jax.lax.stop_gradient(scores.max(axis=-1, keepdims=True))
+    weights = jnp.exp((scores - largest) * query.shape[-1] ** -0.5)
+    sums = weights.sum(axis=-1, keepdims=True)
+    attended = jnp.matmul(
+        weights.astype(value.dtype), value, precision=precision(value.dtype), preferred_element_type=jnp.float32
+    )
+    return (attended / sums).astype(value.dtype)
+
+
 def _attend_at_once(
     query: Float[Array, "N Q heads depth"],
     key: Float[Array, "N K heads depth"],
     value: Float[Array, "N K heads depth"],
     mask: Bool[Array, "Q K"] | None = None,
 ) -> Float[Array, "N Q heads depth"]:
-    scores = jnp.einsum(
-        "nqhd,nkhd->nhqk", query, key, precision=precision(query.dtype), preferred_element_type=jnp.float32
-    )
-    scores = scores * query.shape[-1] ** -0.5
-    if mask is not None:
-        scores = jnp.where(mask, scores, -jnp.inf)
-    weights = jax.nn.softmax(scores, axis=-1).astype(value.dtype)
-    return jnp.einsum("nhqk,nkhd->nqhd", weights, value, precision=precision(value.dtype))
+    keys = key.transpose(0, 2, 3, 1)
+    return jnp.swapaxes(_attend(jnp.swapaxes(query, 1, 2), keys, jnp.swapaxes(value, 1, 2), mask), 1, 2)
 
 
 def attend_by_queries(
@@ -167,30 +181,12 @@ def attend_in_blocks(
     by_head = _in_blocks(query).transpose(0, 3, 1, 2, 4)
     blocks, size = by_head.shape[2:4]
 
-    @jax.checkpoint
-    def attend(
-        block: Float[Array, "size depth"], keys: Float[Array, "K depth"], values: Float[Array, "K depth"]
-    ) -> Any:
-        scores = jnp.einsum(
-            "qd,kd->qk", block, keys, precision=precision(block.dtype), preferred_element_type=jnp.float32
-        )
-        # The softmax's division after the product, where it has fewer numbers to divide.
-        largest = jax.lax.stop_gradient(scores.max(axis=-1, keepdims=True))
-        weights = jnp.exp((scores - largest) * depth**-0.5)
-        sums = weights.sum(axis=-1, keepdims=True)
-        attended = jnp.dot(
-            weights.astype(values.dtype),
-            values,
-            precision=precision(values.dtype),
-            preferred_element_type=jnp.float32,
-        )
-        return (attended / sums).astype(values.dtype)
-
     def head(inputs: tuple[Array, Array, Array]) -> Float[Array, "blocks size depth"]:
-        return jax.lax.map(lambda block: attend(block, *inputs[1:]), inputs[0])
+        return jax.lax.map(jax.checkpoint(lambda block: _attend(block, *inputs[1:])), inputs[0])
 
     flat = by_head.reshape(count * heads, blocks, size, depth)
-    keys, values = (x.transpose(0, 2, 1, 3).reshape(count * heads, -1, depth) for x in (key, value))
+    keys = key.transpose(0, 2, 3, 1).reshape(count * heads, depth, -1)
+    values = value.transpose(0, 2, 1, 3).reshape(count * heads, -1, depth)
     attended = jax.lax.map(head, (flat, keys, values))
     return attended.reshape(count, heads, blocks * size, depth)[:, :, :queries].transpose(0, 2, 1, 3)
 
