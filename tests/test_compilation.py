@@ -123,23 +123,33 @@ def test_what_is_compiled_ahead_is_what_runs(tiny: Bundle, tiny_folder: Path, tm
     assert not compiled_anew & {"jit_advance", "jit_finish", "jit_encode_images", "jit_text_prompt"}
 
 
-def test_products_and_convolutions_are_eigens() -> None:
-    """XLA ends the process over flags that it does not know."""
-    program = """
+@pytest.mark.parametrize("module", ["sdipc_jax", "sdipc_jax.parallel", "benchmarks.jax_side"])
+def test_products_are_eigens_after_importing(module: str) -> None:
+    """XLA reads its flags once, when JAX starts it, which no import may do, and ends the process over unknown ones."""
+    program = f"""
 import os
+import {module}
 from sdipc_jax.compilation import use_eigen
 use_eigen()
 import jax
-jax.jit(lambda x: x + 1)(1.0)
+x = jax.numpy.ones((512, 512))
 print(os.environ["XLA_FLAGS"])
+print(jax.jit(lambda x: x @ x).lower(x).compile().as_text())
 """
-    environment = os.environ | {"XLA_FLAGS": "--xla_backend_optimization_level=0"}
+    root = Path(__file__).parents[1]
+    environment = os.environ | {
+        "XLA_FLAGS": "--xla_backend_optimization_level=0",
+        "PYTHONPATH": os.pathsep.join([str(root), str(root / "scripts")]),
+    }
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, env=environment)
     assert done.returncode == 0, done.stderr
-    assert done.stdout.split() == [
+    flags, _, text = done.stdout.partition("\n")
+    assert flags.split() == [
         "--xla_backend_optimization_level=0",
         "--xla_cpu_experimental_ynn_fusion_type=LIBRARY_FUSION_TYPE_REDUCE",
     ]
+    assert "dot(" in text
+    assert "ynn" not in text
 
 
 @pytest.mark.parametrize(

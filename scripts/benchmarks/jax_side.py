@@ -22,15 +22,17 @@ from sdipc_jax.generate import advance, begin, finish, to_uint8
 from sdipc_jax.models.layers import precision
 from tests.random_weights import random_tree
 
-# Accelerators are done with one product or copy sooner than they are told to begin.
-_TIMES = 1 if jax.default_backend() == "cpu" else 50
+
+def times() -> int:
+    """Of a product or a copy in a run: accelerators are done with one sooner than they are told to begin."""
+    return 1 if jax.default_backend() == "cpu" else 50
 
 
 class JaxSide:
     def make(self, work: Work) -> tuple[Ready, Callable[[], Any]]:
         """Compiles twice: with nothing there, and with what the first left on the disk."""
         run, flops = self.program(work)
-        moved = _TIMES * 2.0 * 4 * COPIED if work.part == "copy" else 0.0
+        moved = times() * 2.0 * 4 * COPIED if work.part == "copy" else 0.0
         with tempfile.TemporaryDirectory() as cache:
             jax.config.update("jax_compilation_cache_dir", cache)
             jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
@@ -51,12 +53,12 @@ class JaxSide:
             def multiply(_: int, y: Any) -> Any:
                 return jnp.dot(y, x, precision=precision(x.dtype))
 
-            product = jax.jit(lambda x: jax.lax.fori_loop(0, _TIMES, multiply, x))
-            return (lambda: jax.block_until_ready(product(x))), _TIMES * 2.0 * PRODUCT**3
+            product = jax.jit(lambda x: jax.lax.fori_loop(0, times(), multiply, x))
+            return (lambda: jax.block_until_ready(product(x))), times() * 2.0 * PRODUCT**3
         if work.part == "copy":
             numbers = jnp.zeros(COPIED, jnp.float32)
             # Something new, so that it cannot be left away.
-            copy = jax.jit(lambda x: jax.lax.fori_loop(0, _TIMES, lambda _, y: y + 1, x))
+            copy = jax.jit(lambda x: jax.lax.fori_loop(0, times(), lambda _, y: y + 1, x))
             return (lambda: jax.block_until_ready(copy(numbers))), 0.0
         bundle = bundle_for(work)
         config = bundle.config
