@@ -208,10 +208,10 @@ def decide(config: Config, settings: SamplerSettings) -> Defaults:
         InputError: the sampler does not take these steps, or both intervals are asked for.
     """
     chosen = {name: getattr(settings, name, None) for name in Defaults.model_fields}
-    quick = FAST if settings.fast else {}
-    values = config.defaults.model_copy(update=quick | {k: v for k, v in chosen.items() if v is not None})
+    defaults = config.defaults.model_copy(update=FAST if settings.fast else {})
+    values = defaults.model_copy(update={name: value for name, value in chosen.items() if value is not None})
     SAMPLERS[values.sampler].schedule(config.scheduler, values.steps, karras=settings.karras)
-    guidance, cached = choose_intervals(config.defaults, settings.guidance_interval, settings.cache_interval)
+    guidance, cached = choose_intervals(defaults, settings.guidance_interval, settings.cache_interval)
     return values.model_copy(update={"guidance_interval": guidance, "cache_interval": cached})
 
 

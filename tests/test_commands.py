@@ -131,6 +131,11 @@ def test_fast_decides_what_is_left_open(tiny_folder: Path, pictures: list[Path],
     settings = manifest(tmp_path / "out")[0]["settings"]
     assert (settings["steps"], settings["guidance_interval"]) == (3, [0.1, 0.9])
     assert (settings["sampler"], settings["guidance_scale"]) == (FAST["sampler"], 7.5)
+    # The two intervals exclude each other.
+    assert settings["cache_interval"] == 1
+    assert run(*arguments, "--output-dir", tmp_path / "kept") == 0
+    settings = manifest(tmp_path / "kept")[0]["settings"]
+    assert (settings["guidance_interval"], settings["cache_interval"]) == (None, FAST["cache_interval"])
 
 
 def test_manifest_has_the_digest_of_every_file_that_counts(variations: Path, tiny_folder: Path) -> None:
