@@ -127,14 +127,15 @@ def _attend(
     scores = jnp.matmul(query, key, precision=precision(query.dtype), preferred_element_type=jnp.float32)
     if mask is not None:
         scores = jnp.where(mask, scores, -jnp.inf)
-    # The softmax's division after the second product, where it has fewer numbers to divide.
     largest = jax.lax.stop_gradient(scores.max(axis=-1, keepdims=True))
     weights = jnp.exp((scores - largest) * query.shape[-1] ** -0.5)
     sums = weights.sum(axis=-1, keepdims=True)
-    attended = jnp.matmul(
-        weights.astype(value.dtype), value, precision=precision(value.dtype), preferred_element_type=jnp.float32
-    )
-    return (attended / sums).astype(value.dtype)
+    if value.dtype != jnp.float32:
+        # Or else a gradient would keep the second product in float32.
+        weights = (weights / sums).astype(value.dtype)
+        return jnp.matmul(weights, value, precision=precision(value.dtype))
+    # The softmax's division after the second product, where it has fewer numbers to divide.
+    return jnp.matmul(weights, value, precision=precision(value.dtype)) / sums
 
 
 def _attend_at_once(
