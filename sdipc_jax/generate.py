@@ -23,7 +23,7 @@ from sdipc_jax.prompts import empty_prompt
 from sdipc_jax.safety import flag_pictures
 from sdipc_jax.samplers import SAMPLERS
 from sdipc_jax.settings import BOTH_INTERVALS, Defaults
-from sdipc_jax.varying import varying_axes
+from sdipc_jax.tracing import varying_axes
 
 # The largest batch that the VAE decodes at once, in pixels: its activations are what takes most memory.
 _DECODED_PIXELS = 512 * 512

@@ -1,6 +1,7 @@
 """Pictures to CLIP features."""
 
 from collections.abc import Sequence
+from math import ceil
 from pathlib import Path
 
 import jax
@@ -11,6 +12,10 @@ from jaxtyping import Array, Float, Float32
 from sdipc_jax.bundle import Bundle, apply
 from sdipc_jax.errors import InputError
 from sdipc_jax.images import preprocess, read_picture
+from sdipc_jax.tracing import platform
+
+# Pictures that a CPU encodes at once. With more, layers need memory that is new to the process, which takes longer.
+_AT_ONCE = 16
 
 
 def read_pictures(bundle: Bundle, paths: Sequence[str | Path]) -> Float32[np.ndarray, "N S S 3"]:
@@ -37,4 +42,15 @@ def encode_images(bundle: Bundle, pixels: Float[Array, "N S S 3"]) -> Float[Arra
     """
     clip = bundle.params["clip"]
     params = {name: clip[name] for name in ("vision_model", "deep_prompts") if name in clip}
-    return apply(bundle.config.vision_model, params, pixels).astype(jnp.float32)
+
+    def encode(pixels: Float[Array, "N S S 3"]) -> Float[Array, "N D_image"]:
+        return apply(bundle.config.vision_model, params, pixels).astype(jnp.float32)
+
+    count = len(pixels)
+    if platform() != "cpu" or count <= _AT_ONCE:
+        return encode(pixels)
+    # As few parts as hold them all, of one size.
+    parts = ceil(count / _AT_ONCE)
+    size = ceil(count / parts)
+    padded = jnp.pad(pixels, ((0, parts * size - count), (0, 0), (0, 0), (0, 0)))
+    return jax.lax.map(encode, padded.reshape(parts, size, *pixels.shape[1:])).reshape(parts * size, -1)[:count]

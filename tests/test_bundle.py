@@ -100,6 +100,14 @@ def test_features_do_not_depend_on_the_batch(tiny: Bundle) -> None:
     assert relative_error(together[0], together[1]) > 0.01
 
 
+def test_many_pictures_are_encoded_in_parts(tiny: Bundle) -> None:
+    pixels = jnp.asarray(np.random.default_rng(0).standard_normal((37, 28, 28, 3), np.float32))
+    found = encode_images(tiny, pixels)
+    expected = jnp.concatenate([encode_images(tiny, pixels[i : i + 1]) for i in range(37)])
+    assert found.shape == expected.shape
+    assert relative_error(found, expected) <= 1e-5
+
+
 @pytest.mark.parametrize("paths", [[], "cat.png", Path("cat.png")])
 def test_no_list_of_pictures_is_refused(tiny: Bundle, paths: Any) -> None:
     with pytest.raises(InputError, match=r"^paths is .+, expected a list of at least one file$"):

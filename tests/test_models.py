@@ -194,7 +194,10 @@ def test_deep_prompts_stand_between_class_token_and_patches() -> None:
     layers_out = with_prompts["intermediates"]["vision_model"]["encoder"]["layers"]
     patches = (config.image_size // config.patch_size) ** 2
     assert layers_out["0"]["__call__"][0].shape[1] == 1 + 5 + patches
-    assert layers_out["2"]["__call__"][0].shape[1] == 1 + 5 + patches
+    assert layers_out["1"]["__call__"][0].shape[1] == 1 + 5 + patches
+    # Of the last layer the class token is all that is read.
+    assert config.num_hidden_layers == 3
+    assert layers_out["2"]["__call__"][0].shape[1] == 1
     # Prompts of later layers replace those before them: changing the last layer's changes the result, and so does
     # changing the first's, whose effect has gone into class token and patches.
     plain = case.module.apply({"params": case.params}, case.inputs[0], prompts)

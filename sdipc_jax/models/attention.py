@@ -11,7 +11,7 @@ from flax import linen as nn
 from jaxtyping import Array, Bool, Float
 
 from sdipc_jax.models.layers import DType, GroupNorm, conv, dense, gelu, layer_norm, precision
-from sdipc_jax.varying import varying_axes
+from sdipc_jax.tracing import platform, varying_axes
 
 # Above this many scores (16 MB) they leave a CPU's cache, and a pass over queries in blocks of this many wins; with
 # few keys, as of a prompt, it wins nothing.
@@ -42,7 +42,7 @@ def dot_product_attention(
     scores = count * heads * queries * keys
     if mask is not None or scores <= _CACHED_SCORES:
         return _attend_at_once(query, key, value, mask)
-    if _platform() == "gpu" and depth % 8 == 0 and depth <= 128 and queries % 2 == keys % 2 == 0:
+    if platform() == "gpu" and depth % 8 == 0 and depth <= 128 and queries % 2 == keys % 2 == 0:
         # Not one more branch below: a branch is traced everywhere, and without cuDNN that is an error.
         if query.dtype in (jnp.bfloat16, jnp.float16):
             return jax.nn.dot_product_attention(query, key, value, implementation="cudnn")
@@ -54,13 +54,6 @@ def dot_product_attention(
         branches["tpu"] = attend_on_tpu
     elsewhere = _attend_at_once if scores <= _MOST_SCORES else attend_by_queries
     return jax.lax.platform_dependent(query, key, value, **branches, default=elsewhere)
-
-
-def _platform() -> str:
-    """What the program is for, in so far as it can be told while tracing."""
-    device = jax.sharding.get_abstract_mesh().abstract_device
-    # There is none outside of a mesh, and JAX 0.10.0's do not say it.
-    return getattr(device, "platform", None) or jax.default_backend()
 
 
 @cache

@@ -20,14 +20,18 @@ class CLIPAttention(nn.Module):
     dtype: DType = jnp.float32
 
     @nn.compact
-    def __call__(self, x: Float[Array, "N K D"], mask: Bool[Array, "K K"] | None = None) -> Float[Array, "N K D"]:
+    def __call__(
+        self, queries: Float[Array, "N Q D"], x: Float[Array, "N K D"], mask: Bool[Array, "Q K"] | None = None
+    ) -> Float[Array, "N Q D"]:
+        """Of the tokens `queries` to all tokens of `x`."""
         width = x.shape[-1]
 
-        def heads_of(name: str) -> Float[Array, "N K heads depth"]:
-            return dense(width, self.dtype, name=name)(x).reshape(*x.shape[:-1], self.heads, width // self.heads)
+        def heads_of(states: Float[Array, "N K D"], name: str) -> Float[Array, "N K heads depth"]:
+            projected = dense(width, self.dtype, name=name)(states)
+            return projected.reshape(*states.shape[:-1], self.heads, width // self.heads)
 
-        attended = dot_product_attention(heads_of("q_proj"), heads_of("k_proj"), heads_of("v_proj"), mask)
-        return dense(width, self.dtype, name="out_proj")(attended.reshape(x.shape))
+        heads = heads_of(queries, "q_proj"), heads_of(x, "k_proj"), heads_of(x, "v_proj")
+        return dense(width, self.dtype, name="out_proj")(dot_product_attention(*heads, mask).reshape(queries.shape))
 
 
 class CLIPMLP(nn.Module):
@@ -43,24 +47,30 @@ class CLIPMLP(nn.Module):
 
 
 class CLIPEncoderLayer(nn.Module):
-    """Attention and MLP, each after a norm and added to its input."""
+    """Attention and MLP, each after a norm and added to its input; of the first `tokens` tokens, or of all."""
 
     config: Config
+    tokens: int | None = None
     dtype: DType = jnp.float32
 
     @nn.compact
-    def __call__(self, x: Float[Array, "N K D"], mask: Bool[Array, "K K"] | None = None) -> Float[Array, "N K D"]:
+    def __call__(self, x: Float[Array, "N K D"], mask: Bool[Array, "Q K"] | None = None) -> Float[Array, "N Q D"]:
         epsilon = self.config.layer_norm_eps
         normed = layer_norm(epsilon, self.dtype, name="layer_norm1")(x)
-        x = x + CLIPAttention(self.config.num_attention_heads, self.dtype, name="self_attn")(normed, mask)
+        attention = CLIPAttention(self.config.num_attention_heads, self.dtype, name="self_attn")
+        x = x[:, : self.tokens] + attention(normed[:, : self.tokens], normed, mask)
         normed = layer_norm(epsilon, self.dtype, name="layer_norm2")(x)
         return x + CLIPMLP(self.config, self.dtype, name="mlp")(normed)
 
 
 class CLIPLayers(nn.Module):
-    """The stack of layers, named 0, 1, 2, ... below `layers` as in the checkpoint."""
+    """The stack of layers, named 0, 1, 2, ... below `layers` as in the checkpoint.
+
+    The last one gives the first `tokens` tokens alone, if so many are all that is read.
+    """
 
     config: Config
+    tokens: int | None = None
     dtype: DType = jnp.float32
 
     @nn.compact
@@ -78,7 +88,8 @@ class CLIPLayers(nn.Module):
                 # The first layer's prompts are put in; each later layer's replace those of the layer before.
                 rest = x[:, 1:] if index == 0 and not overwrite else x[:, 1 + prompts.shape[1] :]
                 x = jnp.concatenate([x[:, :1], prompts, rest], axis=1)
-            x = CLIPEncoderLayer(self.config, self.dtype, name=str(index))(x, mask)
+            tokens = self.tokens if index == self.config.num_hidden_layers - 1 else None
+            x = CLIPEncoderLayer(self.config, tokens, self.dtype, name=str(index))(x, mask)
         return x
 
 
@@ -86,6 +97,7 @@ class CLIPEncoder(nn.Module):
     """Holds `layers`."""
 
     config: Config
+    tokens: int | None = None
     dtype: DType = jnp.float32
 
     @nn.compact
@@ -96,7 +108,7 @@ class CLIPEncoder(nn.Module):
         deep_prompts: Float[Array, "*N layers P D"] | None = None,
         overwrite: bool = False,
     ) -> Float[Array, "N K2 D"]:
-        return CLIPLayers(self.config, self.dtype, name="layers")(x, mask, deep_prompts, overwrite)
+        return CLIPLayers(self.config, self.tokens, self.dtype, name="layers")(x, mask, deep_prompts, overwrite)
 
 
 def _embed(count: int, features: int, dtype: DType, name: str) -> nn.Embed:
@@ -127,7 +139,7 @@ class CLIPTextTransformer(nn.Module):
     def __call__(self, tokens: Int[Array, "N L"]) -> Float[Array, "N L D"]:
         x = CLIPTextEmbeddings(self.config, self.dtype, name="embeddings")(tokens)
         causal = jnp.tril(jnp.ones((tokens.shape[1], tokens.shape[1]), bool))
-        x = CLIPEncoder(self.config, self.dtype, name="encoder")(x, causal)
+        x = CLIPEncoder(self.config, dtype=self.dtype, name="encoder")(x, causal)
         return layer_norm(self.config.layer_norm_eps, self.dtype, name="final_layer_norm")(x)
 
 
@@ -183,7 +195,7 @@ class CLIPVisionTransformer(nn.Module):
         x = CLIPVisionEmbeddings(self.config, self.dtype, name="embeddings")(pixels.astype(self.dtype))
         # The checkpoints' own spelling.
         x = layer_norm(epsilon, self.dtype, name="pre_layrnorm")(x)
-        x = CLIPEncoder(self.config, self.dtype, name="encoder")(x, None, deep_prompts, overwrite)[:, 0]
+        x = CLIPEncoder(self.config, 1, self.dtype, name="encoder")(x, None, deep_prompts, overwrite)[:, 0]
         if extra_norm is not None:
             x = extra_norm(x)
         return layer_norm(epsilon, self.dtype, name="post_layernorm")(x)

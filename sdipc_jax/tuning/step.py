@@ -19,10 +19,10 @@ from sdipc_jax.bundle import Bundle, Params
 from sdipc_jax.checkpoints.delta import Delta, digest, make_delta
 from sdipc_jax.errors import InputError
 from sdipc_jax.projection import Projection
+from sdipc_jax.tracing import varying_axes
 from sdipc_jax.tuning.losses import Batch, check_batch, draw, objective
 from sdipc_jax.tuning.settings import TuningSettings
 from sdipc_jax.tuning.trainable import Frozen, split
-from sdipc_jax.varying import varying_axes
 
 Metrics = dict[str, Float[Array, ""]]
 # What a step changes of a state: step, params, ema, optimizer.

@@ -1,8 +1,15 @@
-"""What `shard_map` knows of an array."""
+"""What can be told of a program while it is traced."""
 
 from typing import Any
 
 import jax
+
+
+def platform() -> str:
+    """What the program is for, in so far as it can be told."""
+    device = jax.sharding.get_abstract_mesh().abstract_device
+    # There is none outside of a mesh, and JAX 0.10.0's do not say it.
+    return getattr(device, "platform", None) or jax.default_backend()
 
 
 def varying_axes(array: Any) -> frozenset[str]:
