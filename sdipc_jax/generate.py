@@ -17,8 +17,9 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int, Key
 
-from sdipc_jax.bundle import Bundle, apply
+from sdipc_jax.bundle import Bundle, Params
 from sdipc_jax.errors import InputError
+from sdipc_jax.models import winograd
 from sdipc_jax.prompts import empty_prompt
 from sdipc_jax.safety import flag_pictures
 from sdipc_jax.samplers import SAMPLERS
@@ -32,7 +33,7 @@ _SECONDS_BETWEEN_REPORTS = 1.0
 
 @partial(
     jax.tree_util.register_dataclass,
-    data_fields=["schedule", "context", "keys", "guidance_scale", "guided", "cache_interval", "eta"],
+    data_fields=["schedule", "context", "keys", "guidance_scale", "guided", "cache_interval", "eta", "winograd"],
     meta_fields=["sampler"],
 )
 @dataclass(frozen=True)
@@ -47,6 +48,7 @@ class Request:
         guided: at which evaluations guidance acts, (evaluations,); None if at all of them.
         cache_interval: the whole UNet runs at every so many evaluations, (); None if at all of them.
         eta: the share of fresh noise in DDIM, ().
+        winograd: kernels of the UNet in another form, for CPUs (`models.winograd.transformed`).
     """
 
     schedule: Any
@@ -56,6 +58,7 @@ class Request:
     guided: Bool[Array, " evaluations"] | None
     cache_interval: Int[Array, ""] | None
     eta: Float[Array, ""]
+    winograd: Params
     sampler: str
 
     @property
@@ -246,6 +249,7 @@ def begin(
         guided=guided,
         cache_interval=jnp.asarray(cached) if cached > 1 else None,
         eta=_rows("eta", eta, 1, _SHARE)[0],
+        winograd=winograd_kernels(bundle, *shape[1:]),
         sampler=name,
     )
     return request, (x, SAMPLERS[name].init(x))
@@ -272,6 +276,15 @@ def choose_intervals(
     return defaults.guidance_interval, defaults.cache_interval if cache_interval is None else asked
 
 
+@partial(jax.jit, static_argnums=(1, 2))
+def winograd_kernels(bundle: Bundle, height: int, width: int) -> Params:
+    """The UNet's kernels in Winograd's form, for latents of this size."""
+    config = bundle.config
+    sample = jnp.zeros((1, height, width, config.unet.in_channels))
+    context = jnp.zeros((1, 1, config.unet.cross_attention_dim))
+    return winograd.transformed(config.unet_model, bundle.params["unet"], sample, jnp.zeros(1), context)
+
+
 @jax.jit
 def advance(bundle: Bundle, request: Request, state: State, first: Any, last: Any) -> State:
     """Evaluations `first` to `last` (excluded) of the loop. The bounds are traced: one program for any piece.
@@ -287,8 +300,8 @@ def advance(bundle: Bundle, request: Request, state: State, first: Any, last: An
         scaled = (schedule.input_scale[i] * x).astype(config.compute_dtype)
         inputs = jnp.concatenate([scaled] * (len(context) // count))
         timesteps = jnp.full(len(inputs), schedule.timesteps[i])
-        unet = bundle.params["unet"]
-        return apply(config.unet_model, unet, inputs, timesteps, context, *deep, with_deep=with_deep)
+        unet = {"params": bundle.params["unet"], winograd.COLLECTION: request.winograd}
+        return config.unet_model.apply(unet, inputs, timesteps, context, *deep, with_deep=with_deep)
 
     def guide(prediction: Float[Array, "M h w C"]) -> Float[Array, "N h w C"]:
         prediction = prediction.astype(jnp.float32)
@@ -338,10 +351,12 @@ def finish(bundle: Bundle, state: State) -> tuple[Float[Array, "N H W 3"], Bool[
     """Decodes latents to pictures in [0, 1], and blackens those that the safety checker flags."""
     config, latents = bundle.config, state[0]
     pixels = latents.shape[1] * latents.shape[2] * config.vae.downscale**2
+    kernels = winograd.transformed(config.vae_model, bundle.params["vae"], latents[:1], method="decode")
+    vae = {"params": bundle.params["vae"], winograd.COLLECTION: kernels}
 
     def decode(latent: Float[Array, "h w C"]) -> Float[Array, "H W 3"]:
         latents = latent[None] / config.vae.scaling_factor
-        return apply(config.vae_model, bundle.params["vae"], latents, method="decode")[0].astype(jnp.float32)
+        return config.vae_model.apply(vae, latents, method="decode")[0].astype(jnp.float32)
 
     pictures = jax.lax.map(decode, latents, batch_size=max(1, _DECODED_PIXELS // pixels))
     pictures = jnp.clip(pictures / 2 + 0.5, 0, 1)

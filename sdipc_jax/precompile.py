@@ -12,7 +12,7 @@ from sdipc_jax.bundle import Bundle
 from sdipc_jax.checkpoints.delta import load_delta, tuned_config
 from sdipc_jax.checkpoints.load import read_config
 from sdipc_jax.commands import Report, decide
-from sdipc_jax.generate import advance, begin, finish
+from sdipc_jax.generate import advance, begin, finish, winograd_kernels
 from sdipc_jax.prompts import text_prompt
 from sdipc_jax.settings import CompileSettings
 from sdipc_jax.vision import encode_images
@@ -76,6 +76,9 @@ def compile(settings: CompileSettings, report: Report) -> Compiled:
             side = config.clip.vision.image_size
             yield "picture encoder", encode_images.lower(bundle, jax.ShapeDtypeStruct((1, side, side, 3), jnp.float32))
         yield "text encoder", text_prompt.lower(bundle, tokens)
+        if request.winograd:
+            height, width = state[0].shape[1:3]
+            yield "kernels", winograd_kernels.lower(bundle, height, width)
         # The bounds are traced, whatever they are.
         yield "sampling", advance.lower(bundle, request, state, 0, 1)
         yield "decoding", finish.lower(bundle, state)
@@ -86,6 +89,6 @@ def compile(settings: CompileSettings, report: Report) -> Compiled:
         memory = program.compile().memory_analysis()
         seconds = time.perf_counter() - started
         programs.append(Program(name, seconds, memory.argument_size_in_bytes, memory.temp_size_in_bytes))
-        report(len(programs) / 4)
+        report(len(programs) / 5)
     report(1.0)
     return Compiled(programs)

@@ -1,5 +1,6 @@
 """This package, timed. `python -m benchmarks.jax_side`, with a work on stdin."""
 
+import dataclasses
 import tempfile
 import time
 from collections.abc import Callable
@@ -15,7 +16,7 @@ import sdipc_jax as sdipc
 from benchmarks.flops import flops_of
 from benchmarks.work import COPIED, GUIDANCE, PRODUCT, Ready, Work, process_peak, serve, tuning_batch
 from sdipc_jax import tuning
-from sdipc_jax.bundle import Bundle
+from sdipc_jax.bundle import Bundle, apply
 from sdipc_jax.checkpoints.load import load_weights, read_config
 from sdipc_jax.compilation import use_eigen
 from sdipc_jax.generate import advance, begin, finish, to_uint8
@@ -73,23 +74,28 @@ class JaxSide:
             return encode, flops_of(sdipc.encode_images, bundle, pixels)
         if work.part == "tune":
             return tuning_step(bundle, work.batch)
+        # The bundle has the parts that the work needs, and no others.
+        latent = config.latent_shape(config.defaults.height, config.defaults.width)
+        latents = jnp.asarray(np.random.default_rng(2).standard_normal((work.batch, *latent), np.float32))
+        state = latents.transpose(0, 2, 3, 1), ()
+        if work.part != "unet":
+            decoding = flops_of(partial(apply, config.vae_model, bundle.params["vae"], state[0], method="decode"))
+        if work.part == "decode":
+            return (lambda: jax.block_until_ready(finish(bundle, state))), decoding
         shape = (work.batch, config.tokens.length, config.unet.cross_attention_dim)
         context = jnp.asarray(np.random.default_rng(1).standard_normal(shape, np.float32))
         settings: dict[str, Any] = {"seeds": 0, "indices": np.arange(work.batch), "guidance_scale": GUIDANCE}
-        settings |= {"negative": context[:1] * 0.5, "steps": work.steps or 50, "sampler": "ddim"}
+        settings |= {"negative": context[:1] * 0.5, "steps": work.steps or 50, "sampler": "ddim", "latents": latents}
         request, state = begin(bundle, context, **settings)
-        # The bundle has the parts that the work needs, and no others.
-        step = partial(advance, bundle, request, state, 0, 1)
+        # Useful arithmetic is that of plain convolutions.
+        plain = flops_of(advance, bundle, dataclasses.replace(request, winograd={}), state, 0, 1)
         if work.part == "unet":
-            return (lambda: jax.block_until_ready(step())), flops_of(step)
-        decoding = partial(finish, bundle, state)
-        if work.part == "decode":
-            return (lambda: jax.block_until_ready(decoding())), flops_of(decoding)
+            return (lambda: jax.block_until_ready(advance(bundle, request, state, 0, 1))), plain
 
         def pictures() -> Any:
             return to_uint8(sdipc.generate(bundle, context, **settings))
 
-        return pictures, work.steps * flops_of(step) + flops_of(decoding)
+        return pictures, work.steps * plain + decoding
 
     def peak_bytes(self) -> int:
         """The device's, where it tells."""

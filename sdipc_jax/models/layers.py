@@ -7,6 +7,8 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jaxtyping import Array, Float
 
+from sdipc_jax.models import winograd
+
 DType = Any
 
 
@@ -20,6 +22,23 @@ def dense(features: int, dtype: DType, *, use_bias: bool = True, name: str | Non
     return nn.Dense(features, use_bias=use_bias, dtype=dtype, param_dtype=dtype, precision=precision(dtype), name=name)
 
 
+class Conv(nn.Conv):
+    """A convolution that takes Winograd's form wherever `winograd.transformed` has left it a kernel for it."""
+
+    def __call__(self, inputs: Float[Array, "N h w C"]) -> Float[Array, "N h2 w2 features"]:
+        """As Flax's."""
+        if self.has_variable(winograd.COLLECTION, "kernel"):
+            kernel: Array = self.get_variable(winograd.COLLECTION, "kernel")
+            bias: Array = self.get_variable("params", "bias")
+            return winograd.convolve(inputs, kernel) + bias
+        asked = self.is_mutable_collection(winograd.COLLECTION) and not self.is_initializing()
+        if asked and self.strides == (1, 1) and self.padding == ((1, 1), (1, 1)):
+            transformed = winograd.transform_kernel(self.get_variable("params", "kernel"), *inputs.shape[1:3])
+            if transformed is not None:
+                self.put_variable(winograd.COLLECTION, "kernel", transformed)
+        return super().__call__(inputs)
+
+
 def conv(
     features: int,
     kernel_size: int,
@@ -29,10 +48,10 @@ def conv(
     padding: int | tuple[int, int] = 0,
     use_bias: bool = True,
     name: str | None = None,
-) -> nn.Conv:
+) -> Conv:
     """A square convolution. `padding` is (before, after) along both axes, or one number for both."""
     pad = (padding, padding) if isinstance(padding, int) else padding
-    return nn.Conv(
+    return Conv(
         features,
         (kernel_size, kernel_size),
         strides=(stride, stride),

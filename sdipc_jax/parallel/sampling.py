@@ -19,7 +19,7 @@ from sdipc_jax.parallel.mesh import AXIS, Tree, on_each_device, place, replicate
 # Of the progress bar, where several processes have to cut the loop in the same places.
 _PIECES = 20
 # What of a request every device has whole, and what lies on them in rows.
-_WHOLE = ("schedule", "guided", "cache_interval", "eta")
+_WHOLE = ("schedule", "guided", "cache_interval", "eta", "winograd")
 _IN_ROWS = ("context", "keys", "guidance_scale")
 
 

@@ -4,6 +4,7 @@ import dataclasses
 import gc
 import os
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import jax
@@ -12,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 
-from sdipc_jax.models import CLIPTextConfig, CLIPTextModel, CLIPVisionConfig, CLIPVisionModel, UNetConfig
+from sdipc_jax.models import CLIPTextConfig, CLIPTextModel, CLIPVisionConfig, CLIPVisionModel, UNetConfig, winograd
 from sdipc_jax.models import UNet2DConditionModel as UNet
 from tests import cases
 from tests.cases import Case, decode_after_encode
@@ -63,6 +64,19 @@ def test_networks_equal_pytorch(group: str, measured: Measured) -> None:
             assert measured(f"{group}, float32", relative_error(found, wanted)) <= 1e-5, case.name
 
 
+@pytest.mark.parametrize("height, width", [(33, 24), (13, 16)])
+def test_winograd_equals_pytorch(height: int, width: int, measured: Measured) -> None:
+    generator = np.random.default_rng(height)
+    x = generator.standard_normal((2, height, width, 260), np.float32)
+    kernel = generator.standard_normal((3, 3, 260, 300), np.float32) / np.float32(48)
+    weight = torch.tensor(kernel).permute(3, 2, 0, 1)
+    expected = oracle.nhwc(torch.nn.functional.conv2d(oracle.nchw(x), weight, padding=1))
+    transformed = winograd.transform_kernel(jnp.asarray(kernel), height, width)
+    assert transformed is not None
+    found = np.asarray(winograd.convolve(jnp.asarray(x), transformed))
+    assert measured("winograd, float32", relative_error(found, expected)) <= 1e-5
+
+
 @pytest.mark.parametrize("group", NETWORKS)
 def test_bfloat16_is_as_near_to_float64_as_pytorch_is(group: str, measured: Measured) -> None:
     make, run = GROUPS[group]
@@ -106,8 +120,9 @@ def _full_size(module: Any, inputs: tuple[np.ndarray, ...], run: Callable[[Case]
     torch.set_num_threads(1)
     gc.collect()
     params = jax.tree.map(jnp.asarray, random_params(module, *inputs))
-    found = jax.jit(module.apply)({"params": params}, *inputs)
-    return relative_error(np.asarray(found), expected)
+    apply, kernels = jax.jit(module.apply), jax.jit(partial(winograd.transformed, module))(params, *inputs)
+    forms: list[dict[str, Any]] = [{}, {winograd.COLLECTION: kernels}] if kernels else [{}]
+    return max(relative_error(np.asarray(apply({"params": params} | form, *inputs)), expected) for form in forms)
 
 
 @pytest.mark.full_size

@@ -1,0 +1,151 @@
+"""Winograd's convolutions: equal to plain ones, and used where they are meant to be."""
+
+import dataclasses
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import traverse_util
+
+from sdipc_jax import Bundle, generate, parallel
+from sdipc_jax.generate import advance, begin, finish
+from sdipc_jax.models import UNet2DConditionModel, UNetConfig, VAEConfig, winograd
+from sdipc_jax.models.vae import AutoencoderKL
+from tests.compare import relative_error
+from tests.random_weights import random_params
+from tests.tiny import tiny_bundle
+
+# Two levels whose channels are enough, one for each size of tiles, and skips of other widths.
+WIDE = UNetConfig(
+    sample_size=8,
+    block_out_channels=(256, 260),
+    down_block_types=("DownBlock2D", "DownBlock2D"),
+    up_block_types=("UpBlock2D", "UpBlock2D"),
+    norm_num_groups=4,
+    cross_attention_dim=24,
+    attention_head_dim=(4, 4),
+    layers_per_block=1,
+)
+
+
+def unet_inputs(height: int, width: int) -> tuple[np.ndarray, ...]:
+    generator = np.random.default_rng(0)
+    shapes = (2, height, width, 4), (2, 3, 24)
+    sample, context = (generator.standard_normal(shape, np.float32) for shape in shapes)
+    return sample, np.array([7.0, 601.0], np.float32), context
+
+
+@pytest.fixture(scope="module")
+def params() -> Any:
+    return jax.tree.map(jnp.asarray, random_params(UNet2DConditionModel(WIDE), *unet_inputs(4, 4)))
+
+
+def transformed(*arguments: Any) -> Any:
+    """The shapes of what there would be."""
+    return jax.eval_shape(partial(winograd.transformed, arguments[0]), *arguments[1:])
+
+
+@pytest.mark.parametrize(
+    "height, width, places", [(24, 24, 36), (37, 26, 36), (25, 60, 36), (12, 12, 16), (23, 13, 16), (14, 90, 16)]
+)
+@pytest.mark.parametrize("features", [256, 300])
+def test_equals_the_sum_over_shifted_pictures(height: int, width: int, places: int, features: int) -> None:
+    generator = np.random.default_rng(height * width + features)
+    x = generator.standard_normal((2, height, width, 256), np.float32)
+    kernel = generator.standard_normal((3, 3, 256, features), np.float32) / np.float32(48)
+    padded = np.pad(x.astype(np.float64), ((0, 0), (1, 1), (1, 1), (0, 0)))
+    expected = np.zeros((2, height, width, features))
+    for i in range(3):
+        for j in range(3):
+            expected += padded[:, i : i + height, j : j + width] @ kernel[i, j].astype(np.float64)
+    transformed = winograd.transform_kernel(jnp.asarray(kernel), height, width)
+    assert transformed is not None
+    assert transformed.shape == (places, 256, features)
+    found = jax.jit(winograd.convolve)(x, transformed)
+    assert found.shape == expected.shape
+    assert relative_error(np.asarray(found), expected) <= 1e-5
+
+
+def test_what_is_transformed(params: Any) -> None:
+    kernels = transformed(UNet2DConditionModel(WIDE), params, *unet_inputs(25, 31))
+    found = {"/".join(path): leaf.shape for path, leaf in traverse_util.flatten_dict(kernels).items()}
+    fine = ("down_blocks_0/resnets_0", "up_blocks_1/resnets_0", "up_blocks_1/resnets_1")
+    coarse = ("down_blocks_1/resnets_0", "mid_block/resnets_0", "mid_block/resnets_1")
+    coarse += ("up_blocks_0/resnets_0", "up_blocks_0/resnets_1")
+    expected = {f"{block}/{name}/kernel": 36 for block in fine for name in ("conv1", "conv2")}
+    expected |= {f"{block}/{name}/kernel": 16 for block in coarse for name in ("conv1", "conv2")}
+    # Neither strided convolutions nor 1 x 1, nor the first and the last with their few channels.
+    expected["up_blocks_0/upsamplers_0/conv/kernel"] = 36
+    assert {path: shape[0] for path, shape in found.items()} == expected
+    for path, leaf in traverse_util.flatten_dict(kernels).items():
+        assert leaf.shape[1:] == traverse_util.flatten_dict(params)[path].shape[2:]
+
+
+def test_network_is_the_same(params: Any) -> None:
+    model, inputs = UNet2DConditionModel(WIDE), unet_inputs(25, 31)
+    kernels = jax.jit(partial(winograd.transformed, model))(params, *inputs)
+    apply = jax.jit(model.apply)
+    plain = np.asarray(apply({"params": params}, *inputs))
+    found = np.asarray(apply({"params": params, winograd.COLLECTION: kernels}, *inputs))
+    assert relative_error(found, plain) <= 1e-5
+    assert not np.array_equal(found, plain)
+    wrong = jax.tree.map(lambda leaf: leaf[::-1], kernels)
+    assert relative_error(np.asarray(apply({"params": params, winograd.COLLECTION: wrong}, *inputs)), plain) > 0.1
+
+
+def test_decoder_is_the_same() -> None:
+    config = VAEConfig(
+        block_out_channels=(8, 256),
+        down_block_types=("DownEncoderBlock2D",) * 2,
+        up_block_types=("UpDecoderBlock2D",) * 2,
+        norm_num_groups=4,
+    )
+    model, latents = AutoencoderKL(config), np.random.default_rng(0).standard_normal((1, 13, 15, 4), np.float32)
+    params = jax.tree.map(jnp.asarray, random_params(model, np.zeros((1, 4, 4, 3), np.float32)))
+    kernels = jax.jit(partial(winograd.transformed, model, method="decode"))(params, latents)
+    assert {leaf.shape[0] for leaf in jax.tree.leaves(kernels)} == {16, 36}
+    decode = jax.jit(partial(model.apply, method="decode"))
+    found = decode({"params": params, winograd.COLLECTION: kernels}, latents)
+    assert relative_error(np.asarray(found), np.asarray(decode({"params": params}, latents))) <= 1e-5
+
+
+def test_nothing_is_transformed_where_it_gains_nothing(params: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = UNet2DConditionModel(WIDE)
+    assert not transformed(model, params, *unet_inputs(11, 40))
+    narrow = jax.tree.map(lambda leaf: leaf[..., :255], params)
+    assert not transformed(model, narrow, *unet_inputs(25, 31))
+    half = jax.tree.map(lambda leaf: leaf.astype(jnp.bfloat16), params)
+    assert not transformed(model.clone(dtype=jnp.bfloat16), half, *unet_inputs(25, 31))
+    monkeypatch.setattr(winograd, "platform", lambda: "tpu")
+    assert not transformed(model, params, *unet_inputs(25, 31))
+
+
+@pytest.fixture(scope="module")
+def wide(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+    unet = dataclasses.replace(
+        WIDE,
+        block_out_channels=(256,),
+        down_block_types=("DownBlock2D",),
+        up_block_types=("UpBlock2D",),
+        only_cross_attention=(False,),
+        attention_head_dim=(4,),
+    )
+    return tiny_bundle(tmp_path_factory.mktemp("wide"), unet=unet)
+
+
+SETTINGS: dict[str, Any] = {"height": 100, "width": 96, "steps": 2, "guidance_scale": 1.0}
+SETTINGS |= {"seeds": 3, "indices": np.arange(2)}
+
+
+def test_pictures_are_the_same(wide: Bundle) -> None:
+    context = jnp.asarray(np.random.default_rng(0).standard_normal((2, 20, 24), np.float32))
+    request, state = begin(wide, context, **SETTINGS)
+    assert request.winograd
+    plain = dataclasses.replace(request, winograd={})
+    expected, _ = finish(wide, advance(wide, plain, state, 0, request.evaluations))
+    np.testing.assert_allclose(generate(wide, context, **SETTINGS), expected, atol=1e-4)
+    divided, _ = parallel.generate(parallel.make_mesh("data=2"), wide, context, **SETTINGS)
+    np.testing.assert_allclose(divided, expected, atol=1e-4)
