@@ -140,6 +140,8 @@ def generate(
         karras=karras,
     )
     state = advance(bundle, request, state, 0, request.evaluations)
+    # Decoding needs the memory that the UNet's other kernels have.
+    del request
     return finish(bundle, state)[0]
 
 
@@ -156,7 +158,9 @@ def generate_with_progress(
         The pictures, bit for bit those of `generate`, and which of them the safety checker flagged.
     """
     request, state = begin(bundle, context, **settings)
-    return finish(bundle, in_pieces(partial(advance, bundle, request), request, state, report))
+    state = in_pieces(partial(advance, bundle, request), request, state, report)
+    del request  # As in `generate`.
+    return finish(bundle, state)
 
 
 def in_pieces(

@@ -2,6 +2,7 @@
 
 import dataclasses
 from functools import partial
+from importlib import import_module
 from typing import Any
 
 import jax
@@ -10,7 +11,7 @@ import numpy as np
 import pytest
 from flax import traverse_util
 
-from sdipc_jax import Bundle, generate, parallel
+from sdipc_jax import Bundle, generate, generate_with_progress, parallel
 from sdipc_jax.generate import advance, begin, finish
 from sdipc_jax.models import UNet2DConditionModel, UNetConfig, VAEConfig, winograd
 from sdipc_jax.models.vae import AutoencoderKL
@@ -149,3 +150,31 @@ def test_pictures_are_the_same(wide: Bundle) -> None:
     np.testing.assert_allclose(generate(wide, context, **SETTINGS), expected, atol=1e-4)
     divided, _ = parallel.generate(parallel.make_mesh("data=2"), wide, context, **SETTINGS)
     np.testing.assert_allclose(divided, expected, atol=1e-4)
+
+
+@pytest.mark.parametrize("way", ["generate", "generate_with_progress", "mesh"])
+def test_kernels_are_gone_when_pictures_are_decoded(wide: Bundle, way: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    context = jnp.zeros((2, 20, 24))
+    alive: list[int] = []
+
+    def count(bundle: Bundle, state: Any) -> Any:
+        jax.block_until_ready(state)
+        alive.append(sum(array.ndim == 3 and array.shape[0] == 36 for array in jax.live_arrays()))
+        return jnp.zeros((2, 100, 96, 3)), jnp.zeros(2, bool)
+
+    for module in ("sdipc_jax.generate", "sdipc_jax.parallel.sampling"):
+        monkeypatch.setattr(import_module(module), "finish", count)
+    request, _ = begin(wide, context, **SETTINGS)
+    kernels = len(jax.tree.leaves(request.winograd))
+    del request
+    if way == "mesh":
+        parallel.generate(parallel.make_mesh("data=1"), wide, context, **SETTINGS)
+    else:
+        made = {"generate": generate, "generate_with_progress": partial(generate_with_progress, report=count_nothing)}
+        made[way](wide, context, **SETTINGS)
+    assert kernels > 0
+    assert alive == [0]
+
+
+def count_nothing(done: int, total: int) -> None:
+    """A progress bar."""

@@ -62,6 +62,7 @@ def generate(
     else:
         piece = ceil(request.evaluations / _PIECES) if jax.process_count() > 1 else None
         state = in_pieces(run, request, state, report, piece)
+    del request, run  # As in `sdipc_jax.generate`.
     results = decode(state)
     return results if mesh.size == 1 else _first_rows(mesh, count, results)
 
