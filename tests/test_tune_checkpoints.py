@@ -16,6 +16,7 @@ import pytest
 from sdipc_jax.errors import InputError
 from sdipc_jax.tuning import checkpoints as module
 from sdipc_jax.tuning.checkpoints import MANIFEST, Checkpoints, minor_changes, versions
+from tests.processes import finish, free_port, start
 
 
 def tree(step: int) -> Any:
@@ -241,3 +242,37 @@ def test_minor_versions_are_compared() -> None:
     assert minor_changes(now | {"jax": other}) == [f"jax {other} -> {now['jax']}"]
     del now["grain"]
     assert minor_changes(now)[0].startswith("grain unknown -> ")
+
+
+SAVES = """
+import sys
+from pathlib import Path
+import jax
+import numpy as np
+from jax.experimental import multihost_utils
+from sdipc_jax.tuning.checkpoints import Checkpoints
+
+address, number, folder = sys.argv[1:]
+jax.distributed.initialize(address, 2, int(number))
+
+def refuse(name):
+    raise AssertionError(f"devices are kept waiting for {name}")
+
+with Checkpoints(Path(folder), 2, print) as checkpoints:
+    multihost_utils.sync_global_devices = refuse
+    for step in (1, 2, 3):
+        checkpoints.save(step, {"a": np.arange(5) + step}, {})
+"""
+
+
+def test_saving_leaves_devices_alone(tmp_path: Path) -> None:
+    """It goes on beside the training, whose steps would meet its exchanges between devices in another order."""
+    address = f"localhost:{free_port()}"
+    processes = [start(["-c", SAVES, address, number, tmp_path / "saved"], devices=1) for number in range(2)]
+    for code, output, errors in finish(processes, 120):
+        assert code == 0, errors
+        assert output.splitlines() == ["saved step 1", "saved step 2", "saved step 3"]
+    with Checkpoints(tmp_path / "saved", 2, print) as checkpoints:
+        newest = checkpoints.newest()
+    assert newest is not None
+    np.testing.assert_array_equal(newest.restore({"a": np.zeros(5, np.int64)})["a"], np.arange(5) + 3)

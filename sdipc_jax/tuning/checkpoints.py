@@ -23,7 +23,7 @@ from typing import Any, Self
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
-from orbax.checkpoint.options import AsyncOptions, AtomicityMode, AtomicityOptions
+from orbax.checkpoint.options import AsyncOptions, AtomicityMode, AtomicityOptions, MultiprocessingOptions
 
 from sdipc_jax.errors import InputError
 from sdipc_jax.files import rename, write_atomically
@@ -266,8 +266,12 @@ class _Damage(Exception):
 def _checkpointer() -> ocp.AsyncCheckpointer:
     # Orbax tells of every step that it takes. Errors come as exceptions.
     logging.getLogger("absl").setLevel(logging.CRITICAL)
+    # Named, processes wait for each other on their hosts. Otherwise Orbax has their devices exchange something, which
+    # the other thread's training does too, on each process in an order of its own.
+    together = MultiprocessingOptions(active_processes=set(range(jax.process_count())))
     return ocp.AsyncCheckpointer(
-        ocp.StandardCheckpointHandler(),
+        ocp.StandardCheckpointHandler(multiprocessing_options=together),
+        multiprocessing_options=together,
         # Where a folder cannot be made, Orbax's threads would wait for it for minutes, the process's end too.
         async_options=AsyncOptions(create_directories_asynchronously=False),
         atomicity_options=AtomicityOptions(mode=AtomicityMode.COMMIT_FILE, allow_legacy_atomic_rename=False),
