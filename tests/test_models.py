@@ -241,6 +241,23 @@ def test_attention_in_blocks_is_attention(attend: Any, queries: int, keys: int, 
     np.testing.assert_allclose(np.asarray(found, np.float64), expected, atol=tolerance)
 
 
+@pytest.mark.parametrize(("queries", "keys"), [(70, 131), (1, 257), (261, 261), (64, 63)])
+def test_gradients_of_attention_to_parts(queries: int, keys: int) -> None:
+    """Products are in parts where 64 divides no number of tokens."""
+    rng = np.random.default_rng(keys)
+    inputs = [jnp.asarray(rng.normal(size=(2, length, 3, 8)), jnp.float32) for length in (queries, keys, keys)]
+
+    def plain(query: jax.Array, key: jax.Array, value: jax.Array) -> jax.Array:
+        scores = jnp.einsum("nqhd,nkhd->nhqk", query, key) / np.sqrt(8)
+        return jnp.einsum("nhqk,nkhd->nqhd", jax.nn.softmax(scores), value)
+
+    def gradients(attend: Any) -> tuple[jax.Array, ...]:
+        return jax.jit(jax.grad(lambda *inputs: jnp.sum(jnp.sin(attend(*inputs))), argnums=(0, 1, 2)))(*inputs)
+
+    for found, expected in zip(gradients(dot_product_attention), gradients(plain), strict=True):
+        assert relative_error(np.asarray(found), np.asarray(expected)) <= 1e-5
+
+
 @pytest.mark.parametrize("transform", ["jit", "grad", "vmap", "shard_map"])
 def test_large_attention_goes_in_blocks(transform: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """On a CPU no array of all scores is left in the program, and results and gradients stay."""

@@ -1,7 +1,7 @@
 """Attention: one entry for every network, and the transformer block of the UNet."""
 
 import warnings
-from functools import cache
+from functools import cache, reduce
 from math import ceil
 from typing import Any
 
@@ -13,14 +13,16 @@ from jaxtyping import Array, Bool, Float
 from sdipc_jax.models.layers import DType, GroupNorm, conv, dense, gelu, layer_norm, precision
 from sdipc_jax.tracing import platform, varying_axes
 
-# Above this many scores (16 MB) they leave a CPU's cache, and a pass over queries in blocks of this many wins; with
+# Above this many scores (32 MB) they leave a CPU's cache, and a pass over queries in blocks of this many wins; with
 # few keys, as of a prompt, it wins nothing.
-_CACHED_SCORES = 2**22
+_CACHED_SCORES = 2**23
 _QUERIES = 512
 # Above this many (4 GB) scores are too much for the memory of accelerators.
 _MOST_SCORES = 2**30
 # Numbers side by side in a TPU's registers.
 _LANES = 128
+# Numbers that a CPU's matrix product takes at once along a side, or a multiple of them.
+_ALIGNED = 64
 
 
 def dot_product_attention(
@@ -117,18 +119,39 @@ def _attend(
     mask: Bool[Array, "Q K"] | None = None,
 ) -> Float[Array, "*N Q depth"]:
     """`dot_product_attention` of single heads; keys lie as the first product reads them."""
-    scores = jnp.matmul(query, key, precision=precision(query.dtype), preferred_element_type=jnp.float32)
+    queries, keys, values = [query], [key], [value]
+    if mask is None and query.dtype == jnp.float32 and platform() == "cpu":
+        queries, keys, values = _aligned(query, -2), _aligned(key, -1), _aligned(value, -2)
+    return jnp.concatenate([_attend_to_parts(rows, keys, values, mask) for rows in queries], axis=-2)
+
+
+def _aligned(x: Float[Array, "*shape"], axis: int) -> list[Float[Array, "*part"]]:
+    """The tokens up to the last multiple of 64, and the others: a CPU multiplies 257 far slower than 256 and 1."""
+    whole = x.shape[axis] // _ALIGNED * _ALIGNED
+    return [part for part in jnp.split(x, [whole], axis) if part.shape[axis]]
+
+
+def _attend_to_parts(
+    query: Float[Array, "*N Q depth"],
+    keys: list[Float[Array, "*N depth K"]],
+    values: list[Float[Array, "*N K depth"]],
+    mask: Bool[Array, "Q K"] | None,
+) -> Float[Array, "*N Q depth"]:
+    """`_attend` with keys and values in parts, of which a mask takes one."""
+    dtype = query.dtype
+    scores = [jnp.matmul(query, key, precision=precision(dtype), preferred_element_type=jnp.float32) for key in keys]
     if mask is not None:
-        scores = jnp.where(mask, scores, -jnp.inf)
-    largest = jax.lax.stop_gradient(scores.max(axis=-1, keepdims=True))
-    weights = jnp.exp((scores - largest) * query.shape[-1] ** -0.5)
-    sums = weights.sum(axis=-1, keepdims=True)
-    if value.dtype != jnp.float32:
+        scores = [jnp.where(mask, scores[0], -jnp.inf)]
+    largest = reduce(jnp.maximum, (part.max(axis=-1, keepdims=True) for part in scores))
+    largest = jax.lax.stop_gradient(largest)
+    weights = [jnp.exp((part - largest) * query.shape[-1] ** -0.5) for part in scores]
+    sums = reduce(jnp.add, (part.sum(axis=-1, keepdims=True) for part in weights))
+    if dtype != jnp.float32:
         # Or else a gradient would keep the second product in float32.
-        weights = (weights / sums).astype(value.dtype)
-        return jnp.matmul(weights, value, precision=precision(value.dtype))
+        weights, sums = [(part / sums).astype(dtype) for part in weights], jnp.ones((), dtype)
+    products = (jnp.matmul(*each, precision=precision(dtype)) for each in zip(weights, values, strict=True))
     # The softmax's division after the second product, where it has fewer numbers to divide.
-    return jnp.matmul(weights, value, precision=precision(value.dtype)) / sums
+    return reduce(jnp.add, products) / sums
 
 
 def _attend_at_once(
@@ -167,11 +190,18 @@ def attend_in_blocks(
     key: Float[Array, "N K heads depth"],
     value: Float[Array, "N K heads depth"],
 ) -> Float[Array, "N Q heads depth"]:
-    """`dot_product_attention` one head and at most 512 queries at a time, so that scores stay in the cache.
+    """`dot_product_attention` of few queries at a time, so that scores stay in the cache.
 
-    Gradients compute the scores again (Rabe and Staats 2021) instead of keeping them.
+    One picture at a time, or if that has more than 512 queries one head of it and at most 512 of them. Gradients
+    compute the scores again (Rabe and Staats 2021) instead of keeping them.
     """
     count, queries, heads, depth = query.shape
+    if queries <= _QUERIES:
+
+        def picture(inputs: tuple[Array, Array, Array]) -> Float[Array, "Q heads depth"]:
+            return _attend_at_once(*(x[None] for x in inputs))[0]
+
+        return jax.lax.map(jax.checkpoint(picture), (query, key, value))
     by_head = _in_blocks(query).transpose(0, 3, 1, 2, 4)
     blocks, size = by_head.shape[2:4]
 
