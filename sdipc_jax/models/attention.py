@@ -21,7 +21,8 @@ _QUERIES = 512
 _MOST_SCORES = 2**30
 # Numbers side by side in a TPU's registers.
 _LANES = 128
-# Numbers that a CPU's matrix product takes at once along a side, or a multiple of them.
+# Numbers that a CPU's matrix product takes at once along a side, or a multiple of them. Parts of the 77 keys of a prompt
+# win nothing.
 _ALIGNED = 64
 
 
@@ -120,7 +121,7 @@ def _attend(
 ) -> Float[Array, "*N Q depth"]:
     """`dot_product_attention` of single heads; keys lie as the first product reads them."""
     queries, keys, values = [query], [key], [value]
-    if mask is None and query.dtype == jnp.float32 and platform() == "cpu":
+    if mask is None and key.shape[-1] > 2 * _ALIGNED and query.dtype == jnp.float32 and platform() == "cpu":
         queries, keys, values = _aligned(query, -2), _aligned(key, -1), _aligned(value, -2)
     return jnp.concatenate([_attend_to_parts(rows, keys, values, mask) for rows in queries], axis=-2)
 
