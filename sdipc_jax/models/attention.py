@@ -21,8 +21,8 @@ _QUERIES = 512
 _MOST_SCORES = 2**30
 # Numbers side by side in a TPU's registers.
 _LANES = 128
-# Numbers that a CPU's matrix product takes at once along a side, or a multiple of them. Parts of the 77 keys of a prompt
-# win nothing.
+# Numbers that a CPU's matrix product takes at once along a side, or a multiple of them. Parts of a prompt's 77 keys win
+# nothing.
 _ALIGNED = 64
 
 
