@@ -1,10 +1,13 @@
 """Rows in batches of one shape, so that a program is compiled once."""
 
 from collections.abc import Callable
+from math import ceil
 from typing import Any, TypeVar
 
 import jax
+import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Array
 
 Tree = TypeVar("Tree")
 
@@ -21,6 +24,19 @@ def pad(tree: Tree, multiple: int) -> Tree:
         return leaf[np.minimum(np.arange(-(-count // multiple) * multiple), count - 1)] if count % multiple else leaf
 
     return jax.tree.map(fill, tree)
+
+
+def in_equal_parts(x: Array, most: int, axis: int = 0) -> Array:
+    """An axis of any length as two, (parts, size): as few parts of at most `most` as hold all, filled up with zeros.
+
+    >>> in_equal_parts(jnp.arange(1, 6), 4).tolist()
+    [[1, 2, 3], [4, 5, 0]]
+    """
+    count = x.shape[axis]
+    parts = ceil(count / most)
+    size = ceil(count / parts)
+    padded = jnp.pad(x, [(0, parts * size - count if each == axis else 0) for each in range(x.ndim)])
+    return padded.reshape(*x.shape[:axis], parts, size, *x.shape[axis + 1 :])
 
 
 def in_batches(function: Callable[..., Any], *arrays: np.ndarray, size: int = 64) -> Any:

@@ -1,7 +1,6 @@
 """Pictures to CLIP features."""
 
 from collections.abc import Sequence
-from math import ceil
 from pathlib import Path
 
 import jax
@@ -9,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Float32
 
+from sdipc_jax.batches import in_equal_parts
 from sdipc_jax.bundle import Bundle, apply
 from sdipc_jax.errors import InputError
 from sdipc_jax.images import preprocess, read_picture
@@ -49,8 +49,5 @@ def encode_images(bundle: Bundle, pixels: Float[Array, "N S S 3"]) -> Float[Arra
     count = len(pixels)
     if platform() != "cpu" or count <= _AT_ONCE:
         return encode(pixels)
-    # As few parts as hold them all, of one size.
-    parts = ceil(count / _AT_ONCE)
-    size = ceil(count / parts)
-    padded = jnp.pad(pixels, ((0, parts * size - count), (0, 0), (0, 0), (0, 0)))
-    return jax.lax.map(encode, padded.reshape(parts, size, *pixels.shape[1:])).reshape(parts * size, -1)[:count]
+    features = jax.lax.map(encode, in_equal_parts(pixels, _AT_ONCE))
+    return features.reshape(-1, features.shape[-1])[:count]

@@ -17,7 +17,7 @@ from sdipc_jax.models import UNet2DConditionModel, UNetConfig, VAEConfig, winogr
 from sdipc_jax.models.vae import AutoencoderKL
 from tests.compare import relative_error
 from tests.random_weights import random_params
-from tests.tiny import tiny_bundle
+from tests.tiny import quick_unet, tiny_bundle
 
 # Two levels whose channels are enough, one for each size of tiles, and skips of other widths.
 WIDE = UNetConfig(
@@ -44,7 +44,7 @@ def params() -> Any:
     return jax.tree.map(jnp.asarray, random_params(UNet2DConditionModel(WIDE), *unet_inputs(4, 4)))
 
 
-def transformed(*arguments: Any) -> Any:
+def transformed_shapes(*arguments: Any) -> Any:
     """The shapes of what there would be."""
     return jax.eval_shape(partial(winograd.transformed, arguments[0]), *arguments[1:])
 
@@ -71,7 +71,7 @@ def test_equals_the_sum_over_shifted_pictures(height: int, width: int, features:
 
 
 def test_what_is_transformed(params: Any) -> None:
-    kernels = transformed(UNet2DConditionModel(WIDE), params, *unet_inputs(25, 31))
+    kernels = transformed_shapes(UNet2DConditionModel(WIDE), params, *unet_inputs(25, 31))
     found = {"/".join(path): leaf.shape for path, leaf in traverse_util.flatten_dict(kernels).items()}
     fine = ("down_blocks_0/resnets_0", "up_blocks_1/resnets_0", "up_blocks_1/resnets_1")
     coarse = ("down_blocks_1/resnets_0", "mid_block/resnets_0", "mid_block/resnets_1")
@@ -115,25 +115,18 @@ def test_decoder_is_the_same() -> None:
 
 def test_nothing_is_transformed_where_it_gains_nothing(params: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     model = UNet2DConditionModel(WIDE)
-    assert not transformed(model, params, *unet_inputs(11, 40))
+    assert not transformed_shapes(model, params, *unet_inputs(11, 40))
     narrow = jax.tree.map(lambda leaf: leaf[..., :255], params)
-    assert not transformed(model, narrow, *unet_inputs(25, 31))
+    assert not transformed_shapes(model, narrow, *unet_inputs(25, 31))
     half = jax.tree.map(lambda leaf: leaf.astype(jnp.bfloat16), params)
-    assert not transformed(model.clone(dtype=jnp.bfloat16), half, *unet_inputs(25, 31))
+    assert not transformed_shapes(model.clone(dtype=jnp.bfloat16), half, *unet_inputs(25, 31))
     monkeypatch.setattr(winograd, "platform", lambda: "tpu")
-    assert not transformed(model, params, *unet_inputs(25, 31))
+    assert not transformed_shapes(model, params, *unet_inputs(25, 31))
 
 
 @pytest.fixture(scope="module")
 def wide(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
-    unet = dataclasses.replace(
-        WIDE,
-        block_out_channels=(256,),
-        down_block_types=("DownBlock2D",),
-        up_block_types=("UpBlock2D",),
-        only_cross_attention=(False,),
-        attention_head_dim=(4,),
-    )
+    unet = dataclasses.replace(quick_unet(WIDE), block_out_channels=(256,))
     return tiny_bundle(tmp_path_factory.mktemp("wide"), unet=unet)
 
 

@@ -2,7 +2,6 @@
 
 import warnings
 from functools import cache, reduce
-from math import ceil
 from typing import Any
 
 import jax
@@ -10,6 +9,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jaxtyping import Array, Bool, Float
 
+from sdipc_jax.batches import in_equal_parts
 from sdipc_jax.models.layers import DType, GroupNorm, conv, dense, gelu, layer_norm, precision
 from sdipc_jax.tracing import platform, varying_axes
 
@@ -147,12 +147,16 @@ def _attend_to_parts(
     largest = jax.lax.stop_gradient(largest)
     weights = [jnp.exp((part - largest) * query.shape[-1] ** -0.5) for part in scores]
     sums = reduce(jnp.add, (part.sum(axis=-1, keepdims=True) for part in weights))
+
+    def averaged(weights: list[Float[Array, "*N Q K"]]) -> Float[Array, "*N Q depth"]:
+        products = (jnp.matmul(*each, precision=precision(dtype)) for each in zip(weights, values, strict=True))
+        return reduce(jnp.add, products)
+
     if dtype != jnp.float32:
         # Or else a gradient would keep the second product in float32.
-        weights, sums = [(part / sums).astype(dtype) for part in weights], jnp.ones((), dtype)
-    products = (jnp.matmul(*each, precision=precision(dtype)) for each in zip(weights, values, strict=True))
+        return averaged([(part / sums).astype(dtype) for part in weights])
     # The softmax's division after the second product, where it has fewer numbers to divide.
-    return reduce(jnp.add, products) / sums
+    return averaged(weights) / sums
 
 
 def _attend_at_once(
@@ -172,18 +176,9 @@ def attend_by_queries(
 ) -> Float[Array, "N Q heads depth"]:
     """`dot_product_attention` of 512 queries at a time, of all heads at once; gradients compute the scores again."""
     count, queries, heads, depth = query.shape
-    by_block = jnp.moveaxis(_in_blocks(query), 1, 0)
+    by_block = jnp.moveaxis(in_equal_parts(query, _QUERIES, axis=1), 1, 0)
     attended = jax.lax.map(jax.checkpoint(lambda block: _attend_at_once(block, key, value)), by_block)
     return jnp.moveaxis(attended, 0, 1).reshape(count, -1, heads, depth)[:, :queries]
-
-
-def _in_blocks(query: Float[Array, "N Q heads depth"]) -> Float[Array, "N blocks size heads depth"]:
-    """As few blocks of at most 512 queries as hold them all, padded to one size."""
-    count, queries, *rest = query.shape
-    blocks = ceil(queries / _QUERIES)
-    size = ceil(queries / blocks)
-    padded = jnp.pad(query, ((0, 0), (0, blocks * size - queries), (0, 0), (0, 0)))
-    return padded.reshape(count, blocks, size, *rest)
 
 
 def attend_in_blocks(
@@ -203,7 +198,7 @@ def attend_in_blocks(
             return _attend_at_once(*(x[None] for x in inputs))[0]
 
         return jax.lax.map(jax.checkpoint(picture), (query, key, value))
-    by_head = _in_blocks(query).transpose(0, 3, 1, 2, 4)
+    by_head = in_equal_parts(query, _QUERIES, axis=1).transpose(0, 3, 1, 2, 4)
     blocks, size = by_head.shape[2:4]
 
     def head(inputs: tuple[Array, Array, Array]) -> Float[Array, "blocks size depth"]:
