@@ -4,9 +4,10 @@
     python scripts/train_embedded.py configs/embedded.yaml --stage unet --minutes 60     one stage
 
 A stage that was stopped goes on where it was; a stage that has not begun starts from the weights in `start_from`.
-CLIP's text tower is trained beside a convolutional network, which then teaches the vision tower (`embedded.tower`).
-The text tower and the encoder of the VAE must stand before the UNet is trained, since it learns in their spaces.
-`vision` (and `projection` after it), `decoder` and `unet` can be trained further at any time.
+CLIP's text tower is trained beside a convolutional network; several of these then learn its captions and teach the
+vision tower (`embedded.tower`). The text tower and the encoder of the VAE must stand before the UNet is trained, since
+it learns in their spaces.
+`teacher` (and `vision` and `projection` after it), `decoder` and `unet` can be trained further at any time.
 """
 
 import argparse
@@ -27,7 +28,8 @@ from embedded.stages import (
     fit_projection,
     judge_clip,
     scaling_factor,
-    train_teacher,
+    train_teachers,
+    train_text,
     train_unet,
     train_vae,
     train_vision,
@@ -40,7 +42,7 @@ from sdipc_jax.errors import InputError
 from sdipc_jax.evaluate.corpus import Corpus, load_corpus
 
 # The stages that train each part, the later ones over the earlier.
-PARTS = {"clip": ("teacher", "vision", "projection"), "vae": ("vae", "decoder"), "unet": ("unet",)}
+PARTS = {"clip": ("text", "teacher", "vision", "projection"), "vae": ("vae", "decoder"), "unet": ("unet",)}
 STAGES = (*itertools.chain.from_iterable(PARTS.values()), "export")
 
 
@@ -52,8 +54,8 @@ def start(settings: dict[str, Any], folder: Path, stage: str) -> dict[str, Tree]
     parts = {}
     for name, maker in makers.items():
         part = known.get(name, {})
-        # The teacher does not ship: its stage begins with a random one.
-        if not part or (name == "clip" and stage == "teacher"):
+        # Teachers do not ship: they begin with random weights.
+        if not part or (name == "clip" and stage in ("text", "teacher")):
             part = maker(settings).init(jax.random.key(settings["seed"])) | part
         for trained in PARTS[name]:
             part = part | (averaged(folder, trained) or {})
@@ -64,8 +66,10 @@ def start(settings: dict[str, Any], folder: Path, stage: str) -> dict[str, Tree]
 def run(stage: str, settings: dict[str, Any], corpus: Corpus, folder: Path) -> None:
     with on_host():
         parts = start(settings, folder, stage)
-    if stage == "teacher":
-        train_teacher(settings, corpus, folder, parts["clip"])
+    if stage == "text":
+        train_text(settings, corpus, folder, parts["clip"])
+    elif stage == "teacher":
+        train_teachers(settings, corpus, folder, parts["clip"])
     elif stage == "vision":
         train_vision(settings, corpus, folder, parts["clip"])
     elif stage == "projection":

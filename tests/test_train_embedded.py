@@ -11,13 +11,15 @@ import optax.contrib
 import pytest
 from embedded import training
 from embedded.augment import mixed, random_views
-from embedded.clip import contrastive, divergence, unit
+from embedded.clip import Clip, LossOptions, contrastive, divergence, unit
 from embedded.data import Examples, examples
 from embedded.tower import ConvolutionalTower
 from embedded.training import Budget, train
+from embedded.unet import moved
 from safetensors.numpy import load_file
 
 from sdipc_jax.evaluate.corpus import Corpus
+from sdipc_jax.models import CLIPTextConfig, CLIPVisionConfig
 
 # Base concepts with their captions, and how many drawings each caption has.
 CONCEPTS = {"cat": {"cat": 3}, "hand": {"hand": 2, "hand: dark": 1, "hand: light": 4}, "one": {"one": 1}}
@@ -116,13 +118,79 @@ def test_views_cover_a_rectangle() -> None:
 
 def test_every_second_picture_is_mixed_with_another() -> None:
     pictures = np.random.default_rng(0).random((8, 4, 4, 3)).astype(np.float32)
-    found = np.asarray(mixed(jnp.asarray(pictures), jax.random.key(0)))
+    found, weight = map(np.asarray, mixed(jnp.asarray(pictures), jax.random.key(0)))
     np.testing.assert_array_equal(found[::2], pictures[::2])
+    np.testing.assert_array_equal(weight[::2], 0)
     for index in (1, 3, 5, 7):
+        assert 0 < weight[index] < 1
         one, other = pictures[index], pictures[(index + 4) % 8]
-        weights = (found[index] - one) / (other - one)
-        assert 0 < np.median(weights) < 1
-        np.testing.assert_allclose(found[index], one + np.median(weights) * (other - one), atol=1e-5)
+        np.testing.assert_allclose(found[index], one + weight[index] * (other - one), atol=1e-5)
+
+
+def test_teachers_learn_the_captions_of_both_pictures_of_a_mixture() -> None:
+    text = CLIPTextConfig(
+        vocab_size=5, hidden_size=4, intermediate_size=8, projection_dim=4, num_hidden_layers=1, num_attention_heads=1
+    )
+    vision = CLIPVisionConfig(
+        hidden_size=4,
+        intermediate_size=8,
+        projection_dim=4,
+        num_hidden_layers=1,
+        num_attention_heads=1,
+        image_size=16,
+        patch_size=8,
+    )
+    clip = Clip(text, vision, (16,), ("teacher_0", "teacher_1"))
+    params = clip.init(jax.random.key(3))
+    rng = np.random.default_rng(2)
+
+    def captions(count: int, of: list[int]) -> dict[str, Any]:
+        return {"of": jnp.array(of)} | {
+            space: jnp.asarray(unit(rng.standard_normal((count, 4))), jnp.float32) for space in ("joint", "states")
+        }
+
+    data = {
+        "pixels": jnp.asarray(rng.integers(0, 256, (4, 16, 16, 3), dtype=np.uint8)),
+        "may_flip": jnp.zeros(4, bool),
+        "to_states": jnp.asarray(rng.standard_normal((4, 4)), jnp.float32),
+        "plain": captions(3, [0, 1, 2, 1]),
+        "styled": captions(5, [4, 3, 2, 0]),
+    }
+    options = LossOptions({"shift": 0.0, "zoom": 0.0}, sharpest=7.0, agreement=3.0)
+    key = jax.random.key(5)
+    rows = np.array([2, 0, 3, 1])
+    found, _ = clip.captions_loss(options, params, data, {"rows": jnp.asarray(rows)}, key)
+
+    pictures, weight = map(np.asarray, mixed(data["pixels"][rows] / 255.0, jax.random.split(key, 2)[1]))
+    wanted = 0.0
+    for name in clip.teachers:
+        embeds = np.asarray(unit(clip.teacher_embeds({name: params[name]}, jnp.asarray(pictures))), np.float64)
+        for kind in ("plain", "styled"):
+            table = {name: np.asarray(values, np.float64) for name, values in data[kind].items()}
+            own = table["of"].astype(int)[rows]
+            for space, vectors in (("joint", embeds), ("states", unit(embeds @ np.asarray(data["to_states"])))):
+                for row in range(4):
+                    share = weight[row]
+                    target = np.zeros(len(table["joint"]))
+                    target[own[row]] += 1 - share
+                    target[own[(row + 2) % 4]] += share
+                    scores = 7 * table[space] @ vectors[row]
+                    smooth = 0.95 * target + 0.05 / len(target)
+                    wanted -= smooth @ (scores - np.log(np.exp(scores).sum())) / 4 / 2
+                    wanted += 3 / 4 * (1 - unit(target @ table[space]) @ vectors[row]) / 4
+    np.testing.assert_allclose(found, wanted, rtol=1e-5)
+
+
+def test_states_move_along_the_difference_of_two_others() -> None:
+    states = np.random.default_rng(4).standard_normal((8, 1, 6)).astype(np.float32)
+    share = np.linspace(0, 0.7, 8, dtype=np.float32)[:, None, None]
+    found = np.asarray(moved(jnp.asarray(states), jnp.asarray(share)))[:, 0]
+    for row in range(8):
+        own, apart = states[row, 0], states[row - 2, 0] - states[row - 5, 0]
+        further = own + share[row, 0] * np.linalg.norm(own) * unit(apart)
+        np.testing.assert_allclose(found[row], np.linalg.norm(own) * unit(further), rtol=1e-4)
+    same = np.ones((8, 1, 6), np.float32)
+    np.testing.assert_allclose(moved(jnp.asarray(same), jnp.asarray(share)), same, rtol=1e-6)
 
 
 def test_the_contrastive_loss_is_that_of_several_right_answers() -> None:
@@ -157,11 +225,11 @@ def test_the_divergence_is_that_of_the_chances() -> None:
 
 
 def test_the_teacher_sees_the_whole_picture() -> None:
-    tower = ConvolutionalTower((16, 32), groups=4)
+    tower = ConvolutionalTower((16, 32), 24, groups=4)
     pictures = jnp.asarray(np.random.default_rng(0).random((2, 16, 16, 3)), jnp.float32)
     params = tower.init(jax.random.key(0), pictures)
     features = tower.apply(params, pictures)
-    assert features.shape == (2, 32)
+    assert features.shape == (2, 24)
     for place in ((0, 0), (15, 15), (7, 3)):
         changed = tower.apply(params, pictures.at[0, place[0], place[1]].add(0.5))
         assert np.abs(changed[0] - features[0]).max() > 1e-4

@@ -72,8 +72,17 @@ def random_views(
     return light * jnp.where(tinted, tint, 1.0)
 
 
-def mixed(pictures: Float[Array, "N S S 3"], key: Array) -> Float[Array, "N S S 3"]:
-    """Every second picture laid over another: a weighted mean of the two with a random weight (Zhang et al. 2018)."""
+def mixed(pictures: Float[Array, "N S S 3"], key: Array) -> tuple[Float[Array, "N S S 3"], Float[Array, " N"]]:
+    """Every second picture laid over another: a weighted mean of the two with a random weight (Zhang et al. 2018).
+
+    Returns the pictures, and how much of each is its partner.
+    """
     count = len(pictures)
-    weight = jax.random.uniform(key, (count, 1, 1, 1)) * (jnp.arange(count) % 2)[:, None, None, None]
-    return (1 - weight) * pictures + weight * jnp.roll(pictures, count // 2, axis=0)
+    weight = jax.random.uniform(key, (count,)) * (jnp.arange(count) % 2)
+    return with_partners(pictures, weight), weight
+
+
+def with_partners(rows: Float[Array, "N ..."], weight: Float[Array, " N"]) -> Float[Array, "N ..."]:
+    """Each row's weighted mean with its partner in `mixed`."""
+    shape = (len(rows), *(1,) * (rows.ndim - 1))
+    return (1 - weight).reshape(shape) * rows + weight.reshape(shape) * jnp.roll(rows, len(rows) // 2, axis=0)

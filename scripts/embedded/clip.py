@@ -1,10 +1,10 @@
-"""The CLIP stages: text tower and teacher on pictures and their captions, then the vision tower on the teacher.
+"""The CLIP stages: the text tower on pictures and their captions, teachers on its captions, the vision tower on them.
 
 Three things differ from Radford et al. 2021. A picture has several right captions (its own with and without the
 style, and those of the same thing drawn by others), so targets are spread over them. The text is read off at a random
 place among the end token and the pads behind it, which are end tokens too: pads come to carry what the end token
-carries, as they nearly do in OpenAI's CLIP, and that is what the method rests on. And the vision tower learns from a
-convolutional network (`embedded.tower`).
+carries, as they nearly do in OpenAI's CLIP, and that is what the method rests on. And the vision tower learns from
+convolutional networks (`embedded.tower`).
 """
 
 import dataclasses
@@ -15,24 +15,24 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
-from embedded.augment import mixed, random_views
+from embedded.augment import mixed, random_views, with_partners
 from embedded.tower import ConvolutionalTower
 from embedded.training import Tree, arithmetic
 from sdipc_jax.bundle import apply
 from sdipc_jax.models import CLIPTextConfig, CLIPTextModel, CLIPVisionConfig, CLIPVisionModel
 
 # What each stage trains.
+TEXT_STAGE = ("text_model", "text_projection", "logit_scale", "teacher_0")
 VISION_STAGE = ("vision_model", "visual_projection")
-TEACHER_STAGE = ("text_model", "text_projection", "logit_scale", "teacher", "teacher_projection")
 
 
 @dataclasses.dataclass(frozen=True)
 class LossOptions:
-    """What both losses are told.
+    """What all losses are told.
 
     Attributes:
         augmentation: options of `random_views`.
-        sharpest: the largest factor of the cosines; the teacher's is learned up to it.
+        sharpest: the factor of the cosines; the text stage learns it, up to this.
         agreement: weight of 1 - the cosine of each picture with its caption, or of both towers' embeddings of it, in
             C-space and in T-space.
     """
@@ -44,19 +44,29 @@ class LossOptions:
 
 @dataclasses.dataclass(frozen=True)
 class Clip:
-    """The two towers and the teacher; the towers' parameters are named as in transformers' CLIPModel."""
+    """The two towers and the teachers; the towers' parameters are named as in transformers' CLIPModel.
+
+    Attributes:
+        channels: of each teacher.
+        teachers: their parameters' names.
+    """
 
     text: CLIPTextConfig
     vision: CLIPVisionConfig
-    teacher: tuple[int, ...]
+    channels: tuple[int, ...]
+    teachers: tuple[str, ...]
 
     def init(self, key: Array) -> Tree:
-        keys = jax.random.split(key, 6)
+        keys = jax.random.split(key, 5)
         size, width = self.vision.image_size, self.text.projection_dim
         tokens, pictures = jnp.zeros((1, self.text.max_position_embeddings), jnp.int32), jnp.zeros((1, size, size, 3))
         text = jax.jit(CLIPTextModel(self.text).init)(keys[0], tokens)
         vision = jax.jit(CLIPVisionModel(self.vision).init)(keys[1], pictures)
-        teacher = jax.jit(ConvolutionalTower(self.teacher).init)(keys[4], pictures)
+        tower = jax.jit(ConvolutionalTower(self.channels, width).init)
+        teachers = {
+            name: tower(each, pictures)["params"]
+            for name, each in zip(self.teachers, jax.random.split(keys[4], len(self.teachers)), strict=True)
+        }
         # Linen starts embeddings at variance 1 / width; OpenAI's CLIP at 0.02 and 0.01.
         embeddings = text["params"]["text_model"]["embeddings"]
         for name, deviation in (("token_embedding", 0.02), ("position_embedding", 0.01)):
@@ -69,14 +79,13 @@ class Clip:
             for name, features, key in (
                 ("visual_projection", self.vision.hidden_size, keys[2]),
                 ("text_projection", self.text.hidden_size, keys[3]),
-                ("teacher_projection", self.teacher[-1], keys[5]),
             )
         }
         return {
             **text["params"],
             **vision["params"],
             **projections,
-            "teacher": teacher["params"],
+            **teachers,
             "logit_scale": jnp.asarray(np.log(1 / 0.07), jnp.float32),
         }
 
@@ -100,9 +109,13 @@ class Clip:
     def teacher_embeds(
         self, params: Tree, pictures: Float[Array, "N S S 3"], dtype: Any = jnp.float32
     ) -> Float[Array, "N J"]:
-        """Joint embeddings of pictures by the teacher."""
-        features = apply(ConvolutionalTower(self.teacher, dtype=dtype), params["teacher"], pictures)
-        return features @ params["teacher_projection"]["kernel"]
+        """Joint embeddings of pictures by the teachers among the parameters: the mean of their directions."""
+        taught = [params[name] for name in self.teachers if name in params]
+        return sum((self._by_one(teacher, pictures, dtype) for teacher in taught), jnp.zeros(())) / len(taught)
+
+    def _by_one(self, teacher: Tree, pictures: Float[Array, "N S S 3"], dtype: Any) -> Float[Array, "N J"]:
+        tower = ConvolutionalTower(self.channels, self.text.projection_dim, dtype=dtype)
+        return unit(apply(tower, teacher, pictures))
 
     def contrastive_loss(
         self, options: LossOptions, params: Tree, data: Tree, batch: Tree, key: Array
@@ -149,29 +162,62 @@ class Clip:
             "logit_scale": sharpness,
         }
 
-    def distillation_loss(
+    def captions_loss(
         self, options: LossOptions, params: Tree, data: Tree, batch: Tree, key: Array
     ) -> tuple[Float[Array, ""], Tree]:
-        """How far the vision tower is from the teacher, on views of pictures and on mixtures of two.
+        """How far each teacher is from captions that stand, in both spaces: their cross-entropy, and eq. 5.
 
-        The teacher says which captions a picture has and how near each is, for any picture at all, so that pictures
-        can be made up: the two have to be one function (Beyer et al. 2022), and not only to agree on the drawings.
+        Mixtures of two pictures have both captions (Zhang et al. 2018).
 
         Args:
-            data: `pixels` uint8, `may_flip`, `standing` parameters of the first stage, `all_captions` as above and
-                `all_states` of their end tokens, rows of length 1.
+            data: `pixels` uint8, `may_flip`, `to_states` the inverse of W_t; the captions without and with the style
+                as `plain` and `styled`: `of` each picture its row, `joint` embeddings and `states` of end tokens, rows
+                of length 1.
             batch: `rows` of the data.
         """
         keys = jax.random.split(key, 2)
-        rows, standing = batch["rows"], data["standing"]
+        rows = batch["rows"]
         pictures = random_views(data["pixels"][rows] / 255.0, data["may_flip"][rows], keys[0], **options.augmentation)
-        pictures = mixed(pictures, keys[1])
-        wanted = unit(jax.lax.stop_gradient(self.teacher_embeds(standing, pictures, arithmetic())))
+        pictures, weight = mixed(pictures, keys[1])
+        total, cosine = jnp.zeros(()), jnp.zeros(())
+        embeds = [self._by_one(params[name], pictures, arithmetic()) for name in self.teachers]
+        for captions in (data["plain"], data["styled"]):
+            targets = with_partners(jax.nn.one_hot(captions["of"][rows], len(captions["joint"])), weight)
+            for space in ("joint", "states"):
+                wanted = unit(targets @ captions[space])
+                for found in embeds:
+                    vectors = found if space == "joint" else unit(found @ data["to_states"])
+                    near = jnp.mean(jnp.sum(vectors * wanted, axis=1))
+                    total += cross_entropy(options.sharpest * vectors @ captions[space].T, targets) / 2
+                    total += options.agreement / 4 * (1 - near)
+                    cosine += near / (4 * len(embeds))
+        nearest = jnp.argmax(sum(embeds, jnp.zeros(())) @ data["plain"]["joint"].T, axis=1)
+        unmixed = weight == 0
+        hit = jnp.sum(unmixed & (nearest == data["plain"]["of"][rows])) / jnp.sum(unmixed)
+        return total, {"loss": total, "hit": hit, "cosine": cosine}
+
+    def distillation_loss(
+        self, options: LossOptions, params: Tree, data: Tree, batch: Tree, key: Array
+    ) -> tuple[Float[Array, ""], Tree]:
+        """How far the vision tower is from the teachers, on views of pictures and on mixtures of two.
+
+        They say which captions a picture has and how near each is, for any picture at all, so that pictures can be
+        made up: both have to be one function (Beyer et al. 2022), and not only to agree on the drawings.
+
+        Args:
+            data: `pixels` uint8, `may_flip`, `to_states` the inverse of W_t, `teachers` their parameters, `joint`
+                embeddings of captions and `states` of their end tokens, rows of length 1.
+            batch: `rows` of the data.
+        """
+        keys = jax.random.split(key, 2)
+        rows, to_states = batch["rows"], data["to_states"]
+        pictures = random_views(data["pixels"][rows] / 255.0, data["may_flip"][rows], keys[0], **options.augmentation)
+        pictures, _ = mixed(pictures, keys[1])
+        wanted = unit(jax.lax.stop_gradient(self.teacher_embeds(data["teachers"], pictures, arithmetic())))
         found = unit(self.image_embeds(params, pictures, arithmetic()))
-        to_states = inverse(standing)
         hidden, wanted_hidden = unit(found @ to_states), unit(wanted @ to_states)
-        apart, hit = divergence(found, wanted, data["all_captions"], options.sharpest)
-        hidden_apart, _ = divergence(hidden, wanted_hidden, data["all_states"], options.sharpest)
+        apart, hit = divergence(found, wanted, data["joint"], options.sharpest)
+        hidden_apart, _ = divergence(hidden, wanted_hidden, data["states"], options.sharpest)
         cosine = jnp.mean(jnp.sum(found * wanted, axis=1))
         hidden_cosine = jnp.mean(jnp.sum(hidden * wanted_hidden, axis=1))
         total = apart + hidden_apart + options.agreement / 2 * (2 - cosine - hidden_cosine)

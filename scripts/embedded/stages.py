@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float, Int
 
-from embedded.clip import TEACHER_STAGE, VISION_STAGE, Clip, LossOptions, unit
+from embedded.clip import TEXT_STAGE, VISION_STAGE, Clip, LossOptions, inverse, unit
 from embedded.data import Examples, caption_tokens, clip_batch, end_places, examples
 from embedded.training import Budget, Tree, log, save_tree, steps_at_once, train
 from embedded.unet import Denoiser
@@ -34,7 +34,9 @@ _RIDGE = 1e-2
 def clip_of(settings: Settings) -> Clip:
     sizes = settings["clip"]
     text = CLIPTextConfig(vocab_size=settings["vocab_size"], **sizes["text"])
-    return Clip(text, CLIPVisionConfig(**sizes["vision"]), tuple(sizes["teacher"]))
+    teachers = sizes["teachers"]
+    names = tuple(f"teacher_{number}" for number in range(teachers["count"]))
+    return Clip(text, CLIPVisionConfig(**sizes["vision"]), tuple(teachers["channels"]), names)
 
 
 def vae_of(settings: Settings) -> Autoencoder:
@@ -54,15 +56,13 @@ def unet_of(settings: Settings) -> Denoiser:
     options: Settings = {
         name: tuple(value) if isinstance(value, list) else value for name, value in settings["unet"]["model"].items()
     }
-    text = settings["clip"]["text"]
-    return Denoiser(
-        UNetConfig(cross_attention_dim=text["hidden_size"], **options), clip_of(settings).text.max_position_embeddings
-    )
+    config = UNetConfig(cross_attention_dim=settings["clip"]["text"]["hidden_size"], **options)
+    return Denoiser(config, clip_of(settings).text.max_position_embeddings, settings["unet"]["blur"])
 
 
-def train_teacher(settings: Settings, corpus: Corpus, folder: Path, start: Tree) -> None:
-    """The text tower and the teacher."""
-    clip, options = clip_of(settings), settings["teacher"]
+def train_text(settings: Settings, corpus: Corpus, folder: Path, start: Tree) -> None:
+    """The text tower, beside the first of the teachers."""
+    clip, options = clip_of(settings), settings["text"]
     data = examples(corpus.where(corpus.split == "train"), folder / "tokenizer")
     captions = caption_tokens(data)
 
@@ -74,8 +74,8 @@ def train_teacher(settings: Settings, corpus: Corpus, folder: Path, start: Tree)
         return {"all_captions": _joint_rows(params, end_states(clip, params, captions))}
 
     train(
-        "teacher",
-        {name: start[name] for name in TEACHER_STAGE},
+        "text",
+        {name: start[name] for name in TEXT_STAGE},
         partial(clip.contrastive_loss, _loss_options(options)),
         {name: getattr(data, name) for name in ("pixels", "may_flip", "label", "style", "plain", "styled")},
         batches,
@@ -87,19 +87,44 @@ def train_teacher(settings: Settings, corpus: Corpus, folder: Path, start: Tree)
     )
 
 
+def train_teachers(settings: Settings, corpus: Corpus, folder: Path, start: Tree) -> None:
+    """The teachers, on the captions as the text tower has them."""
+    clip, options = clip_of(settings), settings["teacher"]
+    data = examples(corpus.where(corpus.split == "train"), folder / "tokenizer")
+    standing = {name: start[name] for name in ("text_model", "text_projection")}
+
+    def captions(tokens: Int[np.ndarray, "N L"]) -> Tree:
+        each, of = np.unique(tokens, axis=0, return_inverse=True)
+        return {"of": of.ravel()} | _in_both_spaces(clip, standing, each)
+
+    train(
+        "teacher",
+        {name: start[name] for name in clip.teachers},
+        partial(clip.captions_loss, _loss_options(options)),
+        {
+            "pixels": data.pixels,
+            "may_flip": data.may_flip,
+            "to_states": inverse(standing),
+            "plain": captions(data.plain),
+            "styled": captions(data.styled),
+        },
+        partial(_batch_of_rows, settings, data, options, 5),
+        Budget(**options["budget"]),
+        folder,
+        seed=settings["seed"],
+        evaluate=lambda params: judge_clip(
+            clip, standing | params, corpus, folder / "tokenizer", count=512, teacher=True
+        ),
+    )
+
+
 def train_vision(settings: Settings, corpus: Corpus, folder: Path, start: Tree) -> None:
-    """The vision tower, on what the teacher says."""
+    """The vision tower, on what the teachers say."""
     if not (folder / "teacher.safetensors").is_file():
-        raise InputError(f"{folder / 'teacher.safetensors'}: no teacher there: run --stage teacher first")
+        raise InputError(f"{folder / 'teacher.safetensors'}: no teachers there: run --stage teacher first")
     clip, options = clip_of(settings), settings["vision"]
     data = examples(corpus.where(corpus.split == "train"), folder / "tokenizer")
-    states = end_states(clip, start, caption_tokens(data))
-    standing = {name: start[name] for name in TEACHER_STAGE}
-
-    def batches(step: int) -> Tree:
-        rng = np.random.default_rng((settings["seed"], 4, step))
-        return {"rows": data.rows(rng, steps_at_once(8), options["batch"])}
-
+    standing = {name: start[name] for name in ("text_model", "text_projection")}
     train(
         "vision",
         {name: start[name] for name in VISION_STAGE},
@@ -107,16 +132,28 @@ def train_vision(settings: Settings, corpus: Corpus, folder: Path, start: Tree) 
         {
             "pixels": data.pixels,
             "may_flip": data.may_flip,
-            "standing": standing,
-            "all_captions": _joint_rows(start, states),
-            "all_states": unit(states),
-        },
-        batches,
+            "to_states": inverse(standing),
+            "teachers": {name: start[name] for name in clip.teachers},
+        }
+        | _in_both_spaces(clip, standing, caption_tokens(data)),
+        partial(_batch_of_rows, settings, data, options, 4),
         Budget(**options["budget"]),
         folder,
         seed=settings["seed"],
         evaluate=lambda params: judge_clip(clip, standing | params, corpus, folder / "tokenizer", count=512),
     )
+
+
+def _batch_of_rows(settings: Settings, data: Examples, options: Settings, stage: int, step: int) -> Tree:
+    """Rows of pictures for the next few steps of a stage."""
+    rng = np.random.default_rng((settings["seed"], stage, step))
+    return {"rows": data.rows(rng, steps_at_once(8), options["batch"])}
+
+
+def _in_both_spaces(clip: Clip, params: Tree, tokens: Int[np.ndarray, "N L"]) -> Tree:
+    """Captions as `states` of their end tokens and as `joint` embeddings, rows of length 1."""
+    states = end_states(clip, params, tokens)
+    return {"states": unit(states), "joint": _joint_rows(params, states)}
 
 
 def _loss_options(options: Settings) -> LossOptions:
@@ -133,10 +170,13 @@ def fit_projection(settings: Settings, corpus: Corpus, folder: Path, params: Tre
 
     The contrastive losses look at C-space alone, where directions in which W_t is small count for little; the closed
     form divides by W_t, and there they count as much as any. So the class tokens of the training pictures are
-    regressed on the states, and the regression is taken through W_t.
+    regressed on the states, and the regression is taken through W_t. Half of what is wanted is the caption that names
+    the style: a picture says how it is drawn.
     """
     clip, train = clip_of(settings), corpus.where(corpus.split == "train")
-    states = unit(end_states(clip, params, examples(train, folder / "tokenizer").plain).astype(np.float64))
+    data = examples(train, folder / "tokenizer")
+    plain, styled = (unit(end_states(clip, params, tokens).astype(np.float64)) for tokens in (data.plain, data.styled))
+    states = unit(plain + styled)
     features = in_batches(partial(_class_tokens, clip, params), train.pictures).astype(np.float64)
     moments = features.T @ features
     ridge = _RIDGE * np.trace(moments) / len(moments) * np.eye(len(moments))
@@ -218,10 +258,6 @@ def train_vae(settings: Settings, corpus: Corpus, folder: Path, start: Tree, *, 
     trained = ("decoder", "post_quant_conv") if decoder_only else tuple(start)
     fixed = {name: value for name, value in start.items() if name not in trained}
 
-    def batches(step: int) -> Tree:
-        rng = np.random.default_rng((settings["seed"], 2, step))
-        return {"rows": data.rows(rng, steps_at_once(8), options["batch"])}
-
     def loss(params: Tree, data: Tree, batch: Tree, key: Any) -> tuple[Any, Tree]:
         return vae.loss({**fixed, **params}, data, batch, key, augmentation=options["augmentation"])
 
@@ -242,7 +278,7 @@ def train_vae(settings: Settings, corpus: Corpus, folder: Path, start: Tree, *, 
         params,
         loss,
         {"pixels": data.pixels, "may_flip": data.may_flip},
-        batches,
+        partial(_batch_of_rows, settings, data, options, 2),
         Budget(**options["budget"]),
         folder,
         seed=settings["seed"],

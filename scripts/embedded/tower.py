@@ -1,8 +1,9 @@
-"""The vision tower that teaches the one that ships: a residual network of the UNet's own blocks.
+"""The networks that teach the vision tower that ships: residual ones, of the UNet's own blocks.
 
 A few thousand drawings teach convolutions far more than a vision transformer, which has to find out that what is near
-belongs together. CLIP's vision tower is a transformer, so the text tower is trained beside this network, and the
-transformer then learns to give what the network gives (Touvron et al. 2021).
+belongs together. CLIP's vision tower is a transformer, so the text tower is trained beside such a network, and the
+transformer then learns to give what several of them give on the mean (Touvron et al. 2021): together they find more
+than each does, since each errs in its own way.
 """
 
 import jax.numpy as jnp
@@ -16,9 +17,10 @@ _EPSILON = 1e-5
 
 
 class ConvolutionalTower(nn.Module):
-    """Two residual blocks for each number of channels, at half the size of those before; then the mean over space."""
+    """Two residual blocks for each number of channels, at half the size of those before; their mean, projected."""
 
     channels: tuple[int, ...]
+    features: int
     groups: int = 16
     dtype: DType = jnp.float32
 
@@ -32,4 +34,5 @@ class ConvolutionalTower(nn.Module):
                 block = ResnetBlock2D(channels, self.groups, _EPSILON, self.dtype, name=f"blocks_{index}_{layer}")
                 x = block(x)
         x = silu(GroupNorm(self.groups, _EPSILON, self.dtype, name="norm_out")(x))
-        return jnp.mean(x.astype(jnp.float32), axis=(1, 2))
+        x = jnp.mean(x.astype(jnp.float32), axis=(1, 2))
+        return nn.Dense(self.features, use_bias=False, kernel_init=nn.initializers.orthogonal(), name="projection")(x)

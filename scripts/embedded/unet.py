@@ -33,10 +33,16 @@ def alphas_cumprod() -> Float[np.ndarray, " T"]:
 
 @dataclasses.dataclass(frozen=True)
 class Denoiser:
-    """The UNet and its loss."""
+    """The UNet and its loss.
+
+    Attributes:
+        length: of the context.
+        blur: how far the end's state that is told alone is moved at most, as a share of its length.
+    """
 
     config: UNetConfig
     length: int
+    blur: float
     snr_limit: float = 5.0
 
     def init(self, key: Array) -> Tree:
@@ -55,9 +61,11 @@ class Denoiser:
                 the places of their `end`.
             batch: `rows` of the latents, whether `mirrored`, row of the `text`, and whether its `end_alone` is told, at
                 every place but the first: a prompt made of a picture has nothing else, and what a UNet that has seen
-                few captions does not need to read in training it does not read at all.
+                few captions does not need to read in training it does not read at all. Nor has it seen what lies
+                between them, which is where pictures are: such a state is moved by a random share of `blur` along the
+                difference of two other captions.
         """
-        keys = jax.random.split(key, 3)
+        keys = jax.random.split(key, 4)
         mean, deviation = (
             data[name][batch["mirrored"], batch["rows"]].astype(jnp.float32) for name in ("mean", "deviation")
         )
@@ -73,6 +81,7 @@ class Denoiser:
         wanted = jnp.sqrt(alpha) * noise - jnp.sqrt(1 - alpha) * latents
         states, end = data["states"][batch["text"]].astype(jnp.float32), data["end"][batch["text"]]
         at_end = jnp.take_along_axis(states, end[:, None, None], axis=1)
+        at_end = moved(at_end, self.blur * jax.random.uniform(keys[3], (count, 1, 1)))
         told = batch["end_alone"][:, None] & (jnp.arange(self.length) > 0)
         context = jnp.where(told[..., None], at_end, states)
         unet = UNet2DConditionModel(self.config, arithmetic())
@@ -82,3 +91,15 @@ class Denoiser:
         weighted = jnp.mean(jnp.minimum(ratio, self.snr_limit) / (ratio + 1) * error)
         early = count * 3 // 4
         return weighted, {"loss": weighted, "v_error": jnp.mean(error), "v_error_noisiest": jnp.mean(error[early:])}
+
+
+def moved(states: Float[Array, "N 1 D"], share: Float[Array, "N 1 1"]) -> Float[Array, "N 1 D"]:
+    """States moved by a share of their length along the difference of two others, and as long as before."""
+
+    def length(rows: Array) -> Array:
+        return jnp.linalg.norm(rows, axis=-1, keepdims=True)
+
+    # Rows come in pairs of a thing; two others can be one text.
+    apart = jnp.roll(states, 2, axis=0) - jnp.roll(states, 5, axis=0)
+    further = states + share * length(states) * apart / jnp.maximum(length(apart), 1e-6)
+    return length(states) * further / length(further)
