@@ -11,7 +11,7 @@ from sdipc_jax import cli
 
 EXAMPLES = Path(__file__).resolve().parent.parent / "examples"
 OUTPUT = Path("out/demo")
-PICTURES = ("giraffe", "automobile", "hamburger", "red-heart")
+PICTURES = ("giraffe", "automobile", "green-apple", "red-heart")
 EDITED, TEXT = "automobile", "taxi"
 
 

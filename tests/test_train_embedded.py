@@ -106,7 +106,7 @@ def test_views_recolour_ink_and_leave_white() -> None:
 
 
 def test_views_cover_a_rectangle() -> None:
-    found = views(np.zeros((64, 16, 16, 3), np.float32), cover=1.0)
+    found = views(np.zeros((32, 16, 16, 3), np.float32), cover=1.0)
     assert set(np.unique(found)) == {0, 1}
     for picture in found[..., 0]:
         rows, columns = picture.any(axis=1), picture.any(axis=0)
