@@ -38,7 +38,7 @@ LARGEST_BYTES = 20_000_000
 # Of twelve captions, how many wrong ones stand before the right one on average: 0 at best, 5.5 by chance. The weights
 # reach 0.17 for text states, and 0.92, 0.67, 0.08 and 0.33 for variations with seeds 0 to 3, in 20 steps.
 MOST_WRONG_FROM_VECTORS = 0.75
-MOST_WRONG_FROM_PICTURES = 2.0
+MOST_WRONG_FROM_PICTURES = 1.25
 
 ROOT = Path(__file__).resolve().parent.parent
 FOLDER = ROOT / "sdipc_jax" / "embedded"
