@@ -181,14 +181,14 @@ class Clip:
         pictures, weight = mixed(pictures, keys[1])
         total, cosine = jnp.zeros(()), jnp.zeros(())
         embeds = [self._by_one(params[name], pictures, arithmetic()) for name in self.teachers]
+        spaces = {"joint": embeds, "states": [unit(found @ data["to_states"]) for found in embeds]}
         for captions in (data["plain"], data["styled"]):
             targets = with_partners(jax.nn.one_hot(captions["of"][rows], len(captions["joint"])), weight)
-            for space in ("joint", "states"):
+            for space, by_teacher in spaces.items():
                 wanted = unit(targets @ captions[space])
-                for found in embeds:
-                    vectors = found if space == "joint" else unit(found @ data["to_states"])
-                    near = jnp.mean(jnp.sum(vectors * wanted, axis=1))
-                    total += cross_entropy(options.sharpest * vectors @ captions[space].T, targets) / 2
+                for found in by_teacher:
+                    near = jnp.mean(jnp.sum(found * wanted, axis=1))
+                    total += cross_entropy(options.sharpest * found @ captions[space].T, targets) / 2
                     total += options.agreement / 4 * (1 - near)
                     cosine += near / (4 * len(embeds))
         nearest = jnp.argmax(sum(embeds, jnp.zeros(())) @ data["plain"]["joint"].T, axis=1)
