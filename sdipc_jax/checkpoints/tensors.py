@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import ml_dtypes
 import numpy as np
 import safetensors
@@ -17,6 +16,8 @@ from sdipc_jax.errors import InputError
 
 _DTYPES = {"F64": np.float64, "F32": np.float32, "F16": np.float16, "BF16": ml_dtypes.bfloat16}
 _SHOWN = 5
+# Bytes, of XLA's arrays on CPUs.
+_ALIGNMENT = 64
 # Hundreds of times what a Stable Diffusion checkpoint needs: parsing a hostile header must not take long.
 _LONGEST_HEADER = 8_000_000
 _RUNS_CODE = (".bin", ".ckpt", ".pkl", ".pt", ".pth")
@@ -181,6 +182,16 @@ def load_tree(
 
 
 def _place(path: tuple[str, ...], tensor: Tensor, leaf: jax.ShapeDtypeStruct) -> jax.Array:
-    array = np.asarray(from_torch(path, tensor.read()), dtype=leaf.dtype, order="C")
-    # Copies happen in the background: without waiting, those that are not done yet would pile up.
-    return jax.block_until_ready(jnp.asarray(array))
+    array = _aligned(leaf)
+    np.copyto(array, from_torch(path, tensor.read()), casting="same_kind")
+    # Not by jnp.asarray, which compiles a program for every shape. Copies to accelerators happen in the background:
+    # without waiting, those that are not done yet would pile up.
+    return jax.block_until_ready(jax.device_put(array))
+
+
+def _aligned(leaf: jax.ShapeDtypeStruct) -> np.ndarray:
+    """Memory that a CPU's device takes as it is, without a copy."""
+    size = leaf.size * leaf.dtype.itemsize
+    memory = np.empty(size + _ALIGNMENT, np.uint8)
+    start = -memory.ctypes.data % _ALIGNMENT
+    return memory[start : start + size].view(leaf.dtype).reshape(leaf.shape)
