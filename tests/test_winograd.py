@@ -50,10 +50,22 @@ def transformed_shapes(*arguments: Any) -> Any:
 
 
 @pytest.mark.parametrize(
-    "height, width, features, places",
-    [(24, 24, 256, 36), (37, 26, 300, 36), (25, 60, 256, 36), (12, 12, 300, 16), (23, 13, 256, 16), (14, 90, 300, 16)],
+    "height, width, features, places, tiles",
+    [
+        (24, 24, 256, 36, 1024),
+        (37, 26, 300, 36, 1024),
+        (37, 26, 300, 36, 30),
+        (25, 60, 256, 36, 5),
+        (12, 12, 300, 16, 1024),
+        (23, 13, 256, 16, 30),
+        (14, 90, 300, 16, 1024),
+    ],
 )
-def test_equals_the_sum_over_shifted_pictures(height: int, width: int, features: int, places: int) -> None:
+def test_equals_the_sum_over_shifted_pictures(
+    height: int, width: int, features: int, places: int, tiles: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Strips of rows of tiles too, also where they are not all of the same height, or of a single row."""
+    monkeypatch.setattr(winograd, "_TILES", tiles)
     generator = np.random.default_rng(height * width + features)
     x = generator.standard_normal((2, height, width, 256), np.float32)
     kernel = generator.standard_normal((3, 3, 256, features), np.float32) / np.float32(48)
@@ -65,7 +77,7 @@ def test_equals_the_sum_over_shifted_pictures(height: int, width: int, features:
     transformed = winograd.transform_kernel(jnp.asarray(kernel), height, width)
     assert transformed is not None
     assert transformed.shape == (places, 256, features)
-    found = jax.jit(winograd.convolve)(x, transformed)
+    found = jax.jit(lambda x, kernel: winograd.convolve(x, kernel))(x, transformed)
     assert found.shape == expected.shape
     assert relative_error(np.asarray(found), expected) <= 1e-5
 

@@ -23,6 +23,8 @@ COLLECTION = "winograd"
 # 2.25 times the memory.
 _CHANNELS = 256
 _SIDES = {4: 24, 2: 12}
+# Of more tiles the transforms take more memory than a network does without them: they go strip by strip.
+_TILES = 1024
 
 # Lavin and Gray's matrices by m, for the points 0, 1, -1 and infinity, and 2 and -2 besides (their sections 4.1, 4.3).
 _INPUT = {
@@ -78,11 +80,35 @@ def _gains(kernel: Any) -> bool:
 
 def convolve(x: Float[Array, "N h w C"], kernel: Float[Array, "places C D"]) -> Float[Array, "N h w D"]:
     """A convolution of stride 1, padded by 1, with a kernel from `transform_kernel`."""
-    count, height, width, channels = x.shape
+    count, height, width, _ = x.shape
+    tile = round(len(kernel) ** 0.5) - 2
+    down, across = -(-height // tile), -(-width // tile)
+    strips = -(-down // max(1, _TILES // (count * across)))
+    rows = -(-down // strips)
+    below, right = strips * rows * tile - height, across * tile - width
+    x = jnp.pad(x, ((0, 0), (1, 1 + below), (1, 1 + right), (0, 0)))
+
+    def fill(strip: Any, result: Float[Array, "N h2 w2 D"]) -> Float[Array, "N h2 w2 D"]:
+        first = strip * rows * tile
+        part = jax.lax.dynamic_slice_in_dim(x, first, rows * tile + 2, axis=1)
+        return jax.lax.dynamic_update_slice_in_dim(result, _convolve_tiles(part, kernel, rows, across), first, axis=1)
+
+    if strips == 1:
+        result = _convolve_tiles(x, kernel, rows, across)
+    else:
+        # Not zeros: XLA would keep those of all convolutions from the network's beginning.
+        empty = jnp.broadcast_to(x[:, 1:2, 1:2, :1], (count, strips * rows * tile, across * tile, kernel.shape[2]))
+        result = jax.lax.fori_loop(0, strips, fill, empty)
+    return result[:, :height, :width]
+
+
+def _convolve_tiles(
+    x: Float[Array, "N h w C"], kernel: Float[Array, "places C D"], down: int, across: int
+) -> Float[Array, "N h2 w2 D"]:
+    """`convolve` of so many whole tiles, whose padding is there already."""
+    count, _, _, channels = x.shape
     side = round(len(kernel) ** 0.5)
     tile = side - 2
-    down, across = -(-height // tile), -(-width // tile)
-    x = jnp.pad(x, ((0, 0), (1, 1 + down * tile - height), (1, 1 + across * tile - width), (0, 0)))
     # Pixel (i, j) of all tiles at once, wherever they lie.
     rows = [x[:, i : i + (down - 1) * tile + 1 : tile] for i in range(side)]
     places = []
@@ -94,7 +120,7 @@ def convolve(x: Float[Array, "N h w C"], kernel: Float[Array, "places C D"]) -> 
     products = products.reshape(side, side, count, down, across, -1)
     columns = [jnp.stack(_combine(_OUTPUT[tile], list(row)), axis=3) for row in products]
     result = jnp.stack(_combine(_OUTPUT[tile], columns), axis=2)
-    return result.reshape(count, down * tile, across * tile, -1)[:, :height, :width]
+    return result.reshape(count, down * tile, across * tile, -1)
 
 
 def _combine(matrix: np.ndarray, parts: list[Array]) -> list[Array]:
