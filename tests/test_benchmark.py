@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import pytest
 from benchmarks.flops import flops_of
 from benchmarks.work import Work
+from jax._src.cudnn import fused_attention_stablehlo
 from sizes import sd15
 
 from sdipc_jax.bundle import Bundle, apply
@@ -33,6 +34,17 @@ def test_products_and_convolutions_are_counted() -> None:
         )
 
     assert flops_of(convolve, pictures, kernel) == 2 * (2 * 6 * 5 * 8) * (3 * 3 * 2)
+
+
+def test_cudnn_attention_is_counted_as_the_products_that_it_stands_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    # To trace it where there is no cuDNN.
+    for check in ("check_cudnn_version", "check_compute_capability", "is_cuda_compute_capability_equal"):
+        monkeypatch.setattr(fused_attention_stablehlo, check, lambda *args, **kwargs: None)
+    query, key = (jnp.ones((2, tokens, 4, 32), jnp.bfloat16) for tokens in (64, 96))
+    fused = partial(jax.nn.dot_product_attention, implementation="cudnn")
+    products = 2 * 2 * (2 * 4 * 64 * 96 * 32)
+    assert flops_of(fused, query, key, key) == products
+    assert flops_of(jax.nn.dot_product_attention, query, key, key) == products
 
 
 def test_stable_diffusion_takes_what_others_counted() -> None:

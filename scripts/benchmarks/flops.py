@@ -11,7 +11,8 @@ from jax.extend.core import ClosedJaxpr, Jaxpr
 def flops_of(function: Callable[..., Any], *arguments: Any) -> float:
     """Floating-point operations of one call, a multiplication and an addition counted as two.
 
-    A `while` loop's body counts once, a scan's as often as it runs, and of branches the one with most.
+    A `while` loop's body counts once, a scan's as often as it runs, and of branches the one with most. cuDNN's
+    attention counts as the two products that it stands for.
     """
     return _flops(jax.make_jaxpr(function)(*arguments).jaxpr)
 
@@ -29,6 +30,8 @@ def _flops(jaxpr: Jaxpr) -> float:
             kernel = equation.invars[1].aval.shape
             features = kernel[params["dimension_numbers"].rhs_spec[0]]
             total += 2 * math.prod(equation.outvars[0].aval.shape) * math.prod(kernel) / features
+        elif name.startswith("dot_product_attention_fwd"):
+            total += 4 * math.prod(equation.invars[0].aval.shape) * equation.invars[1].aval.shape[1]
         elif name == "cond":
             total += max(map(_flops, _within(params)))
         else:

@@ -55,7 +55,7 @@ class TorchSide:
         started = time.perf_counter()
         timed()
         versions = f"torch {torch.__version__}, diffusers {diffusers.__version__}"
-        return Ready(0.0, 0.0, time.perf_counter() - started, None, versions), timed
+        return Ready(0.0, 0.0, time.perf_counter() - started, versions), timed
 
     def peak_bytes(self) -> int:
         return torch.cuda.max_memory_allocated() if DEVICE == "cuda" else process_peak()

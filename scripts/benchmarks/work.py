@@ -30,6 +30,7 @@ class Work:
         model: `sd15`, with random weights, or `embedded`.
         batch: pictures.
         steps: of whole pictures.
+        fast: what `--fast` stands for instead, in this package.
     """
 
     part: Part
@@ -37,6 +38,7 @@ class Work:
     batch: int = 1
     steps: int = 0
     dtype: str = "float32"
+    fast: bool = False
 
     @property
     def title(self) -> str:
@@ -47,7 +49,7 @@ class Work:
             "unet": "guided UNet step",
             "decode": "decoding",
             "encode": "pictures to vectors",
-            "picture": f"picture, {self.steps} steps",
+            "picture": f"picture, {self.steps} steps" + (" (JAX: --fast)" if self.fast else ""),
             "tune": "step of SD-IPC-CT",
         }
         return names[self.part] + (f", batch {self.batch}" if self.part not in ("product", "copy") else "")
@@ -60,15 +62,13 @@ class Ready:
     Attributes:
         flops: useful ones of a run, matrix products and convolutions; 0 where the side does not count them.
         moved: bytes read and written by a copy.
-        compiled: seconds until the first run was done, with nothing compiled before.
-        compiled_again: the same with the programs in the cache on the disk; None without one.
+        compiled: seconds until the first run was done.
         versions: of what was used, in words.
     """
 
     flops: float
     moved: float
     compiled: float
-    compiled_again: float | None
     versions: str
 
 
