@@ -15,7 +15,7 @@ from sdipc_jax.images import preprocess, read_picture
 from sdipc_jax.tracing import platform
 
 # Pictures that a CPU encodes at once. With more, layers need memory that is new to the process, which takes longer.
-_AT_ONCE = 16
+_AT_ONCE = 8
 
 
 def read_pictures(bundle: Bundle, paths: Sequence[str | Path]) -> Float32[np.ndarray, "N S S 3"]:

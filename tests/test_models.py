@@ -184,27 +184,31 @@ def test_a_unet_on_its_own_deep_features_is_the_unet(case: Case) -> None:
     assert work[1] < 0.7 * work[0]
 
 
-def test_deep_prompts_stand_between_class_token_and_patches() -> None:
+@pytest.mark.parametrize("overwrite", [False, True])
+def test_deep_prompts_are_as_if_they_stood_between_class_token_and_patches(overwrite: bool) -> None:
     case = cases.vision_cases()[0]
-    config = case.module.config
-    prompts = np.random.default_rng(9).standard_normal((config.num_hidden_layers, 5, config.hidden_size), np.float32)
-    _, with_prompts = jax.jit(
-        lambda *inputs: case.module.apply({"params": case.params}, *inputs, capture_intermediates=True)
-    )(case.inputs[0], prompts)
-    layers_out = with_prompts["intermediates"]["vision_model"]["encoder"]["layers"]
-    patches = (config.image_size // config.patch_size) ** 2
-    assert layers_out["0"]["__call__"][0].shape[1] == 1 + 5 + patches
-    assert layers_out["1"]["__call__"][0].shape[1] == 1 + 5 + patches
-    # Of the last layer the class token is all that is read.
-    assert config.num_hidden_layers == 3
-    assert layers_out["2"]["__call__"][0].shape[1] == 1
-    # Prompts of later layers replace those before them: changing the last layer's changes the result, and so does
-    # changing the first's, whose effect has gone into class token and patches.
-    plain = case.module.apply({"params": case.params}, case.inputs[0], prompts)
-    for layer in range(config.num_hidden_layers):
+    config, params = case.module.config, case.params["vision_model"]
+    shape = (config.num_hidden_layers, 5, config.hidden_size)
+    prompts = np.random.default_rng(9).standard_normal(shape, np.float32)
+    tower = clip.CLIPVisionTransformer(config)
+    run = jax.jit(partial(tower.apply, capture_intermediates=True), static_argnums=3)
+    result, captured = run({"params": params}, case.inputs[0], prompts, overwrite)
+    outputs = captured["intermediates"]
+    x = outputs["pre_layrnorm"]["__call__"][0]
+    first = x[:, 1 + 5 :] if overwrite else x[:, 1:]
+    for index, own in enumerate(prompts):
+        between = jnp.broadcast_to(own, (len(x), *own.shape))
+        x = jnp.concatenate([x[:, :1], between, first if index == 0 else x[:, 1 + 5 :]], axis=1)
+        layer = {"params": params["encoder"]["layers"][str(index)]}
+        x = jax.jit(clip.CLIPEncoderLayer(config).apply)(layer, x)
+    assert relative_error(outputs["encoder"]["__call__"][0][:, 0], x[:, 0]) <= 1e-5
+    # Nothing is computed of the prompts, and of the last layer the class token alone.
+    tokens = [outputs["encoder"]["layers"][str(n)]["__call__"][0].shape[1] for n in range(config.num_hidden_layers)]
+    assert tokens == [1 + first.shape[1]] * (config.num_hidden_layers - 1) + [1]
+    for index in range(config.num_hidden_layers):
         moved = prompts.copy()
-        moved[layer] *= -1
-        assert relative_error(case.module.apply({"params": case.params}, case.inputs[0], moved), plain) > 1e-3
+        moved[index] *= -1
+        assert relative_error(run({"params": params}, case.inputs[0], moved, overwrite)[0], result) > 1e-3
 
 
 @pytest.mark.parametrize(

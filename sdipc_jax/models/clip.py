@@ -21,16 +21,22 @@ class CLIPAttention(nn.Module):
 
     @nn.compact
     def __call__(
-        self, queries: Float[Array, "N Q D"], x: Float[Array, "N K D"], mask: Bool[Array, "Q K"] | None = None
+        self,
+        queries: Float[Array, "N Q D"],
+        x: Float[Array, "N K D"],
+        mask: Bool[Array, "Q K"] | None = None,
+        prompts: Float[Array, "N P D"] | None = None,
     ) -> Float[Array, "N Q D"]:
-        """Of the tokens `queries` to all tokens of `x`."""
+        """Of the tokens `queries` to all tokens of `x`, and to the prompts."""
         width = x.shape[-1]
+        read = [x] if prompts is None else [x, prompts]
 
-        def heads_of(states: Float[Array, "N K D"], name: str) -> Float[Array, "N K heads depth"]:
-            projected = dense(width, self.dtype, name=name)(states)
-            return projected.reshape(*states.shape[:-1], self.heads, width // self.heads)
+        def heads_of(states: list[Float[Array, "N K D"]], name: str) -> Float[Array, "N K2 heads depth"]:
+            layer = dense(width, self.dtype, name=name)
+            projected = jnp.concatenate([layer(each) for each in states], axis=1)
+            return projected.reshape(*projected.shape[:-1], self.heads, width // self.heads)
 
-        heads = heads_of(queries, "q_proj"), heads_of(x, "k_proj"), heads_of(x, "v_proj")
+        heads = heads_of([queries], "q_proj"), heads_of(read, "k_proj"), heads_of(read, "v_proj")
         return dense(width, self.dtype, name="out_proj")(dot_product_attention(*heads, mask).reshape(queries.shape))
 
 
@@ -47,18 +53,27 @@ class CLIPMLP(nn.Module):
 
 
 class CLIPEncoderLayer(nn.Module):
-    """Attention and MLP, each after a norm and added to its input; of the first `tokens` tokens, or of all."""
+    """Attention and MLP, each after a norm and added to its input; of the first `tokens` tokens, or of all.
+
+    `prompts` are tokens that all others look at, and of which nothing comes out.
+    """
 
     config: Config
     tokens: int | None = None
     dtype: DType = jnp.float32
 
     @nn.compact
-    def __call__(self, x: Float[Array, "N K D"], mask: Bool[Array, "Q K"] | None = None) -> Float[Array, "N Q D"]:
+    def __call__(
+        self,
+        x: Float[Array, "N K D"],
+        mask: Bool[Array, "Q K"] | None = None,
+        prompts: Float[Array, "N P D"] | None = None,
+    ) -> Float[Array, "N Q D"]:
         epsilon = self.config.layer_norm_eps
-        normed = layer_norm(epsilon, self.dtype, name="layer_norm1")(x)
+        norm = layer_norm(epsilon, self.dtype, name="layer_norm1")
+        normed, normed_prompts = norm(x), None if prompts is None else norm(prompts)
         attention = CLIPAttention(self.config.num_attention_heads, self.dtype, name="self_attn")
-        x = x[:, : self.tokens] + attention(normed[:, : self.tokens], normed, mask)
+        x = x[:, : self.tokens] + attention(normed[:, : self.tokens], normed, mask, normed_prompts)
         normed = layer_norm(epsilon, self.dtype, name="layer_norm2")(x)
         return x + CLIPMLP(self.config, self.dtype, name="mlp")(normed)
 
@@ -82,14 +97,15 @@ class CLIPLayers(nn.Module):
         overwrite: bool = False,
     ) -> Float[Array, "N K2 D"]:
         for index in range(self.config.num_hidden_layers):
+            prompts = None
             if deep_prompts is not None:
+                # Each layer has its own, so that what a layer makes of them is not needed.
                 prompts = deep_prompts[..., index, :, :]
                 prompts = jnp.broadcast_to(prompts, (x.shape[0], *prompts.shape[-2:])).astype(x.dtype)
-                # The first layer's prompts are put in; each later layer's replace those of the layer before.
-                rest = x[:, 1:] if index == 0 and not overwrite else x[:, 1 + prompts.shape[1] :]
-                x = jnp.concatenate([x[:, :1], prompts, rest], axis=1)
+                if overwrite and index == 0:
+                    x = jnp.concatenate([x[:, :1], x[:, 1 + prompts.shape[1] :]], axis=1)
             tokens = self.tokens if index == self.config.num_hidden_layers - 1 else None
-            x = CLIPEncoderLayer(self.config, tokens, self.dtype, name=str(index))(x, mask)
+            x = CLIPEncoderLayer(self.config, tokens, self.dtype, name=str(index))(x, mask, prompts)
         return x
 
 
@@ -176,7 +192,7 @@ class CLIPVisionEmbeddings(nn.Module):
 class CLIPVisionTransformer(nn.Module):
     """Embeddings, norm, layers, and the norm of the class token.
 
-    `deep_prompts`, one set for all pictures or one for each, stand between the class token and the patches in every
+    `deep_prompts`, one set for all pictures or one for each, stand beside the class token and the patches in every
     layer. With `overwrite` the first layer's take the place of patches. `extra_norm` comes before the last norm.
     """
 
@@ -204,8 +220,8 @@ class CLIPVisionTransformer(nn.Module):
 class CLIPVisionModel(nn.Module):
     """The vision tower: the class token after the last norm (`pooler_output` in transformers).
 
-    `deep_prompts`, if given, stand between the class token and the patches in every layer (VPT-deep, Jia et al.
-    2022; SD-IPC section 4.2).
+    `deep_prompts`, if given, stand beside the class token and the patches in every layer (VPT-deep, Jia et al. 2022;
+    SD-IPC section 4.2).
     """
 
     config: CLIPVisionConfig
