@@ -64,7 +64,7 @@ def transformed_shapes(*arguments: Any) -> Any:
 def test_equals_the_sum_over_shifted_pictures(
     height: int, width: int, features: int, places: int, tiles: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Strips of rows of tiles too, also where they are not all of the same height, or of a single row."""
+    """In strips of tiles too, of a single row, and where the last one reaches beyond the picture."""
     monkeypatch.setattr(winograd, "_TILES", tiles)
     generator = np.random.default_rng(height * width + features)
     x = generator.standard_normal((2, height, width, 256), np.float32)
@@ -77,6 +77,7 @@ def test_equals_the_sum_over_shifted_pictures(
     transformed = winograd.transform_kernel(jnp.asarray(kernel), height, width)
     assert transformed is not None
     assert transformed.shape == (places, 256, features)
+    # A function of its own: of `convolve` JAX would take the program of the case before, whatever the strips.
     found = jax.jit(lambda x, kernel: winograd.convolve(x, kernel))(x, transformed)
     assert found.shape == expected.shape
     assert relative_error(np.asarray(found), expected) <= 1e-5

@@ -183,7 +183,7 @@ def load_tree(
 
 def _place(path: tuple[str, ...], tensor: Tensor, leaf: jax.ShapeDtypeStruct) -> jax.Array:
     array = _aligned(leaf)
-    np.copyto(array, from_torch(path, tensor.read()), casting="same_kind")
+    array[...] = from_torch(path, tensor.read())
     # Not by jnp.asarray, which compiles a program for every shape. Copies to accelerators happen in the background:
     # without waiting, those that are not done yet would pile up.
     return jax.block_until_ready(jax.device_put(array))

@@ -91,10 +91,10 @@ def convolve(x: Float[Array, "N h w C"], kernel: Float[Array, "places C D"]) -> 
     def fill(strip: Any, result: Float[Array, "N h2 w2 D"]) -> Float[Array, "N h2 w2 D"]:
         first = strip * rows * tile
         part = jax.lax.dynamic_slice_in_dim(x, first, rows * tile + 2, axis=1)
-        return jax.lax.dynamic_update_slice_in_dim(result, _convolve_tiles(part, kernel, rows, across), first, axis=1)
+        return jax.lax.dynamic_update_slice_in_dim(result, _convolve_tiles(part, kernel), first, axis=1)
 
     if strips == 1:
-        result = _convolve_tiles(x, kernel, rows, across)
+        result = _convolve_tiles(x, kernel)
     else:
         # Not zeros: XLA would keep those of all convolutions from the network's beginning.
         empty = jnp.broadcast_to(x[:, 1:2, 1:2, :1], (count, strips * rows * tile, across * tile, kernel.shape[2]))
@@ -102,13 +102,12 @@ def convolve(x: Float[Array, "N h w C"], kernel: Float[Array, "places C D"]) -> 
     return result[:, :height, :width]
 
 
-def _convolve_tiles(
-    x: Float[Array, "N h w C"], kernel: Float[Array, "places C D"], down: int, across: int
-) -> Float[Array, "N h2 w2 D"]:
-    """`convolve` of so many whole tiles, whose padding is there already."""
-    count, _, _, channels = x.shape
+def _convolve_tiles(x: Float[Array, "N h w C"], kernel: Float[Array, "places C D"]) -> Float[Array, "N h2 w2 D"]:
+    """`convolve` of whole tiles, whose padding is there already."""
+    count, height, width, channels = x.shape
     side = round(len(kernel) ** 0.5)
     tile = side - 2
+    down, across = (height - 2) // tile, (width - 2) // tile
     # Pixel (i, j) of all tiles at once, wherever they lie.
     rows = [x[:, i : i + (down - 1) * tile + 1 : tile] for i in range(side)]
     places = []
