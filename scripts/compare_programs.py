@@ -38,7 +38,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as temporary:
         now = programs_of(ROOT, Path(temporary, "now"))
         other = Path(temporary, "checkout")
-        git = ["git", "-C", ROOT, "worktree"]
+        git = ["git", "-C", str(ROOT), "worktree"]
         subprocess.run([*git, "add", "--quiet", "--detach", other, arguments.against], check=True)
         try:
             before = programs_of(other, Path(temporary, "before")) if (other / "tests/programs.py").is_file() else {}

@@ -41,9 +41,9 @@ from sdipc_jax.evaluate.retrieval import (
 from sdipc_jax.evaluate.sampling import Sampler
 from sdipc_jax.evaluate.tables import Estimate, Table
 from sdipc_jax.files import write_atomically
+from sdipc_jax.pictures.sheets import contact_sheet, save_png
 from sdipc_jax.projection import Projection
 from sdipc_jax.settings import CtSettings, FtSettings
-from sdipc_jax.sheets import contact_sheet, save_png
 from sdipc_jax.tuning.command import train
 
 # The paper's names for what trains (Tables 5 and 6, Fig. 9), with those of this package.

@@ -1,8 +1,8 @@
 """The sizes of real checkpoints, for programs that need no weights or random ones."""
 
 from sdipc_jax.bundle import Config, SpecialTokens, VisionSide
-from sdipc_jax.images import Preprocessing
 from sdipc_jax.models import CLIPTextConfig, CLIPVisionConfig, UNetConfig, VAEConfig
+from sdipc_jax.pictures.preprocessing import Preprocessing
 from sdipc_jax.samplers import SchedulerConfig
 from sdipc_jax.settings import Defaults
 

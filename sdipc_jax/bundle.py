@@ -9,7 +9,6 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from sdipc_jax.errors import InputError
-from sdipc_jax.images import Preprocessing
 from sdipc_jax.models import (
     AutoencoderKL,
     CLIPTextConfig,
@@ -23,6 +22,7 @@ from sdipc_jax.models import (
 )
 from sdipc_jax.models.deep_prompts import DeepPrompts, PromptedCLIPVisionModel
 from sdipc_jax.models.layers import DType
+from sdipc_jax.pictures.preprocessing import Preprocessing
 from sdipc_jax.samplers import SchedulerConfig
 from sdipc_jax.settings import Defaults
 

@@ -20,14 +20,17 @@ from sdipc_jax.bundle import Bundle, Config
 from sdipc_jax.checkpoints.keys import DEEP_PROMPTS_FILE, INVERSE_FILE
 from sdipc_jax.checkpoints.load import load_weights, read_config
 from sdipc_jax.checkpoints.tensors import load_tree, weight_files
-from sdipc_jax.errors import InputError
+from sdipc_jax.errors import InputError, printable
 from sdipc_jax.files import write_atomically
 from sdipc_jax.generate import choose_intervals, to_uint8
-from sdipc_jax.images import preprocess, printable, read_picture
-from sdipc_jax.outputs import OutputFolder, Record, Subject, check_output, check_writable
 from sdipc_jax.parallel import AXIS, Watchdog
+from sdipc_jax.pictures.outputs import OutputFolder, Subject, check_output, check_writable
+from sdipc_jax.pictures.preprocessing import preprocess
+from sdipc_jax.pictures.reading import read_picture
+from sdipc_jax.pictures.sheets import thumbnail
 from sdipc_jax.projection import closed_form, convert, default_scale, truncated_pinv
 from sdipc_jax.prompts import edit_prompt, image_prompt, text_prompt
+from sdipc_jax.records import Record
 from sdipc_jax.samplers import SAMPLERS
 from sdipc_jax.settings import (
     FAST,
@@ -43,7 +46,6 @@ from sdipc_jax.settings import (
     TextSettings,
     VarySettings,
 )
-from sdipc_jax.sheets import thumbnail
 from sdipc_jax.spectrum import Spectrum, measure, plot
 from sdipc_jax.tokens import token_ids
 from sdipc_jax.vision import encode_images

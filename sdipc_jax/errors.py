@@ -1,5 +1,7 @@
 """Errors that a message says all of: refused input, missing processes, a run that was asked to stop."""
 
+from pathlib import Path
+
 
 class InputError(ValueError):
     """Refused input: the message is one line that says what was found, what was expected and what to do.
@@ -20,3 +22,8 @@ class InterruptedRun(RuntimeError):
 
     The command line prints the message alone and exits with 75: the same command goes on.
     """
+
+
+def printable(path: str | Path) -> str:
+    """The path as a message can show it, on one line."""
+    return str(path) if str(path).isprintable() else ascii(str(path))

@@ -7,8 +7,7 @@ from typing import Any
 
 import yaml
 
-from sdipc_jax.errors import InputError
-from sdipc_jax.images import printable
+from sdipc_jax.errors import InputError, printable
 
 _TEMPORARY = ".sdipc-"
 

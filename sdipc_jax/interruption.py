@@ -9,8 +9,7 @@ from pathlib import Path
 from types import FrameType, TracebackType
 from typing import Self
 
-from sdipc_jax.errors import InputError, InterruptedRun
-from sdipc_jax.images import printable
+from sdipc_jax.errors import InputError, InterruptedRun, printable
 
 _KILLED = 130
 _LOCK = "lock"

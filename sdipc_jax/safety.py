@@ -5,8 +5,8 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int32
 
 from sdipc_jax.bundle import Params, SafetySide, apply
-from sdipc_jax.images import Preprocessing
 from sdipc_jax.models import StableDiffusionSafetyChecker
+from sdipc_jax.pictures.preprocessing import Preprocessing
 
 # Pillow's weights are whole numbers of this many bits.
 _WEIGHT_BITS = 22
@@ -19,7 +19,7 @@ def flag_pictures(side: SafetySide, params: Params, pictures: Float[Array, "N H 
 
 
 def preprocess_on_device(levels: Float[Array, "N H W 3"], settings: Preprocessing) -> Float[Array, "N S S 3"]:
-    """`images.preprocess` on the device, so that a picture is flagged here when it is flagged there."""
+    """`pictures.preprocessing.preprocess` on the device, so that a picture is flagged here when it is flagged there."""
     height, width = settings.resized(levels.shape[1], levels.shape[2])
     levels = levels.astype(jnp.int32)
     for axis, side in ((2, width), (1, height)):

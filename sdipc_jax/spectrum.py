@@ -11,8 +11,8 @@ from jaxtyping import Array, Float
 
 from sdipc_jax.bundle import Bundle
 from sdipc_jax.captions import CAPTIONS
+from sdipc_jax.errors import printable
 from sdipc_jax.files import write_atomically
-from sdipc_jax.images import printable
 from sdipc_jax.projection import Projection
 from sdipc_jax.prompts import end_positions, text_prompt
 from sdipc_jax.tokens import tokenize

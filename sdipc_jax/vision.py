@@ -11,7 +11,8 @@ from jaxtyping import Array, Float, Float32
 from sdipc_jax.batches import in_equal_parts
 from sdipc_jax.bundle import Bundle, apply
 from sdipc_jax.errors import InputError
-from sdipc_jax.images import preprocess, read_picture
+from sdipc_jax.pictures.preprocessing import preprocess
+from sdipc_jax.pictures.reading import read_picture
 from sdipc_jax.tracing import platform
 
 # Pictures that a CPU encodes at once. With more, layers need memory that is new to the process, which takes longer.

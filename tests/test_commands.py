@@ -20,8 +20,8 @@ from safetensors.numpy import load_file, save_file
 import sdipc_jax as sdipc
 from sdipc_jax import cli, commands, parallel
 from sdipc_jax.checkpoints.delta import make_delta
+from sdipc_jax.pictures.sheets import read_metadata
 from sdipc_jax.settings import FAST, TextSettings, VarySettings
-from sdipc_jax.sheets import read_metadata
 
 # Two pictures at once on one device, whatever the command: one compiled program for all of them.
 PAIR = ("--num-images", "2", "--batch-size", "2", "--mesh", "data=1")

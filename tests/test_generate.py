@@ -29,8 +29,8 @@ from sdipc_jax import (
 )
 from sdipc_jax.bundle import SafetySide
 from sdipc_jax.generate import advance, begin, finish, to_uint8
-from sdipc_jax.images import Preprocessing, preprocess
 from sdipc_jax.models import CLIPVisionModel, StableDiffusionSafetyChecker
+from sdipc_jax.pictures.preprocessing import Preprocessing, preprocess
 from sdipc_jax.safety import preprocess_on_device
 from sdipc_jax.samplers import SAMPLERS
 from tests.random_weights import random_params, random_tree

@@ -15,9 +15,10 @@ import numpy as np
 import pytest
 from PIL import Image, ImageCms, PngImagePlugin
 
-from sdipc_jax import images
 from sdipc_jax.errors import InputError
-from sdipc_jax.images import MAX_BYTES, Picture, Preprocessing, preprocess, read_picture
+from sdipc_jax.pictures import reading as images
+from sdipc_jax.pictures.preprocessing import Preprocessing, preprocess
+from sdipc_jax.pictures.reading import MAX_BYTES, Picture, read_picture
 
 GOLDEN = Path(__file__).parent / "golden"
 SIGNATURE = b"\x89PNG\r\n\x1a\n"
@@ -461,7 +462,7 @@ from pathlib import Path
 package = types.ModuleType("sdipc_jax")
 package.__path__ = [sys.argv[1]]
 sys.modules["sdipc_jax"] = package
-from sdipc_jax import images
+from sdipc_jax.pictures import reading as images
 
 def memory(name):
     line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith(name))
@@ -486,7 +487,7 @@ def test_196_megapixels_in_a_small_file_take_no_memory(tmp_path: Path) -> None:
     assert huge.stat().st_size < 1_000_000
 
     def growth(path: Path, limit: int) -> tuple[int, str]:
-        arguments = [sys.executable, "-c", READ, str(Path(images.__file__).parent), str(path), str(limit)]
+        arguments = [sys.executable, "-c", READ, str(Path(images.__file__).parent.parent), str(path), str(limit)]
         ran = subprocess.run(arguments, capture_output=True, text=True, check=True)
         *refusal, taken = ran.stdout.splitlines()
         return int(taken), "".join(refusal)

@@ -9,8 +9,8 @@ import pytest
 from PIL import Image
 
 from sdipc_jax.errors import InputError
-from sdipc_jax.outputs import OutputFolder, Subject, check_output, check_writable, unique_stems
-from sdipc_jax.sheets import read_metadata
+from sdipc_jax.pictures.outputs import OutputFolder, Subject, check_output, check_writable, unique_stems
+from sdipc_jax.pictures.sheets import read_metadata
 
 
 def picture(level: int) -> np.ndarray:

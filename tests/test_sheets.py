@@ -13,8 +13,8 @@ from PIL.PngImagePlugin import PngInfo
 
 from sdipc_jax.errors import InputError
 from sdipc_jax.files import write_atomically
-from sdipc_jax.images import read_picture
-from sdipc_jax.sheets import contact_sheet, read_metadata, save_png
+from sdipc_jax.pictures.reading import read_picture
+from sdipc_jax.pictures.sheets import contact_sheet, read_metadata, save_png
 
 RED, GREEN, BLUE = (255, 0, 0), (0, 255, 0), (0, 0, 255)
 

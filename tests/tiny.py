@@ -9,8 +9,8 @@ import jax.numpy as jnp
 
 from sdipc_jax import Bundle, save
 from sdipc_jax.bundle import Config, SafetySide, SpecialTokens, VisionSide
-from sdipc_jax.images import Preprocessing
 from sdipc_jax.models import CLIPTextConfig, CLIPVisionConfig, UNetConfig, VAEConfig
+from sdipc_jax.pictures.preprocessing import Preprocessing
 from sdipc_jax.samplers import SchedulerConfig
 from sdipc_jax.settings import Defaults
 from tests.random_weights import random_tree

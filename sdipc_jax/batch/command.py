@@ -22,13 +22,12 @@ from sdipc_jax.batch.storage import is_local
 from sdipc_jax.bundle import Config
 from sdipc_jax.checkpoints.load import read_config
 from sdipc_jax.commands import Converter, Report, decide, digests
-from sdipc_jax.errors import InputError
+from sdipc_jax.errors import InputError, printable
 from sdipc_jax.files import read_yaml
-from sdipc_jax.images import printable
 from sdipc_jax.interruption import Interruption, locked
-from sdipc_jax.outputs import Record, digest_of
 from sdipc_jax.parallel import make_mesh
 from sdipc_jax.planning import duration
+from sdipc_jax.records import Record, digest_of
 from sdipc_jax.settings import Defaults
 from sdipc_jax.tokens import token_ids
 

@@ -15,8 +15,9 @@ from sdipc_jax.batch.sources import RawRow
 from sdipc_jax.batch.storage import read_input
 from sdipc_jax.bundle import Config
 from sdipc_jax.errors import InputError
-from sdipc_jax.images import decode_picture, preprocess
-from sdipc_jax.outputs import Record, digest_of
+from sdipc_jax.pictures.preprocessing import preprocess
+from sdipc_jax.pictures.reading import decode_picture
+from sdipc_jax.records import Record, digest_of
 from sdipc_jax.settings import Defaults
 from sdipc_jax.tokens import token_ids
 

@@ -17,9 +17,8 @@ from etils import epath
 
 from sdipc_jax.batch import storage
 from sdipc_jax.batch.shards import Files, shard_name
-from sdipc_jax.errors import InputError
-from sdipc_jax.images import printable
-from sdipc_jax.outputs import Record, digest_of
+from sdipc_jax.errors import InputError, printable
+from sdipc_jax.records import Record, digest_of
 
 _JOB, _MANIFEST = "job.json", "manifest.json"
 _SHOWN = 200

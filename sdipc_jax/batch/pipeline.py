@@ -22,10 +22,9 @@ from sdipc_jax.batch.settings import JobSettings
 from sdipc_jax.batch.shards import Shard, container, encode, file_name
 from sdipc_jax.batch.sources import RawRow
 from sdipc_jax.batch.threads import Ahead, Behind, map_ahead
-from sdipc_jax.errors import InputError
-from sdipc_jax.images import printable
-from sdipc_jax.outputs import Record
+from sdipc_jax.errors import InputError, printable
 from sdipc_jax.parallel import Watchdog
+from sdipc_jax.records import Record
 
 _BATCHES_AHEAD = 2
 _RESULTS_BEHIND = 4

@@ -15,8 +15,8 @@ from sdipc_jax.batch.settings import BatchSettings, JobSettings
 from sdipc_jax.batch.shards import encode
 from sdipc_jax.batch.sources import Source
 from sdipc_jax.errors import InputError
-from sdipc_jax.outputs import Record
 from sdipc_jax.planning import Plan, Stage, plan
+from sdipc_jax.records import Record
 
 # As long as an id, which what is not written has none of.
 _ID = "0" * 64

@@ -20,7 +20,7 @@ from safetensors.numpy import save
 
 from sdipc_jax.batch import storage
 from sdipc_jax.batch.settings import JobSettings
-from sdipc_jax.outputs import Record
+from sdipc_jax.records import Record
 
 # A file's name, from the output folder, with its bytes and sha256.
 Files = dict[str, tuple[int, str]]

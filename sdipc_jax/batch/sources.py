@@ -13,8 +13,8 @@ from typing import Any, Protocol
 from etils import epath
 
 from sdipc_jax.batch.settings import JobSettings, Row
-from sdipc_jax.errors import InputError
-from sdipc_jax.images import MAX_BYTES, printable
+from sdipc_jax.errors import InputError, printable
+from sdipc_jax.pictures.reading import MAX_BYTES
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
 _LONGEST_LINE = 10_000_000

@@ -14,9 +14,9 @@ from typing import IO, Any, TypeVar
 
 from etils import epath
 
-from sdipc_jax.errors import InputError
+from sdipc_jax.errors import InputError, printable
 from sdipc_jax.files import rename
-from sdipc_jax.images import MAX_BYTES, printable, read_bytes
+from sdipc_jax.pictures.reading import MAX_BYTES, read_bytes
 
 Result = TypeVar("Result")
 

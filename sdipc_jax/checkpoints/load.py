@@ -10,11 +10,11 @@ from sdipc_jax.bundle import Bundle, Config, Params, SafetySide, SpecialTokens, 
 from sdipc_jax.checkpoints.delta import apply_delta, load_delta
 from sdipc_jax.checkpoints.keys import DEEP_PROMPTS_FILE, INVERSE_FILE, OVERWRITE
 from sdipc_jax.checkpoints.tensors import load_tree, read_header, read_metadata
-from sdipc_jax.errors import InputError
-from sdipc_jax.images import Preprocessing, printable
+from sdipc_jax.errors import InputError, printable
 from sdipc_jax.models import CLIPTextConfig, CLIPVisionConfig, UNetConfig, VAEConfig
 from sdipc_jax.models.config import Architecture
 from sdipc_jax.models.deep_prompts import DeepPrompts
+from sdipc_jax.pictures.preprocessing import Preprocessing
 from sdipc_jax.samplers import SchedulerConfig
 from sdipc_jax.settings import Defaults
 from sdipc_jax.tokens import special_tokens

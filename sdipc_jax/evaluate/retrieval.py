@@ -12,7 +12,7 @@ from sdipc_jax.bundle import Bundle
 from sdipc_jax.evaluate.corpus import Corpus
 from sdipc_jax.evaluate.metrics import cosines, ranks, unit
 from sdipc_jax.evaluate.tables import Estimate, Table
-from sdipc_jax.images import preprocess
+from sdipc_jax.pictures.preprocessing import preprocess
 from sdipc_jax.projection import Projection, truncated_pinv
 from sdipc_jax.prompts import end_positions, text_prompt
 from sdipc_jax.tokens import tokenize

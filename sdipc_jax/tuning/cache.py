@@ -14,7 +14,7 @@ from PIL import Image, ImageOps
 from sdipc_jax.batches import in_batches
 from sdipc_jax.bundle import Bundle, apply
 from sdipc_jax.errors import InputError
-from sdipc_jax.images import preprocess
+from sdipc_jax.pictures.preprocessing import preprocess
 from sdipc_jax.prompts import text_prompt
 from sdipc_jax.tokens import tokenize
 from sdipc_jax.tuning.losses import Batch

@@ -25,11 +25,10 @@ import numpy as np
 import orbax.checkpoint as ocp
 from orbax.checkpoint.options import AsyncOptions, AtomicityMode, AtomicityOptions, MultiprocessingOptions
 
-from sdipc_jax.errors import InputError
+from sdipc_jax.errors import InputError, printable
 from sdipc_jax.files import rename, write_atomically
-from sdipc_jax.images import printable
-from sdipc_jax.outputs import Record, digest_of
 from sdipc_jax.parallel import gather, is_first
+from sdipc_jax.records import Record, digest_of
 
 MANIFEST = "MANIFEST.json"
 # The results of a run may differ in the last bits between versions of these.

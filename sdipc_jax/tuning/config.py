@@ -7,10 +7,9 @@ from typing import Annotated, Any, Literal, Self
 import yaml
 from pydantic import BeforeValidator, model_validator
 
-from sdipc_jax.errors import InputError
+from sdipc_jax.errors import InputError, printable
 from sdipc_jax.files import read_yaml
-from sdipc_jax.images import printable
-from sdipc_jax.outputs import Record
+from sdipc_jax.records import Record
 from sdipc_jax.settings import Count, LocalPath, Side
 from sdipc_jax.tuning.settings import TuningSettings
 

@@ -13,9 +13,9 @@ import grain
 import numpy as np
 from jaxtyping import UInt8
 
-from sdipc_jax.errors import InputError
-from sdipc_jax.images import printable, read_picture
-from sdipc_jax.outputs import Record, digest_of
+from sdipc_jax.errors import InputError, printable
+from sdipc_jax.pictures.reading import read_picture
+from sdipc_jax.records import Record, digest_of
 from sdipc_jax.tuning.cache import choose_targets
 from sdipc_jax.tuning.config import RunSettings, class_name
 

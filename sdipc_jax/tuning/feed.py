@@ -10,8 +10,8 @@ from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 
 from sdipc_jax.bundle import Bundle
-from sdipc_jax.images import preprocess
 from sdipc_jax.parallel import AXIS, on_each_device, replicate
+from sdipc_jax.pictures.preprocessing import preprocess
 from sdipc_jax.tuning.cache import encode, encode_captions, fit, make_cache
 from sdipc_jax.tuning.config import RunSettings
 from sdipc_jax.tuning.data import Draw, Example, Pictures, augment

@@ -12,8 +12,8 @@ from jax.sharding import Mesh
 
 from sdipc_jax.errors import InputError, InterruptedRun
 from sdipc_jax.interruption import Interruption
-from sdipc_jax.outputs import Record
 from sdipc_jax.parallel import Watchdog, gather, place, replicate
+from sdipc_jax.records import Record
 from sdipc_jax.tuning.checkpoints import Checkpoints, Saved
 from sdipc_jax.tuning.config import RunSettings
 from sdipc_jax.tuning.data import Batches

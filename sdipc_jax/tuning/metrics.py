@@ -8,10 +8,9 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from sdipc_jax.errors import InputError
+from sdipc_jax.errors import InputError, printable
 from sdipc_jax.files import write_atomically
-from sdipc_jax.images import printable
-from sdipc_jax.outputs import Record
+from sdipc_jax.records import Record
 
 METRICS = "metrics.jsonl"
 

@@ -27,7 +27,8 @@ from sdipc_jax import commands
 from sdipc_jax.batch import command, storage
 from sdipc_jax.batch.sampler import Sampler
 from sdipc_jax.batch.settings import BatchSettings
-from sdipc_jax.images import decode_picture, preprocess
+from sdipc_jax.pictures.preprocessing import preprocess
+from sdipc_jax.pictures.reading import decode_picture
 from tests.batch_jobs import Stub, draw, draw_all, manifest, records, write_job, write_rows
 from tests.processes import finish, start
 

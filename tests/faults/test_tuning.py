@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from sdipc_jax.outputs import digest_of
+from sdipc_jax.records import digest_of
 from sdipc_jax.tuning.checkpoints import MANIFEST, Checkpoints, _verify
 from tests.tuning_runs import Run, end, kill, write_pictures, write_small_checkpoint
 

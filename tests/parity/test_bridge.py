@@ -25,8 +25,8 @@ import sdipc_jax as sdipc
 from sdipc_jax.bundle import SafetySide, apply
 from sdipc_jax.checkpoints.bridge import from_flax_pipeline, to_flax_pipeline
 from sdipc_jax.checkpoints.keys import flatten
-from sdipc_jax.images import Preprocessing
 from sdipc_jax.models import UNetConfig
+from sdipc_jax.pictures.preprocessing import Preprocessing
 from tests.compare import relative_error
 from tests.parity.sampler_oracle import quiet
 from tests.random_weights import random_tree

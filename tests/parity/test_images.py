@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from transformers import CLIPImageProcessor
 
-from sdipc_jax.images import Preprocessing, preprocess
+from sdipc_jax.pictures.preprocessing import Preprocessing, preprocess
 
 SIZES = [(224, 224), (640, 480), (333, 517), (31, 1000), (16, 16), (225, 223), (100, 37)]
 CONFIGS: dict[str, dict[str, Any]] = {

@@ -13,9 +13,9 @@ from jaxtyping import UInt8
 from PIL import Image, ImageDraw, ImageFont
 from PIL.PngImagePlugin import PngImageFile, PngInfo
 
-from sdipc_jax.errors import InputError
+from sdipc_jax.errors import InputError, printable
 from sdipc_jax.files import write_atomically
-from sdipc_jax.images import printable, read_bytes
+from sdipc_jax.pictures.reading import read_bytes
 
 _KEYWORD = "sdipc"
 _MARGIN = 8

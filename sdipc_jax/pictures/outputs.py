@@ -1,7 +1,6 @@
 """A run's output folder: pictures, manifest.jsonl with a line for each, and sheet.png."""
 
 import contextlib
-import hashlib
 import json
 import os
 import re
@@ -10,15 +9,12 @@ import unicodedata
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
-from sdipc_jax.errors import InputError
-from sdipc_jax.images import printable
-from sdipc_jax.sheets import contact_sheet, save_png, thumbnail
-
-Record = dict[str, Any]
+from sdipc_jax.errors import InputError, printable
+from sdipc_jax.pictures.sheets import contact_sheet, save_png, thumbnail
+from sdipc_jax.records import Record
 
 _MANIFEST, _SHEET = "manifest.jsonl", "sheet.png"
 _LONGEST_STEM = 200
@@ -86,15 +82,6 @@ class OutputFolder:
         path = self.folder / _SHEET
         save_png(path, np.asarray(contact_sheet(rows, labels=[subject.name for subject in self.subjects])), {})
         return path
-
-
-def digest_of(content: Any) -> str:
-    """The sha256 of anything that JSON can hold, of bytes by their own digest."""
-
-    def encode(value: Any) -> str:
-        return hashlib.sha256(value).hexdigest() if isinstance(value, bytes) else str(value)
-
-    return hashlib.sha256(json.dumps(content, sort_keys=True, default=encode).encode()).hexdigest()
 
 
 def check_output(folder: Path, subjects: Sequence[Subject], num_images: int, overwrite: bool) -> None:
