@@ -31,7 +31,7 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 from sizes import sd15
 
-from sdipc_jax.bundle import Bundle, Config
+from sdipc_jax.checkpoints.bundle import Bundle, Config
 from sdipc_jax.errors import InputError
 from sdipc_jax.generate import begin
 from sdipc_jax.parallel import AXIS, make_mesh

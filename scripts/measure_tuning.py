@@ -23,7 +23,7 @@ from tqdm import tqdm
 
 import sdipc_jax as sdipc
 from sdipc_jax import tuning
-from sdipc_jax.bundle import Bundle
+from sdipc_jax.checkpoints.bundle import Bundle
 from sdipc_jax.checkpoints.delta import Delta, digest, load_delta
 from sdipc_jax.evaluate.backbone import load_backbone
 from sdipc_jax.evaluate.corpus import Corpus, load_corpus
@@ -42,7 +42,7 @@ from sdipc_jax.evaluate.sampling import Sampler
 from sdipc_jax.evaluate.tables import Estimate, Table
 from sdipc_jax.files import write_atomically
 from sdipc_jax.pictures.sheets import contact_sheet, save_png
-from sdipc_jax.projection import Projection
+from sdipc_jax.prompts.projection import Projection
 from sdipc_jax.settings import CtSettings, FtSettings
 from sdipc_jax.tuning.command import train
 

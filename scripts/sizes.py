@@ -1,6 +1,6 @@
 """The sizes of real checkpoints, for programs that need no weights or random ones."""
 
-from sdipc_jax.bundle import Config, SpecialTokens, VisionSide
+from sdipc_jax.checkpoints.bundle import Config, SpecialTokens, VisionSide
 from sdipc_jax.models import CLIPTextConfig, CLIPVisionConfig, UNetConfig, VAEConfig
 from sdipc_jax.pictures.preprocessing import Preprocessing
 from sdipc_jax.samplers import SchedulerConfig

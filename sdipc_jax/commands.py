@@ -16,7 +16,7 @@ from safetensors.numpy import load_file
 from safetensors.numpy import save as to_safetensors
 
 from sdipc_jax import parallel
-from sdipc_jax.bundle import Bundle, Config
+from sdipc_jax.checkpoints.bundle import Bundle, Config
 from sdipc_jax.checkpoints.keys import DEEP_PROMPTS_FILE, INVERSE_FILE
 from sdipc_jax.checkpoints.load import load_weights, read_config
 from sdipc_jax.checkpoints.tensors import load_tree, weight_files
@@ -28,8 +28,10 @@ from sdipc_jax.pictures.outputs import OutputFolder, Subject, check_output, chec
 from sdipc_jax.pictures.preprocessing import preprocess
 from sdipc_jax.pictures.reading import read_picture
 from sdipc_jax.pictures.sheets import thumbnail
-from sdipc_jax.projection import closed_form, convert, default_scale, truncated_pinv
-from sdipc_jax.prompts import edit_prompt, image_prompt, text_prompt
+from sdipc_jax.prompts.contexts import edit_prompt, image_prompt, text_prompt
+from sdipc_jax.prompts.projection import closed_form, convert, default_scale, truncated_pinv
+from sdipc_jax.prompts.tokens import token_ids
+from sdipc_jax.prompts.vision import encode_images
 from sdipc_jax.records import Record
 from sdipc_jax.samplers import SAMPLERS
 from sdipc_jax.settings import (
@@ -47,8 +49,6 @@ from sdipc_jax.settings import (
     VarySettings,
 )
 from sdipc_jax.spectrum import Spectrum, measure, plot
-from sdipc_jax.tokens import token_ids
-from sdipc_jax.vision import encode_images
 
 # Called with how much is done, from 0 to 1.
 Report = Callable[[float], None]

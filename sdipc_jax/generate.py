@@ -17,10 +17,10 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int, Key
 
-from sdipc_jax.bundle import Bundle, Params
+from sdipc_jax.checkpoints.bundle import Bundle, Params
 from sdipc_jax.errors import InputError
 from sdipc_jax.models import winograd
-from sdipc_jax.prompts import empty_prompt
+from sdipc_jax.prompts.contexts import empty_prompt
 from sdipc_jax.safety import flag_pictures
 from sdipc_jax.samplers import SAMPLERS
 from sdipc_jax.settings import BOTH_INTERVALS, Defaults

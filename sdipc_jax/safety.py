@@ -4,7 +4,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int32
 
-from sdipc_jax.bundle import Params, SafetySide, apply
+from sdipc_jax.checkpoints.bundle import Params, SafetySide, apply
 from sdipc_jax.models import StableDiffusionSafetyChecker
 from sdipc_jax.pictures.preprocessing import Preprocessing
 

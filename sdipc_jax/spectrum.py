@@ -9,13 +9,13 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from sdipc_jax.bundle import Bundle
-from sdipc_jax.captions import CAPTIONS
+from sdipc_jax.checkpoints.bundle import Bundle
 from sdipc_jax.errors import printable
 from sdipc_jax.files import write_atomically
-from sdipc_jax.projection import Projection
-from sdipc_jax.prompts import end_positions, text_prompt
-from sdipc_jax.tokens import tokenize
+from sdipc_jax.prompts.captions import CAPTIONS
+from sdipc_jax.prompts.contexts import end_positions, text_prompt
+from sdipc_jax.prompts.projection import Projection
+from sdipc_jax.prompts.tokens import tokenize
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from benchmarks.work import Work
 from jax._src.cudnn import fused_attention_stablehlo
 from sizes import sd15
 
-from sdipc_jax.bundle import Bundle, apply
+from sdipc_jax.checkpoints.bundle import Bundle, apply
 from sdipc_jax.generate import advance, begin
 
 

@@ -13,7 +13,7 @@ import pytest
 from PIL import Image
 
 from sdipc_jax import Bundle, InputError, closed_form, encode_images, load, read_pictures
-from sdipc_jax.bundle import SafetySide
+from sdipc_jax.checkpoints.bundle import SafetySide
 from sdipc_jax.models import CLIPVisionConfig
 from sdipc_jax.pictures.preprocessing import Preprocessing
 from tests.compare import relative_error

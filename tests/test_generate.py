@@ -27,7 +27,7 @@ from sdipc_jax import (
     text_prompt,
     tokenize,
 )
-from sdipc_jax.bundle import SafetySide
+from sdipc_jax.checkpoints.bundle import SafetySide
 from sdipc_jax.generate import advance, begin, finish, to_uint8
 from sdipc_jax.models import CLIPVisionModel, StableDiffusionSafetyChecker
 from sdipc_jax.pictures.preprocessing import Preprocessing, preprocess

@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 
 from sdipc_jax import Bundle, InputError, closed_form, convert, text_prompt, tokenize, truncated_pinv
-from sdipc_jax.captions import CAPTIONS
 from sdipc_jax.models import CLIPTextConfig
-from sdipc_jax.projection import default_scale
+from sdipc_jax.prompts.captions import CAPTIONS
+from sdipc_jax.prompts.projection import default_scale
 from tests.compare import relative_error
 
 SINGULAR_VALUES = np.array([5.0, 2.0, 0.9, 0.31, 0.29, 0.01])

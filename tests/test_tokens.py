@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 
 from sdipc_jax import Bundle, InputError, tokenize
-from sdipc_jax.bundle import SpecialTokens
-from sdipc_jax.tokens import load_tokenizer, special_tokens
+from sdipc_jax.checkpoints.bundle import SpecialTokens
+from sdipc_jax.checkpoints.tokenizer import load_tokenizer, special_tokens
 from tests.tiny import START, write_tokenizer
 
 

@@ -16,7 +16,7 @@ from jax.sharding import Mesh
 
 import sdipc_jax as sdipc
 from sdipc_jax import cli, parallel, tuning
-from sdipc_jax.bundle import Bundle
+from sdipc_jax.checkpoints.bundle import Bundle
 from sdipc_jax.checkpoints.keys import flatten
 from sdipc_jax.tuning.config import RunSettings
 from sdipc_jax.tuning.data import Draw, find_examples

@@ -17,7 +17,7 @@ from safetensors.numpy import load_file, save_file
 
 import sdipc_jax as sdipc
 from sdipc_jax import tuning
-from sdipc_jax.bundle import Bundle
+from sdipc_jax.checkpoints.bundle import Bundle
 from sdipc_jax.checkpoints.keys import flatten, torch_name
 from sdipc_jax.errors import InputError
 from sdipc_jax.samplers import SchedulerConfig

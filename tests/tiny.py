@@ -8,7 +8,7 @@ from typing import Any
 import jax.numpy as jnp
 
 from sdipc_jax import Bundle, save
-from sdipc_jax.bundle import Config, SafetySide, SpecialTokens, VisionSide
+from sdipc_jax.checkpoints.bundle import Config, SafetySide, SpecialTokens, VisionSide
 from sdipc_jax.models import CLIPTextConfig, CLIPVisionConfig, UNetConfig, VAEConfig
 from sdipc_jax.pictures.preprocessing import Preprocessing
 from sdipc_jax.samplers import SchedulerConfig

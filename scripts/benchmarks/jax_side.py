@@ -15,7 +15,7 @@ import sdipc_jax as sdipc
 from benchmarks.flops import flops_of
 from benchmarks.work import COPIED, GUIDANCE, PRODUCT, Ready, Work, process_peak, serve, tuning_batch
 from sdipc_jax import tuning
-from sdipc_jax.bundle import Bundle, apply
+from sdipc_jax.checkpoints.bundle import Bundle, apply
 from sdipc_jax.checkpoints.load import load_weights, read_config
 from sdipc_jax.compilation import use_eigen
 from sdipc_jax.generate import advance, begin, finish, to_uint8

@@ -25,7 +25,7 @@ from transformers import CLIPVisionConfig, CLIPVisionModel
 
 from benchmarks.work import GUIDANCE, Ready, Work, process_peak, serve, tuning_batch
 from sdipc_jax import tuning
-from sdipc_jax.bundle import Params
+from sdipc_jax.checkpoints.bundle import Params
 from sdipc_jax.checkpoints.load import load_weights, read_config
 from tests.parity.oracle import options, with_weights
 from tests.parity.tuning_oracle import Twin

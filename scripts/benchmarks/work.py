@@ -10,7 +10,7 @@ from typing import Any, Literal, Protocol
 
 import numpy as np
 
-from sdipc_jax.bundle import Config
+from sdipc_jax.checkpoints.bundle import Config
 
 Part = Literal["product", "copy", "unet", "decode", "encode", "picture", "tune"]
 

@@ -18,7 +18,7 @@ from jaxtyping import Array, Bool, Float, Int
 from embedded.augment import mixed, random_views, with_partners
 from embedded.tower import ConvolutionalTower
 from embedded.training import Tree, arithmetic
-from sdipc_jax.bundle import apply
+from sdipc_jax.checkpoints.bundle import apply
 from sdipc_jax.models import CLIPTextConfig, CLIPTextModel, CLIPVisionConfig, CLIPVisionModel
 
 # What each stage trains.

@@ -8,7 +8,7 @@ from embedded.stages import clip_of, unet_of, vae_of
 from embedded.training import Tree
 from embedded.unet import SCHEDULER
 from sdipc_jax import Bundle, save
-from sdipc_jax.bundle import Config, SpecialTokens, VisionSide
+from sdipc_jax.checkpoints.bundle import Config, SpecialTokens, VisionSide
 from sdipc_jax.pictures.preprocessing import Preprocessing
 from sdipc_jax.samplers import SchedulerConfig
 from sdipc_jax.settings import Defaults

@@ -23,7 +23,7 @@ from sdipc_jax.errors import InputError
 from sdipc_jax.evaluate.corpus import Corpus
 from sdipc_jax.evaluate.metrics import cosines, recall
 from sdipc_jax.models import CLIPTextConfig, CLIPVisionConfig, UNetConfig, VAEConfig
-from sdipc_jax.projection import truncated_pinv
+from sdipc_jax.prompts.projection import truncated_pinv
 
 Settings = dict[str, Any]
 

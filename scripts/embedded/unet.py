@@ -8,7 +8,7 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from embedded.training import Tree, arithmetic
-from sdipc_jax.bundle import apply
+from sdipc_jax.checkpoints.bundle import apply
 from sdipc_jax.models import UNet2DConditionModel, UNetConfig
 
 SCHEDULER: Tree = {

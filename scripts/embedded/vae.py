@@ -8,7 +8,7 @@ from jaxtyping import Array, Float
 
 from embedded.augment import random_views
 from embedded.training import Tree
-from sdipc_jax.bundle import apply
+from sdipc_jax.checkpoints.bundle import apply
 from sdipc_jax.models import AutoencoderKL, VAEConfig
 
 

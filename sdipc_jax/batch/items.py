@@ -13,13 +13,13 @@ from jaxtyping import Float32, Int32
 from sdipc_jax.batch.settings import JobSettings, Row
 from sdipc_jax.batch.sources import RawRow
 from sdipc_jax.batch.storage import read_input
-from sdipc_jax.bundle import Config
+from sdipc_jax.checkpoints.bundle import Config
 from sdipc_jax.errors import InputError
 from sdipc_jax.pictures.preprocessing import preprocess
 from sdipc_jax.pictures.reading import decode_picture
+from sdipc_jax.prompts.tokens import token_ids
 from sdipc_jax.records import Record, digest_of
 from sdipc_jax.settings import Defaults
-from sdipc_jax.tokens import token_ids
 
 Size = tuple[int, int]
 

@@ -15,13 +15,13 @@ from jaxtyping import Array, Bool, Float, Float32, Int, UInt8
 from sdipc_jax.batch.items import Item, Size, index_of
 from sdipc_jax.batch.settings import JobSettings
 from sdipc_jax.batches import in_batches, pad
-from sdipc_jax.bundle import Bundle
+from sdipc_jax.checkpoints.bundle import Bundle
 from sdipc_jax.generate import advance, begin, finish
 from sdipc_jax.parallel import AXIS, on_each_device, place, replicate
-from sdipc_jax.projection import Projection, convert
-from sdipc_jax.prompts import edit_prompt, text_prompt
+from sdipc_jax.prompts.contexts import edit_prompt, text_prompt
+from sdipc_jax.prompts.projection import Projection, convert
+from sdipc_jax.prompts.vision import encode_images
 from sdipc_jax.settings import Defaults
-from sdipc_jax.vision import encode_images
 
 # Pictures that a device encodes at once, whatever the batch of the sampler: one program, and so the same vectors.
 _ENCODED = 16

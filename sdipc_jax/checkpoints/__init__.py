@@ -1,6 +1,10 @@
-"""Checkpoints in diffusers' folder layout, to and from parameter trees."""
+"""A checkpoint's files in, a bundle of parameters and configuration out, and back.
 
+Imports models, samplers, pictures (CLIP's preprocessing) and the ground floor.
+"""
+
+from sdipc_jax.checkpoints.bundle import Bundle, Config
 from sdipc_jax.checkpoints.load import load
 from sdipc_jax.checkpoints.save import save
 
-__all__ = ["load", "save"]
+__all__ = ["Bundle", "Config", "load", "save"]

@@ -7,7 +7,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from sdipc_jax.bundle import Bundle, Params
+from sdipc_jax.checkpoints.bundle import Bundle, Params
 from sdipc_jax.checkpoints.keys import flatten, unflatten
 from sdipc_jax.errors import InputError
 

@@ -21,7 +21,7 @@ import numpy as np
 from jaxtyping import Array
 from safetensors.numpy import save as to_safetensors
 
-from sdipc_jax.bundle import Bundle, Config, Params
+from sdipc_jax.checkpoints.bundle import Bundle, Config, Params
 from sdipc_jax.checkpoints.keys import OVERWRITE, flatten, from_torch, to_torch, torch_name, torch_shape, unflatten
 from sdipc_jax.checkpoints.tensors import read_header, read_metadata
 from sdipc_jax.errors import InputError

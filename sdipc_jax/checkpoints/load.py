@@ -6,10 +6,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from sdipc_jax.bundle import Bundle, Config, Params, SafetySide, SpecialTokens, VisionSide
+from sdipc_jax.checkpoints.bundle import Bundle, Config, Params, SafetySide, SpecialTokens, VisionSide
 from sdipc_jax.checkpoints.delta import apply_delta, load_delta
 from sdipc_jax.checkpoints.keys import DEEP_PROMPTS_FILE, INVERSE_FILE, OVERWRITE
 from sdipc_jax.checkpoints.tensors import load_tree, read_header, read_metadata
+from sdipc_jax.checkpoints.tokenizer import special_tokens
 from sdipc_jax.errors import InputError, printable
 from sdipc_jax.models import CLIPTextConfig, CLIPVisionConfig, UNetConfig, VAEConfig
 from sdipc_jax.models.config import Architecture
@@ -17,7 +18,6 @@ from sdipc_jax.models.deep_prompts import DeepPrompts
 from sdipc_jax.pictures.preprocessing import Preprocessing
 from sdipc_jax.samplers import SchedulerConfig
 from sdipc_jax.settings import Defaults
-from sdipc_jax.tokens import special_tokens
 
 EMBEDDED = Path(__file__).parent.parent / "embedded"
 

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from safetensors.numpy import save_file
 
-from sdipc_jax.bundle import Bundle, Config, Params
+from sdipc_jax.checkpoints.bundle import Bundle, Config, Params
 from sdipc_jax.checkpoints.keys import DEEP_PROMPTS_FILE, INVERSE_FILE, OVERWRITE, flatten, to_torch, torch_name
 from sdipc_jax.errors import InputError
 from sdipc_jax.models.config import Architecture, CLIPTextConfig, CLIPVisionConfig

@@ -93,8 +93,8 @@ def evaluate(settings: EvaluateSettings, report: Callable[[float], None]) -> Eva
     from sdipc_jax.files import write_atomically
     from sdipc_jax.pictures.outputs import check_writable
     from sdipc_jax.pictures.sheets import contact_sheet, save_png
-    from sdipc_jax.projection import closed_form, convert
-    from sdipc_jax.prompts import image_prompt
+    from sdipc_jax.prompts.contexts import image_prompt
+    from sdipc_jax.prompts.projection import closed_form, convert
     from sdipc_jax.samplers import SAMPLERS
 
     config = read_config(settings.model, settings.clip, dtype=settings.dtype)

@@ -9,15 +9,15 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Bool, Float, Int, UInt8
 
-from sdipc_jax.bundle import Bundle
+from sdipc_jax.checkpoints.bundle import Bundle
 from sdipc_jax.evaluate.corpus import Corpus
 from sdipc_jax.evaluate.metrics import cosines, spearman
 from sdipc_jax.evaluate.retrieval import end_states, image_features, text_projection
 from sdipc_jax.evaluate.sampling import Sampler
 from sdipc_jax.evaluate.tables import Estimate, Table
-from sdipc_jax.projection import Projection, convert
-from sdipc_jax.prompts import edit_prompt
-from sdipc_jax.tokens import tokenize
+from sdipc_jax.prompts.contexts import edit_prompt
+from sdipc_jax.prompts.projection import Projection, convert
+from sdipc_jax.prompts.tokens import tokenize
 
 ALPHAS = (0.0, 0.2, 0.4, 0.6, 0.8, 1.0)
 

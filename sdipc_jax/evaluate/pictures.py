@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Float, Int, Shaped, UInt8
 
-from sdipc_jax.bundle import Bundle
+from sdipc_jax.checkpoints.bundle import Bundle
 from sdipc_jax.evaluate.backbone import EXTRA, Backbone
 from sdipc_jax.evaluate.corpus import Corpus
 from sdipc_jax.evaluate.metrics import (
@@ -20,9 +20,9 @@ from sdipc_jax.evaluate.metrics import (
 from sdipc_jax.evaluate.retrieval import Captions, image_features, retrieval_columns
 from sdipc_jax.evaluate.sampling import Sampler, reconstruct, resized
 from sdipc_jax.evaluate.tables import Estimate, Table
-from sdipc_jax.projection import Projection, convert
-from sdipc_jax.prompts import image_prompt, text_prompt
-from sdipc_jax.tokens import tokenize
+from sdipc_jax.prompts.contexts import image_prompt, text_prompt
+from sdipc_jax.prompts.projection import Projection, convert
+from sdipc_jax.prompts.tokens import tokenize
 
 OWN, INDEPENDENT = "own CLIP", "EffNet-Lite0"
 SD_IPC, TEXT, STYLED, SHUFFLED = "SD-IPC", "text prompt", "text prompt with the style", "SD-IPC of another picture"

@@ -8,15 +8,15 @@ import numpy as np
 from jaxtyping import Float, Float32, Int, Shaped, UInt8
 
 from sdipc_jax.batches import in_batches
-from sdipc_jax.bundle import Bundle
+from sdipc_jax.checkpoints.bundle import Bundle
 from sdipc_jax.evaluate.corpus import Corpus
 from sdipc_jax.evaluate.metrics import cosines, ranks, unit
 from sdipc_jax.evaluate.tables import Estimate, Table
 from sdipc_jax.pictures.preprocessing import preprocess
-from sdipc_jax.projection import Projection, truncated_pinv
-from sdipc_jax.prompts import end_positions, text_prompt
-from sdipc_jax.tokens import tokenize
-from sdipc_jax.vision import encode_images
+from sdipc_jax.prompts.contexts import end_positions, text_prompt
+from sdipc_jax.prompts.projection import Projection, truncated_pinv
+from sdipc_jax.prompts.tokens import tokenize
+from sdipc_jax.prompts.vision import encode_images
 
 Pictures = UInt8[np.ndarray, "N H W 3"]
 Vectors = Float[np.ndarray, "N D"]

@@ -11,7 +11,7 @@ from jaxtyping import Array, Float, Int, UInt8
 from PIL import Image
 
 from sdipc_jax.batches import in_batches
-from sdipc_jax.bundle import Bundle, apply
+from sdipc_jax.checkpoints.bundle import Bundle, apply
 from sdipc_jax.commands import Report
 from sdipc_jax.generate import generate, to_uint8
 

@@ -12,7 +12,7 @@ from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Bool, Float
 
 from sdipc_jax.batches import pad
-from sdipc_jax.bundle import Bundle
+from sdipc_jax.checkpoints.bundle import Bundle
 from sdipc_jax.generate import Request, State, advance, begin, finish, in_pieces
 from sdipc_jax.parallel.mesh import AXIS, Tree, on_each_device, place, replicate
 

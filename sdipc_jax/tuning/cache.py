@@ -12,14 +12,14 @@ from jaxtyping import Array, Float, Float32, Int, UInt8
 from PIL import Image, ImageOps
 
 from sdipc_jax.batches import in_batches
-from sdipc_jax.bundle import Bundle, apply
+from sdipc_jax.checkpoints.bundle import Bundle, apply
 from sdipc_jax.errors import InputError
 from sdipc_jax.pictures.preprocessing import preprocess
-from sdipc_jax.prompts import text_prompt
-from sdipc_jax.tokens import tokenize
+from sdipc_jax.prompts.contexts import text_prompt
+from sdipc_jax.prompts.tokens import tokenize
+from sdipc_jax.prompts.vision import encode_images
 from sdipc_jax.tuning.losses import Batch
 from sdipc_jax.tuning.settings import TuningSettings
-from sdipc_jax.vision import encode_images
 
 
 @dataclass(frozen=True)

@@ -9,9 +9,9 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int, Key
 
-from sdipc_jax.bundle import Params, apply
+from sdipc_jax.checkpoints.bundle import Params, apply
 from sdipc_jax.errors import InputError
-from sdipc_jax.projection import convert
+from sdipc_jax.prompts.projection import convert
 from sdipc_jax.tuning.settings import TuningSettings
 from sdipc_jax.tuning.trainable import Frozen, merge
 

@@ -8,8 +8,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Key
 
-from sdipc_jax.bundle import Bundle
-from sdipc_jax.projection import Projection
+from sdipc_jax.checkpoints.bundle import Bundle
+from sdipc_jax.prompts.projection import Projection
 from sdipc_jax.tuning.losses import Batch
 from sdipc_jax.tuning.settings import TuningSettings
 from sdipc_jax.tuning.step import Metrics, State, init, moving, step, with_moving

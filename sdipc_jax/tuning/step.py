@@ -15,10 +15,10 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float, Int, Key
 
-from sdipc_jax.bundle import Bundle, Params
+from sdipc_jax.checkpoints.bundle import Bundle, Params
 from sdipc_jax.checkpoints.delta import Delta, digest, make_delta
 from sdipc_jax.errors import InputError
-from sdipc_jax.projection import Projection
+from sdipc_jax.prompts.projection import Projection
 from sdipc_jax.tracing import varying_axes
 from sdipc_jax.tuning.losses import Batch, check_batch, draw, objective
 from sdipc_jax.tuning.settings import TuningSettings

@@ -9,13 +9,13 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from sdipc_jax.bundle import Bundle, Config, Params
+from sdipc_jax.checkpoints.bundle import Bundle, Config, Params
 from sdipc_jax.checkpoints.keys import flatten, unflatten
 from sdipc_jax.errors import InputError
 from sdipc_jax.models.deep_prompts import CLIPDeepPrompts, DeepPrompts
-from sdipc_jax.noise_levels import DDIMOptions, alpha_bars, read_options
-from sdipc_jax.projection import Projection, closed_form
-from sdipc_jax.prompts import empty_prompt
+from sdipc_jax.prompts.contexts import empty_prompt
+from sdipc_jax.prompts.projection import Projection, closed_form
+from sdipc_jax.samplers.noise_levels import DDIMOptions, alpha_bars, read_options
 from sdipc_jax.tuning.settings import TuningSettings
 
 

@@ -22,8 +22,8 @@ from diffusers.pipelines.stable_diffusion import safety_checker_flax
 from flax.core import unfreeze
 
 import sdipc_jax as sdipc
-from sdipc_jax.bundle import SafetySide, apply
 from sdipc_jax.checkpoints.bridge import from_flax_pipeline, to_flax_pipeline
+from sdipc_jax.checkpoints.bundle import SafetySide, apply
 from sdipc_jax.checkpoints.keys import flatten
 from sdipc_jax.models import UNetConfig
 from sdipc_jax.pictures.preprocessing import Preprocessing

@@ -9,7 +9,7 @@ import numpy as np
 from jaxtyping import Array, Float, Float32
 
 from sdipc_jax.batches import in_equal_parts
-from sdipc_jax.bundle import Bundle, apply
+from sdipc_jax.checkpoints.bundle import Bundle, apply
 from sdipc_jax.errors import InputError
 from sdipc_jax.pictures.preprocessing import preprocess
 from sdipc_jax.pictures.reading import read_picture

@@ -19,12 +19,12 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from sdipc_jax.bundle import Bundle, Config
-from sdipc_jax.captions import CAPTIONS
+from sdipc_jax.checkpoints.bundle import Bundle, Config
 from sdipc_jax.errors import InputError
 from sdipc_jax.models.layers import precision
-from sdipc_jax.prompts import end_positions, text_prompt
-from sdipc_jax.tokens import tokenize
+from sdipc_jax.prompts.captions import CAPTIONS
+from sdipc_jax.prompts.contexts import end_positions, text_prompt
+from sdipc_jax.prompts.tokens import tokenize
 
 Mode = Literal["tspace", "cspace"]
 Matrix = Float[Array | np.ndarray, "_ _"]

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
-from sdipc_jax.bundle import Bundle, apply
+from sdipc_jax.checkpoints.bundle import Bundle, apply
 from sdipc_jax.errors import InputError
 
 Tokens = Int[Array | np.ndarray, "N L"]

@@ -18,7 +18,7 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from sdipc_jax.errors import InputError
-from sdipc_jax.noise_levels import (
+from sdipc_jax.samplers.noise_levels import (
     FILE,
     DDIMOptions,
     DPMSolverOptions,
@@ -37,8 +37,6 @@ from sdipc_jax.noise_levels import (
     trained_sigmas,
     with_last,
 )
-
-__all__ = ["SAMPLERS", "Sampler", "Schedule", "SchedulerConfig"]
 
 
 class Schedule(NamedTuple):

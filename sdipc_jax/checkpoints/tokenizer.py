@@ -1,0 +1,41 @@
+"""A checkpoint's tokenizer, which is transformers' CLIP tokenizer, and the tokens that it frames texts with."""
+
+import functools
+import os
+from pathlib import Path
+from typing import Any
+
+from sdipc_jax.checkpoints.bundle import SpecialTokens
+from sdipc_jax.errors import InputError
+from sdipc_jax.models import CLIPTextConfig
+
+
+@functools.lru_cache(maxsize=8)
+def load_tokenizer(folder: str) -> Any:
+    """The tokenizer of a checkpoint's folder; kept, since it takes a while to load.
+
+    Raises:
+        InputError: there is no CLIP tokenizer.
+    """
+    path = Path(folder, "tokenizer")
+    if not ((path / "vocab.json").is_file() and (path / "merges.txt").is_file()):
+        raise InputError(f"{path}: expected a CLIP tokenizer with vocab.json and merges.txt")
+    # It says at every import that PyTorch is missing, which is as it should be here.
+    os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
+    # Slow to import, and only needed where there is text.
+    from transformers import CLIPTokenizer
+
+    return CLIPTokenizer.from_pretrained(path, local_files_only=True)
+
+
+def special_tokens(folder: Path, text: CLIPTextConfig) -> SpecialTokens:
+    """The ids of start, end and pad as the tokenizer has them, and L."""
+    tokenizer = load_tokenizer(str(folder))
+    length = min(tokenizer.model_max_length, text.max_position_embeddings)
+    tokens = SpecialTokens(tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id, length)
+    if len(tokenizer) > text.vocab_size or None in (tokens.start, tokens.end, tokens.pad):
+        raise InputError(
+            f"{folder}: the tokenizer has {len(tokenizer)} tokens and the text encoder {text.vocab_size}, "
+            "expected the tokenizer that the text encoder was trained with"
+        )
+    return tokens

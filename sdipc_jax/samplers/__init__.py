@@ -1,0 +1,9 @@
+"""A scheduler's file in, arrays for each step and the step itself out: pure mathematics.
+
+Imports the ground floor alone.
+"""
+
+from sdipc_jax.samplers.methods import SAMPLERS, Sampler, Schedule
+from sdipc_jax.samplers.noise_levels import SchedulerConfig
+
+__all__ = ["SAMPLERS", "Sampler", "Schedule", "SchedulerConfig"]
