@@ -33,9 +33,9 @@ from sizes import sd15
 
 from sdipc_jax.checkpoints.bundle import Bundle, Config
 from sdipc_jax.errors import InputError
-from sdipc_jax.generate import begin
 from sdipc_jax.parallel import AXIS, make_mesh
 from sdipc_jax.parallel.sampling import advance_on, division, finish_on
+from sdipc_jax.sampling.request import begin
 from sdipc_jax.tuning import TuningSettings
 from sdipc_jax.tuning.losses import Batch
 from sdipc_jax.tuning.program import still, train_step

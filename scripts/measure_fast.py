@@ -26,8 +26,8 @@ from sdipc_jax.evaluate.corpus import load_corpus
 from sdipc_jax.evaluate.metrics import bootstrap_interval, cosines, recall
 from sdipc_jax.evaluate.pictures import choose
 from sdipc_jax.evaluate.sampling import Pictures, Sampler
-from sdipc_jax.generate import begin
 from sdipc_jax.prompts.contexts import image_prompt
+from sdipc_jax.sampling.request import begin
 from sdipc_jax.settings import FAST
 
 EXACT: dict[str, Any] = {"steps": 200, "sampler": "ddim"}

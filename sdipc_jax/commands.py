@@ -22,7 +22,6 @@ from sdipc_jax.checkpoints.load import load_weights, read_config
 from sdipc_jax.checkpoints.tensors import load_tree, weight_files
 from sdipc_jax.errors import InputError, printable
 from sdipc_jax.files import write_atomically
-from sdipc_jax.generate import choose_intervals, to_uint8
 from sdipc_jax.parallel import AXIS, Watchdog
 from sdipc_jax.pictures.outputs import OutputFolder, Subject, check_output, check_writable
 from sdipc_jax.pictures.preprocessing import preprocess
@@ -34,6 +33,8 @@ from sdipc_jax.prompts.tokens import token_ids
 from sdipc_jax.prompts.vision import encode_images
 from sdipc_jax.records import Record
 from sdipc_jax.samplers import SAMPLERS
+from sdipc_jax.sampling.decoding import to_uint8
+from sdipc_jax.sampling.request import choose_intervals
 from sdipc_jax.settings import (
     FAST,
     Defaults,

@@ -17,8 +17,10 @@ import numpy as np
 
 import sdipc_jax as sdipc
 from sdipc_jax import parallel
-from sdipc_jax.generate import advance, begin, finish
 from sdipc_jax.parallel.sampling import _divided, advance_on, finish_on
+from sdipc_jax.sampling.decoding import finish
+from sdipc_jax.sampling.loop import advance
+from sdipc_jax.sampling.request import begin
 from tests.tiny import quick_unet, tiny_bundle
 
 COLLECTIVES = r"all-reduce|all-gather|all-to-all|reduce-scatter|collective-permute|collective-broadcast"

@@ -6,7 +6,9 @@ import numpy as np
 from PIL import Image
 
 import sdipc_jax as sdipc
-from sdipc_jax.generate import advance, begin, finish
+from sdipc_jax.sampling.decoding import finish
+from sdipc_jax.sampling.loop import advance
+from sdipc_jax.sampling.request import begin
 
 STEPS, GUIDANCE, NEGATIVE, SCALE, SEED = 20, 7.5, "blue", 27.5, 5
 SAMPLERS = ("ddim", "pndm", "euler", "euler-a", "dpm++2m")

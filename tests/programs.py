@@ -19,12 +19,14 @@ from sdipc_jax import Bundle, tuning
 from sdipc_jax.batch import sampler as batch_sampler
 from sdipc_jax.checkpoints.bundle import Config
 from sdipc_jax.checkpoints.load import read_config
-from sdipc_jax.generate import advance, begin, finish, winograd_kernels
 from sdipc_jax.parallel import make_mesh
 from sdipc_jax.parallel.sampling import advance_on, finish_on
 from sdipc_jax.prompts.contexts import edit_prompt, image_prompt, text_prompt
 from sdipc_jax.prompts.projection import Projection, convert
 from sdipc_jax.prompts.vision import encode_images
+from sdipc_jax.sampling.decoding import finish
+from sdipc_jax.sampling.loop import advance
+from sdipc_jax.sampling.request import begin, winograd_kernels
 from sdipc_jax.tuning.losses import Batch
 from sdipc_jax.tuning.program import still, train_step
 from sdipc_jax.tuning.step import moving

@@ -34,8 +34,8 @@ from sdipc_jax.batch.shards import VectorShard
 from sdipc_jax.batch.sources import open_source
 from sdipc_jax.batch.threads import Ahead, Behind, map_ahead
 from sdipc_jax.errors import InputError
-from sdipc_jax.generate import to_uint8
 from sdipc_jax.interruption import Interruption
+from sdipc_jax.sampling.decoding import to_uint8
 from tests.batch_jobs import Stub, draw, draw_all, manifest, records, write_job, write_rows
 
 Make = Callable[..., Path]

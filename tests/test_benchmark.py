@@ -13,7 +13,8 @@ from jax._src.cudnn import fused_attention_stablehlo
 from sizes import sd15
 
 from sdipc_jax.checkpoints.bundle import Bundle, apply
-from sdipc_jax.generate import advance, begin
+from sdipc_jax.sampling.loop import advance
+from sdipc_jax.sampling.request import begin
 
 
 def test_products_and_convolutions_are_counted() -> None:

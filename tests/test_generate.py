@@ -21,23 +21,25 @@ from sdipc_jax import (
     convert,
     edit_prompt,
     encode_images,
-    generate,
     generate_with_progress,
     image_prompt,
     text_prompt,
     tokenize,
 )
 from sdipc_jax.checkpoints.bundle import SafetySide
-from sdipc_jax.generate import advance, begin, finish, to_uint8
 from sdipc_jax.models import CLIPVisionModel, StableDiffusionSafetyChecker
 from sdipc_jax.pictures.preprocessing import Preprocessing, preprocess
-from sdipc_jax.safety import preprocess_on_device
 from sdipc_jax.samplers import SAMPLERS
+from sdipc_jax.sampling import sample as generate
+from sdipc_jax.sampling.decoding import finish, to_uint8
+from sdipc_jax.sampling.loop import advance
+from sdipc_jax.sampling.request import begin
+from sdipc_jax.sampling.safety import preprocess_on_device
 from tests.random_weights import random_params, random_tree
 from tests.tiny import jax_tree, quick_unet
 
 # The package's attribute of this name is the function.
-MODULE: Any = importlib.import_module("sdipc_jax.generate")
+MODULE: Any = importlib.import_module("sdipc_jax.sampling.decoding")
 
 STEPS = 3
 LARGEST_SEED = 2**32 - 1

@@ -11,10 +11,13 @@ import numpy as np
 import pytest
 from flax import traverse_util
 
-from sdipc_jax import Bundle, generate, generate_with_progress, parallel
-from sdipc_jax.generate import advance, begin, finish
+from sdipc_jax import Bundle, generate_with_progress, parallel
 from sdipc_jax.models import UNet2DConditionModel, UNetConfig, VAEConfig, winograd
 from sdipc_jax.models.vae import AutoencoderKL
+from sdipc_jax.sampling import sample as generate
+from sdipc_jax.sampling.decoding import finish
+from sdipc_jax.sampling.loop import advance
+from sdipc_jax.sampling.request import begin
 from tests.compare import relative_error
 from tests.random_weights import random_params
 from tests.tiny import quick_unet, tiny_bundle
@@ -168,7 +171,7 @@ def test_kernels_are_gone_when_pictures_are_decoded(wide: Bundle, way: str, monk
         alive.append(sum(array.ndim == 3 and array.shape[0] == 36 for array in jax.live_arrays()))
         return jnp.zeros((2, 100, 96, 3)), jnp.zeros(2, bool)
 
-    for module in ("sdipc_jax.generate", "sdipc_jax.parallel.sampling"):
+    for module in ("sdipc_jax.sampling.sample", "sdipc_jax.parallel.sampling"):
         monkeypatch.setattr(import_module(module), "finish", count)
     request, _ = begin(wide, context, **SETTINGS)
     kernels = len(jax.tree.leaves(request.winograd))

@@ -18,8 +18,10 @@ from sdipc_jax import tuning
 from sdipc_jax.checkpoints.bundle import Bundle, apply
 from sdipc_jax.checkpoints.load import load_weights, read_config
 from sdipc_jax.compilation import use_eigen
-from sdipc_jax.generate import advance, begin, finish, to_uint8
 from sdipc_jax.models.layers import precision
+from sdipc_jax.sampling.decoding import finish, to_uint8
+from sdipc_jax.sampling.loop import advance
+from sdipc_jax.sampling.request import begin
 from sdipc_jax.settings import FAST
 from tests.random_weights import random_tree
 

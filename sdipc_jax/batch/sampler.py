@@ -16,11 +16,13 @@ from sdipc_jax.batch.items import Item, Size, index_of
 from sdipc_jax.batch.settings import JobSettings
 from sdipc_jax.batches import in_batches, pad
 from sdipc_jax.checkpoints.bundle import Bundle
-from sdipc_jax.generate import advance, begin, finish
 from sdipc_jax.parallel import AXIS, on_each_device, place, replicate
 from sdipc_jax.prompts.contexts import edit_prompt, text_prompt
 from sdipc_jax.prompts.projection import Projection, convert
 from sdipc_jax.prompts.vision import encode_images
+from sdipc_jax.sampling.decoding import finish
+from sdipc_jax.sampling.loop import advance
+from sdipc_jax.sampling.request import begin
 from sdipc_jax.settings import Defaults
 
 # Pictures that a device encodes at once, whatever the batch of the sampler: one program, and so the same vectors.

@@ -13,8 +13,11 @@ from jaxtyping import Array, Bool, Float
 
 from sdipc_jax.batches import pad
 from sdipc_jax.checkpoints.bundle import Bundle
-from sdipc_jax.generate import Request, State, advance, begin, finish, in_pieces
 from sdipc_jax.parallel.mesh import AXIS, Tree, on_each_device, place, replicate
+from sdipc_jax.sampling.decoding import finish
+from sdipc_jax.sampling.loop import advance
+from sdipc_jax.sampling.request import Request, State, begin
+from sdipc_jax.sampling.sample import in_pieces
 
 # Of the progress bar, where several processes have to cut the loop in the same places.
 _PIECES = 20

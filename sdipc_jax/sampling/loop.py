@@ -1,0 +1,87 @@
+"""The guided loop over the sampler's steps: one compiled program for any piece of it."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from sdipc_jax.checkpoints.bundle import Bundle
+from sdipc_jax.models import winograd
+from sdipc_jax.samplers import SAMPLERS
+from sdipc_jax.sampling.noise import draw_noise
+from sdipc_jax.sampling.request import Request, State
+from sdipc_jax.tracing import varying_axes
+
+
+@jax.jit
+def advance(bundle: Bundle, request: Request, state: State, first: Any, last: Any) -> State:
+    """Evaluations `first` to `last` (excluded) of the loop. The bounds are traced: one program for any piece.
+
+    Where the whole UNet does not always run, it runs at `first` in any case.
+    """
+    config, sampler = bundle.config, SAMPLERS[request.sampler]
+    state = _varying(state, like=(bundle, request))
+    schedule, guidance = request.schedule, request.guidance_scale
+    count = state[0].shape[0]
+
+    def predict(i: Array, x: Array, context: Array, *deep: Array, with_deep: bool = False) -> Any:
+        scaled = (schedule.input_scale[i] * x).astype(config.compute_dtype)
+        inputs = jnp.concatenate([scaled] * (len(context) // count))
+        timesteps = jnp.full(len(inputs), schedule.timesteps[i])
+        unet = {"params": bundle.params["unet"], winograd.COLLECTION: request.winograd}
+        return config.unet_model.apply(unet, inputs, timesteps, context, *deep, with_deep=with_deep)
+
+    def guide(prediction: Float[Array, "M h w C"]) -> Float[Array, "N h w C"]:
+        prediction = prediction.astype(jnp.float32)
+        if len(prediction) == count:
+            return prediction
+        unconditional, conditional = jnp.split(prediction, 2)
+        return jnp.where(guidance > 1, unconditional + guidance * (conditional - unconditional), conditional)
+
+    def everywhere(i: Array, x: Array) -> Float[Array, "N h w C"]:
+        return guide(predict(i, x, request.context))
+
+    def unguided(i: Array, x: Array) -> Float[Array, "N h w C"]:
+        return guide(predict(i, x, request.context[-count:]))
+
+    def whole(i: Array, x: Array, _: Any) -> tuple[Float[Array, "N h w C"], Float[Array, "M h w C_0"]]:
+        prediction, deep = predict(i, x, request.context, with_deep=True)
+        return guide(prediction), deep
+
+    def shallow(i: Array, x: Array, deep: Array) -> tuple[Float[Array, "N h w C"], Float[Array, "M h w C_0"]]:
+        return guide(predict(i, x, request.context, deep)), deep
+
+    def evaluate(i: Array, carried: tuple[State, Any]) -> tuple[State, Any]:
+        (x, history), deep = carried
+        if request.cache_interval is not None:
+            is_whole = (i == first) | (i % request.cache_interval == 0)
+            output, deep = jax.lax.cond(is_whole, whole, shallow, i, x, deep)
+        elif request.guided is not None:
+            output = jax.lax.cond(request.guided[i], everywhere, unguided, i, x)
+        else:
+            output = everywhere(i, x)
+        noise = None
+        if sampler.stochastic:
+            keys = jax.vmap(jax.random.fold_in, in_axes=(0, None))(request.keys, i + 1)
+            channels_first = (x.shape[3], x.shape[1], x.shape[2])
+            noise = draw_noise(keys, channels_first).transpose(0, 2, 3, 1)
+        return sampler.step(schedule, i, x, output, history, noise, request.eta), deep
+
+    deep = None
+    if request.cache_interval is not None:
+        shape = jax.eval_shape(whole, first, state[0], None)[1]
+        deep = _varying(jnp.zeros(shape.shape, shape.dtype), like=state)
+    return jax.lax.fori_loop(first, last, evaluate, (state, deep))[0]
+
+
+def _varying(state: Any, like: Any) -> Any:
+    """Inside shard_map a type tells over which axes of the mesh values differ, and a loop has to end with the type
+    that it began with: that of its results, which differ wherever anything that they depend on does."""
+    axes = frozenset[str]().union(*map(varying_axes, jax.tree.leaves((state, like))))
+
+    def vary(leaf: Array) -> Array:
+        missing = tuple(axes - varying_axes(leaf))
+        return jax.lax.pcast(leaf, missing, to="varying") if missing else leaf
+
+    return jax.tree.map(vary, state)

@@ -1,0 +1,197 @@
+"""What is asked of the sampler: checked, completed by the checkpoint's defaults, and made the loop's first state."""
+
+import operator
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Bool, Float, Int, Key
+
+from sdipc_jax.checkpoints.bundle import Bundle, Params
+from sdipc_jax.errors import InputError
+from sdipc_jax.models import winograd
+from sdipc_jax.prompts.contexts import empty_prompt
+from sdipc_jax.samplers import SAMPLERS
+from sdipc_jax.sampling.noise import draw_noise, keys_of
+from sdipc_jax.settings import BOTH_INTERVALS, Defaults
+
+
+@partial(
+    jax.tree_util.register_dataclass,
+    data_fields=["schedule", "context", "keys", "guidance_scale", "guided", "cache_interval", "eta", "winograd"],
+    meta_fields=["sampler"],
+)
+@dataclass(frozen=True)
+class Request:
+    """All that the loop reads and never changes. Only the sampler's name is static.
+
+    Attributes:
+        schedule: the sampler's arrays, one entry an evaluation of the UNet.
+        context: the negative prompts, then the prompts, (2N, L, D); the prompts alone, (N, L, D), without guidance.
+        keys: one key a picture, (N,).
+        guidance_scale: one a picture, (N, 1, 1, 1).
+        guided: at which evaluations guidance acts, (evaluations,); None if at all of them.
+        cache_interval: the whole UNet runs at every so many evaluations, (); None if at all of them.
+        eta: the share of fresh noise in DDIM, ().
+        winograd: kernels of the UNet in another form, for CPUs (`models.winograd.transformed`).
+    """
+
+    schedule: Any
+    context: Float[Array, "M L D"]
+    keys: Key[Array, " N"]
+    guidance_scale: Float[Array, "N 1 1 1"]
+    guided: Bool[Array, " evaluations"] | None
+    cache_interval: Int[Array, ""] | None
+    eta: Float[Array, ""]
+    winograd: Params
+    sampler: str
+
+    @property
+    def evaluations(self) -> int:
+        """How often the UNet runs; PNDM runs it once more than it has steps."""
+        return self.schedule.timesteps.shape[0]
+
+
+# What goes from piece to piece of the loop: latents (N, h, w, C), and the history of a multistep sampler.
+State = tuple[Float[Array, "N h w C"], Any]
+
+
+def begin(
+    bundle: Bundle,
+    context: Float[Array, "N L D"],
+    *,
+    negative: Float[Array, "*N L D"] | None = None,
+    seeds: Any,
+    indices: Any = 0,
+    latents: Float[Array, "N C h w"] | None = None,
+    steps: int | None = None,
+    guidance_scale: Any = None,
+    guidance_interval: tuple[float, float] | None = None,
+    cache_interval: int | None = None,
+    sampler: str | None = None,
+    eta: Any = 0.0,
+    height: int | None = None,
+    width: int | None = None,
+    karras: bool = False,
+) -> tuple[Request, State]:
+    """The loop's inputs and its first state. See `sample.generate`."""
+    config, defaults = bundle.config, bundle.config.defaults
+    name = defaults.sampler if sampler is None else sampler
+    if name not in SAMPLERS:
+        raise InputError(f"sampler is {name!r}, expected one of {', '.join(SAMPLERS)}")
+    shape = config.latent_shape(
+        defaults.height if height is None else height, defaults.width if width is None else width
+    )
+    count = context.shape[0]
+    if count == 0:
+        raise InputError("there are no prompts, expected at least one: ask for a picture")
+    prompt_shape = (config.tokens.length, config.unet.cross_attention_dim)
+    negative = empty_prompt(bundle) if negative is None else negative
+    for what, prompts in (("context", context), ("negative", negative)):
+        if prompts.shape[1:] != prompt_shape or prompts.shape[0] not in (1, count):
+            raise InputError(f"{what} has shape {prompts.shape}, expected {(count, *prompt_shape)}")
+    if latents is not None and latents.shape != (count, *shape):
+        raise InputError(f"latents have shape {latents.shape}, expected {(count, *shape)}")
+    schedule = SAMPLERS[name].schedule(config.scheduler, defaults.steps if steps is None else steps, karras=karras)
+
+    guidance_scale = defaults.guidance_scale if guidance_scale is None else guidance_scale
+    keys = keys_of(_rows("seeds", seeds, count, _WHOLE), _rows("indices", indices, count, _WHOLE))
+    noise = draw_noise(keys, shape) if latents is None else latents.astype(jnp.float32)
+    x = noise.transpose(0, 2, 3, 1) * schedule.init_noise_sigma
+    guidance = _rows("guidance_scale", guidance_scale, count, _FINITE)[:, None, None, None]
+    interval, cached = choose_intervals(defaults, guidance_interval, cache_interval)
+    if interval is not None and not 0 <= interval[0] <= interval[1] <= 1:
+        raise InputError(
+            f"guidance_interval is {interval!r}, expected two shares of the timesteps, the lower one first"
+        )
+    guided = None
+    if _unguided(guidance_scale):
+        prompts = context
+    else:
+        prompts = jnp.concatenate([jnp.broadcast_to(negative, context.shape), context])
+        if interval is not None:
+            share = np.asarray(schedule.timesteps) / config.scheduler.num_train_timesteps
+            guided = jnp.asarray((interval[0] <= share) & (share <= interval[1]))
+    request = Request(
+        schedule=jax.tree.map(jnp.asarray, schedule),
+        context=prompts.astype(config.compute_dtype),
+        keys=keys,
+        guidance_scale=guidance,
+        guided=guided,
+        cache_interval=jnp.asarray(cached) if cached > 1 else None,
+        eta=_rows("eta", eta, 1, _SHARE)[0],
+        winograd=winograd_kernels(bundle, *shape[1:]),
+        sampler=name,
+    )
+    return request, (x, SAMPLERS[name].init(x))
+
+
+def choose_intervals(
+    defaults: Defaults, guidance_interval: tuple[float, float] | None, cache_interval: int | None
+) -> tuple[tuple[float, float] | None, int]:
+    """The two intervals of `generate`, of which one at most leaves work away: what is asked for, else the checkpoint's.
+
+    Raises:
+        InputError: both are asked for, or a `cache_interval` that is no whole number from 1.
+    """
+    try:
+        asked = 1 if cache_interval is None else operator.index(cache_interval)
+    except TypeError:
+        asked = 0
+    if asked < 1:
+        raise InputError(f"cache_interval is {cache_interval!r}, expected a whole number from 1: choose another")
+    if guidance_interval is not None and asked > 1:
+        raise InputError(BOTH_INTERVALS)
+    if guidance_interval is not None or asked > 1:
+        return guidance_interval, asked
+    return defaults.guidance_interval, defaults.cache_interval if cache_interval is None else asked
+
+
+@partial(jax.jit, static_argnums=(1, 2))
+def winograd_kernels(bundle: Bundle, height: int, width: int) -> Params:
+    """The UNet's kernels in Winograd's form, for latents of this size."""
+    config = bundle.config
+    sample = jnp.zeros((1, height, width, config.unet.in_channels))
+    context = jnp.zeros((1, 1, config.unet.cross_attention_dim))
+    return winograd.transformed(config.unet_model, bundle.params["unet"], sample, jnp.zeros(1), context)
+
+
+@dataclass(frozen=True)
+class _Rule:
+    """What a number may be, and the dtype that it has on the device."""
+
+    dtype: Any
+    expected: str
+    holds: Callable[[Any], bool]
+
+
+_WHOLE = _Rule(
+    jnp.uint32, "a whole number from 0 to 4294967295", lambda value: isinstance(value, int) and 0 <= value < 2**32
+)
+_FINITE = _Rule(jnp.float32, "a finite number", lambda value: abs(value) <= float(np.finfo(np.float32).max))
+_SHARE = _Rule(jnp.float32, "0 to 1", lambda value: 0 <= value <= 1)
+
+
+def _unguided(guidance_scale: Any) -> bool:
+    """Whether no picture is guided, as far as the host knows without asking a device."""
+    return _on_host(guidance_scale) and bool(np.all(np.asarray(guidance_scale) <= 1))
+
+
+def _on_host(values: Any) -> bool:
+    return not any(isinstance(leaf, jax.Array) for leaf in jax.tree.leaves(values))
+
+
+def _rows(name: str, values: Any, count: int, rule: _Rule) -> Array:
+    """One value a picture."""
+    if _on_host(values):
+        for value in np.ravel(values).tolist():
+            if not rule.holds(value):
+                raise InputError(f"{name} is {value!r}, expected {rule.expected}: choose another")
+    array = jnp.asarray(values, rule.dtype)
+    if array.shape not in ((), (1,), (count,)):
+        raise InputError(f"{name} has shape {array.shape}, expected {(count,)}, one value a picture, or one for all")
+    return jnp.broadcast_to(array, (count,))
