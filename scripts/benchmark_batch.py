@@ -20,9 +20,9 @@ import jax.numpy as jnp
 import numpy as np
 
 import sdipc_jax as sdipc
-from sdipc_jax.batch import command
 from sdipc_jax.batch.sampler import Batch, Sampler
 from sdipc_jax.batch.settings import BatchSettings
+from sdipc_jax.commands import batch as command
 
 EXAMPLES = Path(__file__).resolve().parent.parent / "examples"
 

@@ -19,7 +19,7 @@ from tqdm import tqdm
 
 from sdipc_jax.batch.settings import BatchSettings
 from sdipc_jax.errors import InputError, InterruptedRun, MissingProcessError
-from sdipc_jax.evaluate.command import EvaluateSettings
+from sdipc_jax.evaluate.settings import EvaluateSettings
 from sdipc_jax.settings import (
     CommandSettings,
     CompileSettings,
@@ -57,13 +57,6 @@ _COMMANDS: dict[str, Callable[..., CommandSettings]] = {
     "compile": CompileSettings,
     "spectrum": SpectrumSettings,
     "evaluate": EvaluateSettings,
-}
-# Where a command is, if not in `commands`.
-_MODULES = {
-    "batch": "sdipc_jax.batch.command",
-    "compile": "sdipc_jax.precompile",
-    "evaluate": "sdipc_jax.evaluate.command",
-    "tune": "sdipc_jax.tuning.command",
 }
 
 
@@ -136,7 +129,7 @@ def _run(settings: CommandSettings) -> int:
     use_eigen()
     keep_compiled()
     name = next((name for name, kind in _COMMANDS.items() if type(settings) is kind), "tune")
-    module = importlib.import_module(_MODULES.get(name, "sdipc_jax.commands"))
+    module = importlib.import_module(f"sdipc_jax.commands.{name}")
     with _progress(shown=not settings.quiet and not settings.json_) as report:
         result = getattr(module, name)(settings, report)
     summary = result.to_json()

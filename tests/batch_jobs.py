@@ -13,9 +13,9 @@ import yaml
 from PIL import Image
 
 from sdipc_jax import cli
-from sdipc_jax.batch import command
 from sdipc_jax.batch.items import Item
 from sdipc_jax.batch.sampler import Batch
+from sdipc_jax.commands import batch as command
 
 
 def draw(path: Path, seed: int, size: tuple[int, int] = (24, 20)) -> Path:

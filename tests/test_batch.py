@@ -27,12 +27,13 @@ from etils import epath
 from PIL import Image
 
 import sdipc_jax as sdipc
-from sdipc_jax import cli, commands
-from sdipc_jax.batch import command, storage
+from sdipc_jax import cli
+from sdipc_jax.batch import storage
 from sdipc_jax.batch.settings import BatchSettings, JobSettings
 from sdipc_jax.batch.shards import VectorShard
 from sdipc_jax.batch.sources import open_source
 from sdipc_jax.batch.threads import Ahead, Behind, map_ahead
+from sdipc_jax.commands import batch as command
 from sdipc_jax.errors import InputError
 from sdipc_jax.interruption import Interruption
 from sdipc_jax.sampling.decoding import to_uint8
@@ -63,7 +64,7 @@ def pictures(tmp_path: Path) -> Path:
 @pytest.fixture(autouse=True)
 def loaded(tiny: sdipc.Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
     """Loads nothing again that is in memory."""
-    monkeypatch.setattr(commands, "load_weights", lambda config, tuned: tiny)
+    monkeypatch.setattr("sdipc_jax.prompts.converter.load_weights", lambda config, tuned: tiny)
 
 
 def run(job: Path, device: Any = None, **options: Any) -> Any:

@@ -11,7 +11,8 @@ from typing import Any
 
 import pytest
 
-from sdipc_jax import cli, commands
+from sdipc_jax import cli
+from sdipc_jax.commands.outcome import Outcome
 from sdipc_jax.errors import InputError
 
 COMMON = """model clip num-images seed steps guidance-scale guidance-interval cache-interval sampler fast
@@ -117,20 +118,20 @@ class Recorder:
         self.shares: tuple[float, ...] = ()
         self.error: BaseException | None = None
 
-    def __call__(self, settings: Any, report: Any) -> commands.Outcome:
+    def __call__(self, settings: Any, report: Any) -> Outcome:
         self.settings = settings
         for share in self.shares:
             report(share)
         if self.error is not None:
             raise self.error
-        return commands.Outcome([], [Path("out/sheet.png")])
+        return Outcome([], [Path("out/sheet.png")])
 
 
 @pytest.fixture
 def recorder(monkeypatch: pytest.MonkeyPatch) -> Recorder:
     made = Recorder()
-    for command in OPTIONS.keys() & vars(commands).keys():
-        monkeypatch.setattr(commands, command, made)
+    for command in OPTIONS:
+        monkeypatch.setattr(f"sdipc_jax.commands.{command}.{command}", made)
     return made
 
 

@@ -18,9 +18,12 @@ from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
 
 import sdipc_jax as sdipc
-from sdipc_jax import cli, commands, parallel
+from sdipc_jax import cli, parallel
 from sdipc_jax.checkpoints.delta import make_delta
+from sdipc_jax.commands import text as text_command
+from sdipc_jax.commands.job import SamplingJob
 from sdipc_jax.pictures.sheets import read_metadata
+from sdipc_jax.prompts import converter
 from sdipc_jax.settings import FAST, TextSettings, VarySettings
 
 # Two pictures at once on one device, whatever the command: one compiled program for all of them.
@@ -56,6 +59,12 @@ def pictures(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
     return paths
 
 
+def replace_loading(monkeypatch: pytest.MonkeyPatch, load_weights: Any) -> None:
+    """Wherever a command loads weights."""
+    for module in (converter, text_command):
+        monkeypatch.setattr(module, "load_weights", load_weights)
+
+
 class Sampler:
     """Stands in for `parallel.generate` where what it gives does not matter."""
 
@@ -79,11 +88,13 @@ class Sampler:
 @pytest.fixture
 def sampler(tiny: sdipc.Bundle, monkeypatch: pytest.MonkeyPatch) -> Sampler:
     """Neither samples nor loads again what is in memory."""
-    made, load = Sampler(), commands.load_weights
+    made, load = Sampler(), converter.load_weights
     monkeypatch.setattr(parallel, "generate", made)
-    monkeypatch.setattr(
-        commands, "load_weights", lambda config, tuned: load(config, tuned) if tuned or config != tiny.config else tiny
-    )
+
+    def load_weights(config: sdipc.Config, tuned: Path | None) -> sdipc.Bundle:
+        return load(config, tuned) if tuned or config != tiny.config else tiny
+
+    replace_loading(monkeypatch, load_weights)
     return made
 
 
@@ -343,7 +354,7 @@ def test_option_then_checkpoint_then_contract(tiny_folder: Path, tmp_path: Path)
     typed = {"steps": 5, "guidance_scale": 1.5, "sampler": "pndm", "height": 16, "width": 20}
 
     def decided(folder: Path, **values: Any) -> dict[str, Any]:
-        job = commands._SamplingJob(TextSettings(texts=("a",), model=str(folder), **values))
+        job = SamplingJob(TextSettings(texts=("a",), model=str(folder), **values))
         assert job._record().items() >= {name: getattr(job.values, name) for name in typed}.items()
         return job.values.model_dump()
 
@@ -357,7 +368,7 @@ def test_option_then_checkpoint_then_contract(tiny_folder: Path, tmp_path: Path)
     assert decided(told, cache_interval=3) == full | {"guidance_interval": None, "cache_interval": 3}
     assert decided(told, cache_interval=1) == full
     assert decided(bare, **typed) == contract | typed
-    job = commands._SamplingJob(VarySettings(pictures=("a.png",), model=str(told), cutoff=0.2))
+    job = SamplingJob(VarySettings(pictures=("a.png",), model=str(told), cutoff=0.2))
     assert (job.values.cutoff, job.values.scale) == (0.2, 2)
 
 
@@ -482,7 +493,7 @@ def untouched(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
         if "compile" in event:
             compiled.append(event)
 
-    monkeypatch.setattr(commands, "load_weights", loaded)
+    replace_loading(monkeypatch, loaded)
     jax.monitoring.register_event_duration_secs_listener(listen)
     yield
     jax.monitoring.unregister_event_duration_listener(listen)
@@ -677,7 +688,7 @@ def test_clip_and_dtype_options(
         configs.append(config)
         return tiny
 
-    monkeypatch.setattr(commands, "load_weights", load_weights)
+    replace_loading(monkeypatch, load_weights)
     assert run(*arguments, "--clip", tmp_path / "elsewhere", "--dtype", "bfloat16") == 0
     assert configs[0].compute_dtype == "bfloat16"
     assert configs[0].vision_side.folder == str(tmp_path / "elsewhere")

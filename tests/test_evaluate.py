@@ -14,9 +14,9 @@ from PIL import Image
 
 from sdipc_jax import Bundle, closed_form, convert
 from sdipc_jax.batches import in_batches
+from sdipc_jax.commands.evaluate import EvaluateSettings, Evaluation, evaluate
 from sdipc_jax.errors import InputError
 from sdipc_jax.evaluate import backbone, editing, metrics, pictures, retrieval
-from sdipc_jax.evaluate.command import EvaluateSettings, Evaluation, evaluate
 from sdipc_jax.evaluate.corpus import COLUMNS, Corpus
 from sdipc_jax.evaluate.sampling import Sampler
 from sdipc_jax.evaluate.tables import Estimate, Table

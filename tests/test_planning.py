@@ -2,8 +2,8 @@
 
 import pytest
 
+from sdipc_jax.batch.planning import Stage, duration, plan
 from sdipc_jax.errors import InputError
-from sdipc_jax.planning import Stage, duration, plan
 
 STAGES = [Stage("read", 0.01, 2), Stage("sample", 1.0, 16), Stage("encode", 0.1, 4)]
 

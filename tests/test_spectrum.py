@@ -10,7 +10,7 @@ from PIL import Image
 
 import sdipc_jax as sdipc
 from sdipc_jax.checkpoints.bundle import Bundle
-from sdipc_jax.spectrum import Spectrum, measure, plot
+from sdipc_jax.commands.spectrum import Spectrum, measure, plot
 
 MADE = Spectrum([4.0, 2.0, 0.5], rank=2, scale=27.5, end_norm=27.6, caption_cosine=0.98)
 

@@ -10,12 +10,12 @@ from typing import Any
 
 from sdipc_jax.batch.items import Reader
 from sdipc_jax.batch.pipeline import Device, run_batch
+from sdipc_jax.batch.planning import Plan, Stage, plan
 from sdipc_jax.batch.sampler import Batch
 from sdipc_jax.batch.settings import BatchSettings, JobSettings
 from sdipc_jax.batch.shards import encode
 from sdipc_jax.batch.sources import Source
 from sdipc_jax.errors import InputError
-from sdipc_jax.planning import Plan, Stage, plan
 from sdipc_jax.records import Record
 
 # As long as an id, which what is not written has none of.

@@ -12,7 +12,7 @@ from PIL import Image
 
 from sdipc_jax.batches import in_batches
 from sdipc_jax.checkpoints.bundle import Bundle, apply
-from sdipc_jax.commands import Report
+from sdipc_jax.records import Report
 from sdipc_jax.sampling.decoding import to_uint8
 from sdipc_jax.sampling.sample import generate
 

@@ -11,13 +11,13 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int, Key
 
-from sdipc_jax.checkpoints.bundle import Bundle, Params
+from sdipc_jax.checkpoints.bundle import Bundle, Config, Params
 from sdipc_jax.errors import InputError
 from sdipc_jax.models import winograd
 from sdipc_jax.prompts.contexts import empty_prompt
 from sdipc_jax.samplers import SAMPLERS
 from sdipc_jax.sampling.noise import draw_noise, keys_of
-from sdipc_jax.settings import BOTH_INTERVALS, Defaults
+from sdipc_jax.settings import BOTH_INTERVALS, FAST, Defaults, SamplerSettings
 
 
 @partial(
@@ -128,6 +128,20 @@ def begin(
         sampler=name,
     )
     return request, (x, SAMPLERS[name].init(x))
+
+
+def decide(config: Config, settings: SamplerSettings) -> Defaults:
+    """What is typed, and where nothing is, what `fast` stands for and what the checkpoint asks for.
+
+    Raises:
+        InputError: the sampler does not take these steps, or both intervals are asked for.
+    """
+    chosen = {name: getattr(settings, name, None) for name in Defaults.model_fields}
+    defaults = config.defaults.model_copy(update=FAST if settings.fast else {})
+    values = defaults.model_copy(update={name: value for name, value in chosen.items() if value is not None})
+    SAMPLERS[values.sampler].schedule(config.scheduler, values.steps, karras=settings.karras)
+    guidance, cached = choose_intervals(defaults, settings.guidance_interval, settings.cache_interval)
+    return values.model_copy(update={"guidance_interval": guidance, "cache_interval": cached})
 
 
 def choose_intervals(

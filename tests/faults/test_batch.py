@@ -23,10 +23,10 @@ import pytest
 from PIL import Image
 
 import sdipc_jax as sdipc
-from sdipc_jax import commands
-from sdipc_jax.batch import command, storage
+from sdipc_jax.batch import storage
 from sdipc_jax.batch.sampler import Sampler
 from sdipc_jax.batch.settings import BatchSettings
+from sdipc_jax.commands import batch as command
 from sdipc_jax.pictures.preprocessing import preprocess
 from sdipc_jax.pictures.reading import decode_picture
 from tests.batch_jobs import Stub, draw, draw_all, manifest, records, write_job, write_rows
@@ -63,7 +63,7 @@ def run(job: Path, device: Any = Sampler.make, **options: Any) -> Any:
 @pytest.fixture
 def loaded(tiny: sdipc.Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
     """Loads nothing again that is in memory."""
-    monkeypatch.setattr(commands, "load_weights", lambda config, tuned: tiny)
+    monkeypatch.setattr("sdipc_jax.prompts.converter.load_weights", lambda config, tuned: tiny)
 
 
 def refuse(*_: Any) -> Any:

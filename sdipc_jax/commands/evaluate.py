@@ -1,55 +1,32 @@
 """The command `evaluate`: how good a checkpoint is, as tables and sheets."""
 
 import json
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_args
+from typing import Any
 
-import tyro
-from pydantic import Field
+import numpy as np
 
+from sdipc_jax.checkpoints.digests import digests
+from sdipc_jax.checkpoints.load import load_weights, read_config
 from sdipc_jax.errors import InputError
-from sdipc_jax.settings import Count, NotNegative, ProjectionSettings, ResultSettings, SamplerName, Seed
+from sdipc_jax.evaluate import editing, pictures, retrieval
+from sdipc_jax.evaluate.backbone import load_backbone
+from sdipc_jax.evaluate.corpus import load_corpus
+from sdipc_jax.evaluate.sampling import Sampler
+from sdipc_jax.evaluate.settings import EvaluateSettings
+from sdipc_jax.files import write_atomically
+from sdipc_jax.pictures.outputs import check_writable
+from sdipc_jax.pictures.sheets import contact_sheet, save_png
+from sdipc_jax.prompts.contexts import image_prompt
+from sdipc_jax.prompts.projection import closed_form, convert
+from sdipc_jax.records import Report
+from sdipc_jax.samplers import SAMPLERS
 
 _SHEET_PICTURES, _SHEET_VARIATIONS = 10, 6
 _FULL_COUNT, _FULL_SEEDS = 256, 3
 # One edited picture of each kind for so many pictures under test, but enough for an interval.
 _PICTURES_PER_EDITED, _FEWEST_EDITED = 16, 4
-
-
-def _own(metavar: str) -> Any:
-    """Help for an option that the checkpoint decides if it is left out; the schema judges what is typed."""
-    return tyro.conf.arg(constructor=str, metavar=metavar, help_behavior_hint="(default: the checkpoint's own)")
-
-
-class EvaluateSettings(ProjectionSettings, ResultSettings):
-    """Measures a checkpoint the way the paper does: retrieval, recognition, likeness, editing."""
-
-    model: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="CHECKPOINT")] = "embedded"
-    """The checkpoint: `embedded`, or a diffusers pipeline folder."""
-    corpus: Path = Path("build/corpus.npz")
-    """The drawings, as scripts/build_corpus.py writes them."""
-    split: Literal["cells", "unseen", "style", "train"] = "cells"
-    """`cells`: held-out drawings of known things; `unseen`: things never seen; `style`: a style never seen."""
-    count: Annotated[int, Field(ge=4)] = 128
-    """Pictures given as prompts."""
-    seeds: Count = 1
-    """How often each is sampled."""
-    seed: Seed = 0
-    """The first seed."""
-    full: bool = False
-    """At least 256 pictures and three seeds, and text prompts that name the style besides: for the model card."""
-    steps: Annotated[Count | None, _own("INT")] = None
-    """Sampling steps."""
-    guidance_scale: Annotated[NotNegative | None, _own("FLOAT")] = None
-    """How strongly the prompt is followed; 1 or less is no guidance."""
-    sampler: Annotated[SamplerName | None, _own("|".join(get_args(SamplerName)))] = None
-    """The sampling method."""
-    batch_size: Count = 8
-    """Pictures sampled at once."""
-    output_dir: Path = Path("out")
-    """Where evaluation.json, evaluation.md and the sheets go."""
 
 
 @dataclass(frozen=True)
@@ -79,24 +56,8 @@ class Evaluation:
         return self.to_markdown() + "\nSee " + ", ".join(map(str, self.files))
 
 
-def evaluate(settings: EvaluateSettings, report: Callable[[float], None]) -> Evaluation:
+def evaluate(settings: EvaluateSettings, report: Report) -> Evaluation:
     """Measures a checkpoint, and writes tables, sheets and a plot."""
-    # Importing JAX takes seconds, which help and misspelt options need not wait for.
-    import numpy as np
-
-    from sdipc_jax.checkpoints.load import load_weights, read_config
-    from sdipc_jax.commands import digests
-    from sdipc_jax.evaluate import editing, pictures, retrieval
-    from sdipc_jax.evaluate.backbone import load_backbone
-    from sdipc_jax.evaluate.corpus import load_corpus
-    from sdipc_jax.evaluate.sampling import Sampler
-    from sdipc_jax.files import write_atomically
-    from sdipc_jax.pictures.outputs import check_writable
-    from sdipc_jax.pictures.sheets import contact_sheet, save_png
-    from sdipc_jax.prompts.contexts import image_prompt
-    from sdipc_jax.prompts.projection import closed_form, convert
-    from sdipc_jax.samplers import SAMPLERS
-
     config = read_config(settings.model, settings.clip, dtype=settings.dtype)
     _ = config.vision_side
     defaults = config.defaults

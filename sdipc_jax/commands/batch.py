@@ -15,20 +15,22 @@ from sdipc_jax.batch.items import Reader
 from sdipc_jax.batch.manifest import Header, Manifest
 from sdipc_jax.batch.pipeline import SHOWN_FAILURES, Device, Progress, Run
 from sdipc_jax.batch.plan import Measured, PlanOutcome, measure, plan_job
+from sdipc_jax.batch.planning import duration
 from sdipc_jax.batch.sampler import Sampler
 from sdipc_jax.batch.settings import BatchSettings, JobSettings, Row
 from sdipc_jax.batch.sources import Folder, Source, open_source
 from sdipc_jax.batch.storage import is_local
 from sdipc_jax.checkpoints.bundle import Config
+from sdipc_jax.checkpoints.digests import digests
 from sdipc_jax.checkpoints.load import read_config
-from sdipc_jax.commands import Converter, Report, decide, digests
 from sdipc_jax.errors import InputError, printable
 from sdipc_jax.files import read_yaml
 from sdipc_jax.interruption import Interruption, locked
 from sdipc_jax.parallel import make_mesh
-from sdipc_jax.planning import duration
+from sdipc_jax.prompts.converter import Converter
 from sdipc_jax.prompts.tokens import token_ids
-from sdipc_jax.records import Record, digest_of
+from sdipc_jax.records import Record, Report, digest_of
+from sdipc_jax.sampling.request import decide
 from sdipc_jax.settings import Defaults
 
 # What decides every row's result; what a row may say itself is part of the row's key.

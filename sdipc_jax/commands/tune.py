@@ -37,7 +37,7 @@ _SHOWN_DIGITS = 16
 
 
 class Report(Protocol):
-    """Told how much of the command's work is done, 0 to 1, and in words how it goes."""
+    """Told how much of a command's work is done, 0 to 1, and in words how it goes."""
 
     def __call__(self, done: float, text: str = "") -> None: ...
 

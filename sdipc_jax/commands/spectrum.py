@@ -1,7 +1,7 @@
 """What the closed form keeps: the spectrum of the text projection, a picture's energy, the length of text states."""
 
 import io
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -10,12 +10,19 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from sdipc_jax.checkpoints.bundle import Bundle
-from sdipc_jax.errors import printable
+from sdipc_jax.checkpoints.load import read_config
+from sdipc_jax.commands.inputs import read_inputs
+from sdipc_jax.errors import InputError, printable
 from sdipc_jax.files import write_atomically
+from sdipc_jax.pictures.outputs import check_writable
 from sdipc_jax.prompts.captions import CAPTIONS
 from sdipc_jax.prompts.contexts import end_positions, text_prompt
+from sdipc_jax.prompts.converter import Converter
 from sdipc_jax.prompts.projection import Projection
 from sdipc_jax.prompts.tokens import tokenize
+from sdipc_jax.prompts.vision import encode_images
+from sdipc_jax.records import Report
+from sdipc_jax.settings import SpectrumSettings
 
 
 @dataclass(frozen=True)
@@ -62,6 +69,24 @@ class Spectrum:
         if self.plot is not None:
             lines.append(f"plot             {printable(self.plot)}")
         return "\n".join(lines)
+
+
+def spectrum(settings: SpectrumSettings, report: Report) -> Spectrum:
+    """Measures the checkpoint's converter and plots its singular values."""
+    config = read_config(settings.model, settings.clip, dtype=settings.dtype)
+    _ = config.vision_side
+    path = settings.output_dir / "spectrum.png"
+    check_writable(settings.output_dir)
+    if path.exists() and not settings.overwrite:
+        raise InputError(f"{printable(path)} is there already: choose another --output-dir or --overwrite")
+    inputs, _ = read_inputs(config, [settings.picture] if settings.picture else [])
+    converter = Converter(config, settings)
+    features = encode_images(converter.bundle, inputs[0].pixels[None]) if inputs else None
+    measured = replace(measure(converter.bundle, converter.projection, features), plot=str(path))
+    settings.output_dir.mkdir(parents=True, exist_ok=True)
+    plot(measured, path)
+    report(1.0)
+    return measured
 
 
 def measure(bundle: Bundle, projection: Projection, features: Float[Array, "1 D_image"] | None = None) -> Spectrum:

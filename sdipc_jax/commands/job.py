@@ -1,0 +1,142 @@
+"""What `vary`, `edit` and `text` share: checks before anything is compiled, then sampling, then files."""
+
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
+
+import jax
+import numpy as np
+from jaxtyping import Array, Float
+
+from sdipc_jax import parallel
+from sdipc_jax.checkpoints.bundle import Bundle
+from sdipc_jax.checkpoints.digests import digests
+from sdipc_jax.checkpoints.load import read_config
+from sdipc_jax.commands.inputs import read_latents
+from sdipc_jax.commands.outcome import Outcome, notes_of, plain
+from sdipc_jax.parallel import AXIS, Watchdog
+from sdipc_jax.pictures.outputs import OutputFolder, Subject, check_output
+from sdipc_jax.prompts.contexts import text_prompt
+from sdipc_jax.prompts.converter import Converter
+from sdipc_jax.prompts.tokens import token_ids
+from sdipc_jax.records import Record, Report
+from sdipc_jax.sampling.decoding import to_uint8
+from sdipc_jax.sampling.request import decide
+from sdipc_jax.settings import (
+    ParallelSettings,
+    ProjectionSettings,
+    SamplingSettings,
+)
+
+
+class SamplingJob:
+    """What `vary`, `edit` and `text` share. Making one checks the settings against the checkpoint."""
+
+    def __init__(self, settings: SamplingSettings) -> None:
+        self.settings = settings
+        self.mesh = parallel.start(settings)
+        self.config = config = read_config(settings.model, settings.clip, dtype=settings.dtype)
+        if isinstance(settings, ProjectionSettings):
+            _ = config.vision_side
+        self.values = decide(config, settings)
+        shape = config.latent_shape(self.values.height, self.values.width)
+        self.latents = None
+        if settings.latents is not None:
+            self.latents = read_latents(settings.latents, (settings.num_images, *shape))
+        self.negative = token_ids(config, [settings.negative_prompt], truncate=settings.truncate)
+
+    def check(self, subjects: Sequence[Subject]) -> None:
+        """Refuses an output folder that will not do, and processes that do not agree; the last moment to refuse."""
+        settings = self.settings
+        if parallel.is_first():
+            check_output(settings.output_dir, subjects, settings.num_images, settings.overwrite)
+        self.record: Record = {
+            "seed": settings.seed,
+            "settings": self._record(),
+            "checkpoint": digests(self.config, settings.tuned),
+        }
+        parallel.agree(self.record | {"inputs": [subject.record for subject in subjects]})
+
+    def run(
+        self,
+        bundle: Bundle,
+        context: Float[Array, "P L D"],
+        subjects: list[Subject],
+        report: Report,
+        failures: Sequence[Record] = (),
+        converter: Converter | None = None,
+    ) -> Outcome:
+        """Samples `num_images` pictures of each subject; each is saved as soon as its batch is done.
+
+        Of several processes each samples on its devices, and the first receives all pictures and saves them.
+        """
+        settings, several = self.settings, jax.process_count() > 1
+        record = self.record | {"settings": self.record["settings"] | (converter.values if converter else {})}
+        folder = OutputFolder(settings.output_dir, subjects) if parallel.is_first() else None
+        if folder:
+            for failure in failures:
+                folder.add_record(failure)
+        negative = text_prompt(bundle, self.negative)
+        # One device runs the programs that `sdipc compile` has made, which know of no mesh.
+        if self.mesh.size > 1:
+            bundle = parallel.replicate(self.mesh, bundle)
+        rows = [(subject, index) for subject in range(len(subjects)) for index in range(settings.num_images)]
+        size = min(settings.batch_size * self.mesh.size, len(rows))
+        with Watchdog() as watchdog:
+            for first in range(0, len(rows), size):
+                batch = rows[first : first + size]
+
+                def batch_report(done: int, total: int, first: int = first, count: int = len(batch)) -> None:
+                    report((first + count * done / total) / len(rows))
+
+                # A last batch that is not full is filled up, so that it runs the program that is there.
+                filled = batch + batch[-1:] * (size - len(batch))
+                # Only with others is there something to wait for in vain.
+                with watchdog.step() if several else nullcontext():
+                    pictures, flagged = self._sample(bundle, context, negative, filled, batch_report)
+                for (subject, index), picture, is_flagged in zip(batch, pictures, flagged, strict=False):
+                    if folder:
+                        folder.add(subject, index, picture, record | ({"flagged": True} if is_flagged else {}))
+        notes = (*notes_of(each.record for each in subjects), *(converter.notes if converter else ()))
+        if folder is None:
+            return Outcome([], [], list(failures), notes)
+        records = [line for line in folder.records if "file" in line]
+        files = [*(settings.output_dir / line["file"] for line in records), folder.finish()]
+        return Outcome(records, files, list(failures), notes)
+
+    def _sample(
+        self,
+        bundle: Bundle,
+        context: Float[Array, "P L D"],
+        negative: Float[Array, "1 L D"],
+        rows: Sequence[tuple[int, int]],
+        report: Callable[[int, int], None],
+    ) -> tuple[np.ndarray, np.ndarray]:
+        subjects = np.array([subject for subject, _ in rows])
+        indices = np.array([index for _, index in rows])
+        values, settings = self.values, self.settings
+        pictures, flagged = parallel.generate(
+            self.mesh,
+            bundle,
+            context[subjects],
+            report,
+            negative=negative,
+            seeds=settings.seed,
+            indices=indices,
+            latents=None if self.latents is None else self.latents[indices],
+            steps=values.steps,
+            guidance_scale=values.guidance_scale,
+            guidance_interval=values.guidance_interval,
+            cache_interval=values.cache_interval,
+            sampler=values.sampler,
+            eta=settings.eta,
+            height=values.height,
+            width=values.width,
+            karras=settings.karras,
+        )
+        return to_uint8(pictures), np.asarray(flagged)
+
+    def _record(self) -> Record:
+        """Every setting, those left out as the checkpoint has them."""
+        left_out = {"pictures", "picture", "texts", "seed", "output_dir", *ParallelSettings.model_fields}
+        settings = plain(self.settings, left_out) | {"mesh": f"{AXIS}={self.mesh.size}"}
+        return settings | self.values.model_dump(include=set(settings))

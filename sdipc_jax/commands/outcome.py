@@ -1,0 +1,53 @@
+"""What a command did, for people and as JSON."""
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from sdipc_jax.errors import printable
+from sdipc_jax.records import Record
+from sdipc_jax.settings import Settings
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a command did.
+
+    Attributes:
+        records: one for each picture made.
+        failures: one for each input that could not be used, with `input` and `error`.
+        files: what was written, the one to look at last.
+        notes: what a person should know besides.
+    """
+
+    records: list[Record]
+    files: list[Path]
+    failures: list[Record] = field(default_factory=list)
+    notes: tuple[str, ...] = ()
+
+    def to_json(self) -> Record:
+        """What `--json` prints."""
+        return {
+            "records": self.records,
+            "files": [str(path) for path in self.files],
+            "failures": self.failures,
+            "notes": self.notes,
+        }
+
+    def __str__(self) -> str:
+        flagged = sum(record.get("flagged", False) for record in self.records)
+        withheld = f", {flagged} of them withheld by the safety checker" if flagged else ""
+        summary = f"{len(self.records)} done{withheld}, {len(self.failures)} failed; see {printable(self.files[-1])}"
+        return "\n".join([*self.notes, summary])
+
+
+def notes_of(records: Iterable[Record]) -> Iterator[str]:
+    """What is odd about the inputs, a line each."""
+    for record in records:
+        if "notes" in record:
+            yield f"{printable(record['input'])}: {'; '.join(record['notes'])}"
+
+
+def plain(settings: Settings, left_out: set[str]) -> Record:
+    """Settings as a record has them."""
+    return settings.model_dump(mode="json", exclude={"json_", "quiet", "overwrite"} | left_out)

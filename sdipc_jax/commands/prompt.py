@@ -1,0 +1,50 @@
+"""The command `prompt`: pictures in, the prompts themselves out, in a file that other programs read."""
+
+import json
+
+import numpy as np
+from safetensors.numpy import save as to_safetensors
+
+from sdipc_jax.checkpoints.digests import digests
+from sdipc_jax.checkpoints.load import read_config
+from sdipc_jax.commands.inputs import read_inputs
+from sdipc_jax.commands.outcome import Outcome, notes_of, plain
+from sdipc_jax.errors import InputError, printable
+from sdipc_jax.files import write_atomically
+from sdipc_jax.pictures.outputs import check_writable
+from sdipc_jax.prompts.contexts import edit_prompt, image_prompt
+from sdipc_jax.prompts.converter import Converter
+from sdipc_jax.prompts.tokens import token_ids
+from sdipc_jax.records import Report
+from sdipc_jax.settings import PromptSettings
+
+
+def prompt(settings: PromptSettings, report: Report) -> Outcome:
+    """Pictures as prompts, in a safetensors file."""
+    config = read_config(settings.model, settings.clip, dtype=settings.dtype)
+    _ = config.vision_side
+    check_writable(settings.output.parent)
+    if settings.output.is_dir():
+        raise InputError(f"{printable(settings.output)}: found a folder, expected a file: choose another --output")
+    if settings.output.exists() and not settings.overwrite:
+        raise InputError(f"{printable(settings.output)} is there already: choose another --output or --overwrite")
+    tokens = None if settings.text is None else token_ids(config, [settings.text], truncate=settings.truncate)
+    inputs, failures = read_inputs(config, settings.pictures)
+    converter = Converter(config, settings)
+    vectors = converter.vectors([each.pixels for each in inputs])
+    if tokens is None:
+        context = image_prompt(converter.bundle, vectors)
+    else:
+        context = edit_prompt(converter.bundle, vectors, tokens, settings.alpha)
+    arrays = {"prompt_embeds": np.asarray(context), "image_vectors": np.asarray(vectors)}
+    metadata = {
+        "files": json.dumps([each.subject.record["input"] for each in inputs]),
+        "settings": json.dumps(plain(settings, {"pictures", "output"}) | converter.values),
+        "checkpoint": json.dumps(digests(config, settings.tuned)),
+        "format": "pt",
+    }
+    settings.output.parent.mkdir(parents=True, exist_ok=True)
+    write_atomically(settings.output, to_safetensors(arrays, metadata))
+    report(1.0)
+    records = [each.subject.record for each in inputs]
+    return Outcome(records, [settings.output], failures, (*notes_of(records), *converter.notes))

@@ -1,0 +1,20 @@
+"""The command `text`: texts in, pictures out."""
+
+from sdipc_jax.checkpoints.load import load_weights
+from sdipc_jax.commands.job import SamplingJob
+from sdipc_jax.commands.outcome import Outcome
+from sdipc_jax.pictures.outputs import Subject
+from sdipc_jax.prompts.contexts import text_prompt
+from sdipc_jax.prompts.tokens import token_ids
+from sdipc_jax.records import Report
+from sdipc_jax.settings import TextSettings
+
+
+def text(settings: TextSettings, report: Report) -> Outcome:
+    """Plain text to image."""
+    job = SamplingJob(settings)
+    tokens = token_ids(job.config, settings.texts, truncate=settings.truncate)
+    subjects = [Subject(prompt, {"text": prompt}) for prompt in settings.texts]
+    job.check(subjects)
+    bundle = load_weights(job.config, settings.tuned)
+    return job.run(bundle, text_prompt(bundle, tokens), subjects, report)

@@ -1,0 +1,19 @@
+"""The command `vary`: pictures in, variations of them out."""
+
+from sdipc_jax.commands.inputs import read_inputs
+from sdipc_jax.commands.job import SamplingJob
+from sdipc_jax.commands.outcome import Outcome
+from sdipc_jax.prompts.contexts import image_prompt
+from sdipc_jax.prompts.converter import Converter
+from sdipc_jax.records import Report
+from sdipc_jax.settings import VarySettings
+
+
+def vary(settings: VarySettings, report: Report) -> Outcome:
+    """Variations of each picture (eqs. 6 and 7)."""
+    job = SamplingJob(settings)
+    inputs, failures = read_inputs(job.config, settings.pictures)
+    job.check([each.subject for each in inputs])
+    converter = Converter(job.config, settings)
+    context = image_prompt(converter.bundle, converter.vectors([each.pixels for each in inputs]))
+    return job.run(converter.bundle, context, [each.subject for each in inputs], report, failures, converter)
