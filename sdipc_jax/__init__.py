@@ -5,14 +5,22 @@ embedding into the text state that Stable Diffusion reads. Importing this packag
 """
 
 from sdipc_jax import tuning
-from sdipc_jax.checkpoints import load, save
-from sdipc_jax.checkpoints.bundle import Bundle, Config
+from sdipc_jax.checkpoints import Bundle, Config, load, save
 from sdipc_jax.errors import InputError
-from sdipc_jax.prompts.contexts import edit_prompt, empty_prompt, image_prompt, text_prompt
-from sdipc_jax.prompts.projection import Projection, closed_form, convert, truncated_pinv
-from sdipc_jax.prompts.tokens import tokenize
-from sdipc_jax.prompts.vision import encode_images, read_pictures
-from sdipc_jax.sampling.sample import generate, generate_with_progress
+from sdipc_jax.prompts import (
+    Projection,
+    closed_form,
+    convert,
+    edit_prompt,
+    empty_prompt,
+    encode_images,
+    image_prompt,
+    read_pictures,
+    text_prompt,
+    tokenize,
+    truncated_pinv,
+)
+from sdipc_jax.sampling import generate, generate_with_progress
 
 __all__ = [
     "Bundle",

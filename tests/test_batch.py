@@ -29,11 +29,11 @@ from PIL import Image
 import sdipc_jax as sdipc
 from sdipc_jax import cli
 from sdipc_jax.batch import storage
-from sdipc_jax.batch.settings import BatchSettings, JobSettings
+from sdipc_jax.batch.settings import BatchSettings
 from sdipc_jax.batch.shards import VectorShard
-from sdipc_jax.batch.sources import open_source
 from sdipc_jax.batch.threads import Ahead, Behind, map_ahead
 from sdipc_jax.commands import batch as command
+from sdipc_jax.datasets.sources import open_source
 from sdipc_jax.errors import InputError
 from sdipc_jax.interruption import Interruption
 from sdipc_jax.sampling.decoding import to_uint8
@@ -277,7 +277,7 @@ def test_lines_are_not_kept(tmp_path: Path) -> None:
         stream.writelines(f'{{"picture": "{number}.png"}}\n' for number in range(100_000))
     tracemalloc.start()
     try:
-        source = open_source(JobSettings(source=str(tmp_path / "in.jsonl")))
+        source = open_source(str(tmp_path / "in.jsonl"))
         assert source.fingerprint()[1] == 100_000
         rows = source.rows(lambda row: row % 1000 == 0)
         assert [row.values["picture"] for row in rows] == [f"{number}.png" for number in range(0, 100_000, 1000)]

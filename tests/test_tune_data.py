@@ -9,9 +9,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from sdipc_jax.datasets.examples import data_digest
 from sdipc_jax.errors import InputError
 from sdipc_jax.tuning.config import RunSettings, check_unchanged, read_run
-from sdipc_jax.tuning.data import Batches, Draw, augment, data_digest, find_examples
+from sdipc_jax.tuning.data import Batches, Draw, augment, find_examples
 from tests.tuning_runs import write_pictures
 
 

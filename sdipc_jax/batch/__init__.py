@@ -1,1 +1,4 @@
-"""Resumable generation over a data set: the command `batch`."""
+"""A data set in, shards of pictures out, each exactly once: resumable generation.
+
+Imports parallel, sampling, prompts, checkpoints, datasets and pictures.
+"""

@@ -10,10 +10,10 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float32, Int32
 
-from sdipc_jax.batch.settings import JobSettings, Row
-from sdipc_jax.batch.sources import RawRow
+from sdipc_jax.batch.settings import JobSettings
 from sdipc_jax.batch.storage import read_input
 from sdipc_jax.checkpoints.bundle import Config
+from sdipc_jax.datasets.rows import RawRow, Row
 from sdipc_jax.errors import InputError
 from sdipc_jax.pictures.preprocessing import preprocess
 from sdipc_jax.pictures.reading import decode_picture

@@ -20,8 +20,8 @@ from sdipc_jax.batch.manifest import Manifest
 from sdipc_jax.batch.sampler import Batch
 from sdipc_jax.batch.settings import JobSettings
 from sdipc_jax.batch.shards import Shard, container, encode, file_name
-from sdipc_jax.batch.sources import RawRow
 from sdipc_jax.batch.threads import Ahead, Behind, map_ahead
+from sdipc_jax.datasets.rows import RawRow
 from sdipc_jax.errors import InputError, printable
 from sdipc_jax.parallel import Watchdog
 from sdipc_jax.records import Record

@@ -14,7 +14,7 @@ from sdipc_jax.batch.planning import Plan, Stage, plan
 from sdipc_jax.batch.sampler import Batch
 from sdipc_jax.batch.settings import BatchSettings, JobSettings
 from sdipc_jax.batch.shards import encode
-from sdipc_jax.batch.sources import Source
+from sdipc_jax.datasets.sources import Source
 from sdipc_jax.errors import InputError
 from sdipc_jax.records import Record
 

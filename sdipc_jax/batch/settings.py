@@ -15,8 +15,6 @@ from sdipc_jax.settings import (
     Positive,
     ProjectionSettings,
     SamplerSettings,
-    Seed,
-    Settings,
     Side,
 )
 
@@ -130,43 +128,3 @@ class JobSettings(SamplerSettings, ProjectionSettings):
     """Rows in a shard: what is done again at most after a kill. Best a multiple of the batch on all devices."""
     batch_size: Count = 16
     """Pictures that a device samples at once."""
-
-
-class Row(Settings):
-    """A row of the data set."""
-
-    picture: _Path | None = None
-    """A picture's path, relative to the file that names it."""
-    pictures: tuple[_Path, ...] = ()
-    """Or several, whose vectors are averaged."""
-    weights: tuple[Finite, ...] = ()
-    """Of the pictures in that average; as many, and with a sum that is not 0."""
-    text: str | None = None
-    """What to change (eq. 8)."""
-    alpha: Finite | None = None
-    """Weight of the text."""
-    negative_prompt: str | None = None
-    """What guidance leads away from."""
-    seed: Seed | None = None
-    """Gives variation 0 of this seed. Without it the row's id numbers a variation of the job's seed."""
-    height: Side | None = None
-    """One of the job's sizes."""
-    width: Side | None = None
-    """One of the job's sizes."""
-
-    @model_validator(mode="after")
-    def _pictures_and_weights(self) -> Self:
-        if (self.picture is None) != bool(self.pictures):
-            raise ValueError("found both or neither of picture and pictures, expected one of them: name the picture")
-        if self.weights and len(self.weights) != len(self.names):
-            raise ValueError(
-                f"found {len(self.weights)} weights for {len(self.names)} pictures, expected as many: correct them"
-            )
-        if self.weights and not abs(sum(self.weights)) > 1e-6 * sum(map(abs, self.weights)):
-            raise ValueError(f"weights are {list(self.weights)}, expected a sum that is not 0: correct them")
-        return self
-
-    @property
-    def names(self) -> tuple[str, ...]:
-        """The pictures' paths."""
-        return self.pictures or (self.picture or "",)

@@ -1,6 +1,6 @@
 """A checkpoint's files in, a bundle of parameters and configuration out, and back.
 
-Imports models, samplers, pictures (CLIP's preprocessing) and the ground floor.
+Imports samplers, pictures and models.
 """
 
 from sdipc_jax.checkpoints.bundle import Bundle, Config

@@ -1,4 +1,5 @@
 """Settings in, files out: each command is a function in a module of its own name.
 
-Imports every room; none imports it. What can be refused is refused before anything is compiled.
+What can be refused is refused before anything is compiled. No room imports this one. Imports evaluate, tuning, batch,
+parallel, sampling, prompts, checkpoints, datasets, samplers and pictures.
 """

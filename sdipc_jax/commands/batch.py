@@ -17,12 +17,13 @@ from sdipc_jax.batch.pipeline import SHOWN_FAILURES, Device, Progress, Run
 from sdipc_jax.batch.plan import Measured, PlanOutcome, measure, plan_job
 from sdipc_jax.batch.planning import duration
 from sdipc_jax.batch.sampler import Sampler
-from sdipc_jax.batch.settings import BatchSettings, JobSettings, Row
-from sdipc_jax.batch.sources import Folder, Source, open_source
+from sdipc_jax.batch.settings import BatchSettings, JobSettings
 from sdipc_jax.batch.storage import is_local
 from sdipc_jax.checkpoints.bundle import Config
 from sdipc_jax.checkpoints.digests import digests
 from sdipc_jax.checkpoints.load import read_config
+from sdipc_jax.datasets.rows import Row
+from sdipc_jax.datasets.sources import Folder, Source, open_source
 from sdipc_jax.errors import InputError, printable
 from sdipc_jax.files import read_yaml
 from sdipc_jax.interruption import Interruption, locked
@@ -132,7 +133,7 @@ class _Job:
             config.latent_shape(height, width)
         texts = [each for each in (settings.text, settings.negative_prompt) if each is not None]
         token_ids(config, texts, truncate=settings.truncate)
-        source = open_source(settings)
+        source = open_source(settings.source, settings.columns)
         _check_apart(source, settings.output_dir)
         sha256, rows = source.fingerprint()
         if rows == 0:

@@ -17,6 +17,7 @@ from sdipc_jax import parallel
 from sdipc_jax.checkpoints.delta import save_delta
 from sdipc_jax.checkpoints.load import load_weights, read_config
 from sdipc_jax.checkpoints.save import save
+from sdipc_jax.datasets.examples import data_digest
 from sdipc_jax.errors import InputError, printable
 from sdipc_jax.files import remove_leftovers, write_atomically
 from sdipc_jax.interruption import Interruption, locked
@@ -25,7 +26,7 @@ from sdipc_jax.records import Record
 from sdipc_jax.settings import ExportSettings, FtSettings, TuneSettings
 from sdipc_jax.tuning.checkpoints import Checkpoints, Saved, minor_changes
 from sdipc_jax.tuning.config import RunSettings, check_unchanged, read_run
-from sdipc_jax.tuning.data import Batches, data_digest, find_examples
+from sdipc_jax.tuning.data import Batches, find_examples
 from sdipc_jax.tuning.feed import Feed
 from sdipc_jax.tuning.loop import Run
 from sdipc_jax.tuning.many import init_many, select

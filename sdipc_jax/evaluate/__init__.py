@@ -1,1 +1,4 @@
-"""How good a checkpoint's pictures are: the corpus, the metrics, the paper's tables."""
+"""A checkpoint and drawings in, the paper's tables out: the corpus, the metrics, what is measured.
+
+Imports sampling, prompts, checkpoints and pictures.
+"""

@@ -1,4 +1,7 @@
-"""The networks of a Stable Diffusion 1.x or 2.x checkpoint, as Flax Linen modules with PyTorch's numbers."""
+"""Parameters and arrays in, arrays out: the networks of Stable Diffusion as Flax Linen modules with PyTorch's numbers.
+
+Imports no other room.
+"""
 
 from sdipc_jax.models.clip import CLIPTextModel, CLIPVisionModel
 from sdipc_jax.models.config import CLIPTextConfig, CLIPVisionConfig, UNetConfig, VAEConfig

@@ -1,4 +1,7 @@
-"""One program over every device of every host: processes, mesh, sampling, and what ends a run that hangs."""
+"""One device's program in, the same over every device of every host out: processes, mesh, what ends a run that hangs.
+
+Imports sampling and checkpoints.
+"""
 
 from sdipc_jax.batches import pad
 from sdipc_jax.parallel.mesh import AXIS, make_mesh, on_each_device, place, replicate

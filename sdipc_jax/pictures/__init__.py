@@ -1,4 +1,4 @@
 """Picture files in, pixels out, and back: reading, CLIP's preprocessing, sheets, a run's folder.
 
-Imports the ground floor alone.
+Imports no other room.
 """

@@ -1,6 +1,6 @@
 """Pictures and texts in, prompts as the UNet reads them out: vision, tokens, eqs. 6 to 8.
 
-Imports checkpoints, pictures and what lies below them.
+Imports checkpoints, pictures and models.
 """
 
 from sdipc_jax.prompts.contexts import edit_prompt, empty_prompt, image_prompt, text_prompt

@@ -1,6 +1,6 @@
 """A scheduler's file in, arrays for each step and the step itself out: pure mathematics.
 
-Imports the ground floor alone.
+Imports no other room.
 """
 
 from sdipc_jax.samplers.methods import SAMPLERS, Sampler, Schedule

@@ -1,6 +1,6 @@
 """Prompts in, pictures out: the request, the guided loop, decoding, the safety checker.
 
-Imports prompts, checkpoints, samplers, pictures, models and the ground floor.
+Imports prompts, checkpoints, samplers, pictures and models.
 """
 
 from sdipc_jax.sampling.sample import generate, generate_with_progress

@@ -1,4 +1,6 @@
-"""Tuning (arXiv 2305.12716, section 4): pure functions for loops of one's own.
+"""Pictures and a checkpoint in, a small file of new weights out (arXiv 2305.12716, section 4).
+
+Pure functions for loops of one's own:
 
 settings = tuning.TuningSettings(mode="ct")
 cache = tuning.make_cache(bundle, settings, pictures)
@@ -6,6 +8,8 @@ state = tuning.init(bundle, settings)
 for i in range(30):
     state, metrics = tuning.step(state, cache.batch(rows), jax.random.fold_in(key, i))
 tuned = tuning.apply(bundle, tuning.delta(state))
+
+Imports parallel, sampling, prompts, checkpoints, datasets, samplers, pictures and models.
 """
 
 from sdipc_jax.checkpoints.delta import Delta, digest, load_delta, save_delta

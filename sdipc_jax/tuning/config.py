@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal, Self
 import yaml
 from pydantic import BeforeValidator, model_validator
 
+from sdipc_jax.datasets.examples import class_name
 from sdipc_jax.errors import InputError, printable
 from sdipc_jax.files import read_yaml
 from sdipc_jax.records import Record
@@ -23,15 +24,6 @@ CHANGEABLE = {
     *("learning_rate", "prompt_learning_rate", "weight_decay", "clip_norm", "betas", "text_weight", "dropout"),
     *("steps", "schedule", "rematerialise", "devices", "processes"),
 }
-
-
-def class_name(folder: str) -> str:
-    """What a folder's name says in a caption.
-
-    >>> class_name("wet_bar")
-    'wet bar'
-    """
-    return folder.replace("_", " ").strip()
 
 
 def _named(found: Any) -> Any:

@@ -10,12 +10,13 @@ from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 
 from sdipc_jax.checkpoints.bundle import Bundle
+from sdipc_jax.datasets.examples import Example, Pictures
 from sdipc_jax.parallel import AXIS, on_each_device, replicate
 from sdipc_jax.pictures.preprocessing import preprocess
 from sdipc_jax.prompts.vision import encode_images
 from sdipc_jax.tuning.cache import encode, encode_captions, fit, make_cache
 from sdipc_jax.tuning.config import RunSettings
-from sdipc_jax.tuning.data import Draw, Example, Pictures, augment
+from sdipc_jax.tuning.data import Draw, augment
 from sdipc_jax.tuning.losses import Batch
 
 # Arrays of a batch on the host; where concepts are stacked along a second axis, (N, K, ...).

@@ -8,6 +8,7 @@ from jax.sharding import Mesh
 from sdipc_jax import parallel
 from sdipc_jax.checkpoints.bundle import Bundle
 from sdipc_jax.checkpoints.delta import apply_delta
+from sdipc_jax.datasets.examples import Example
 from sdipc_jax.pictures.preprocessing import preprocess
 from sdipc_jax.pictures.sheets import contact_sheet, save_png, thumbnail
 from sdipc_jax.prompts.contexts import image_prompt
@@ -15,7 +16,6 @@ from sdipc_jax.prompts.projection import closed_form, convert
 from sdipc_jax.prompts.vision import encode_images
 from sdipc_jax.sampling.decoding import to_uint8
 from sdipc_jax.tuning.config import RunSettings
-from sdipc_jax.tuning.data import Example
 from sdipc_jax.tuning.many import select
 from sdipc_jax.tuning.step import State, delta
 

@@ -7,12 +7,11 @@ import os
 import re
 import tarfile
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 from typing import Any, Protocol
 
 from etils import epath
 
-from sdipc_jax.batch.settings import JobSettings, Row
+from sdipc_jax.datasets.rows import RawRow
 from sdipc_jax.errors import InputError, printable
 from sdipc_jax.pictures.reading import MAX_BYTES
 
@@ -20,66 +19,6 @@ SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
 _LONGEST_LINE = 10_000_000
 
 Wanted = Callable[[int], bool]
-
-
-@dataclass(frozen=True)
-class Input:
-    """A picture, not read yet.
-
-    Attributes:
-        name: as the data set names it: the same wherever the data set lies.
-        where: its path, or its bytes where the data set holds them.
-    """
-
-    name: str
-    where: epath.Path | bytes
-
-
-@dataclass(frozen=True)
-class RawRow:
-    """A row as it stands in the data set.
-
-    Attributes:
-        number: its place in the job, from 0.
-        values: its columns, unchecked.
-        base: the folder that its paths start from; None where no paths can be read.
-        error: why it cannot be read at all.
-    """
-
-    number: int
-    values: dict[str, Any]
-    base: epath.Path | None = None
-    error: str | None = None
-
-    def parse(self, columns: dict[str, str] | None) -> tuple[Row, list[Input]]:
-        """Its settings and pictures.
-
-        Raises:
-            InputError: they are not what a row can hold.
-        """
-        if self.error is not None:
-            raise InputError(self.error)
-        values = self.values
-        if columns is not None:
-            missing = [column for column in columns.values() if column not in values]
-            if missing:
-                raise InputError(f"found no column {missing[0]!r}, expected one as `columns` says: correct the row")
-            values = {name: values[column] for name, column in columns.items()}
-        values = {name: value for name, value in values.items() if value is not None}
-        single = "picture" in values
-        given = [values["picture"]] if single else values.get("pictures")
-        pictures = [_picture(value) for value in given] if isinstance(given, list | tuple) else []
-        # The schema judges names as they can be shown: those from a disk need not be valid Unicode.
-        shown = [printable(name) if isinstance(name, str) else name for name, _ in pictures]
-        if pictures:
-            values |= {"picture": shown[0]} if single else {"pictures": shown}
-        row = Row(**values)
-        inputs = []
-        for name, data in pictures:
-            if data is None and self.base is None:
-                raise InputError(f"found the path {name!r}, expected the picture's bytes: correct the row")
-            inputs.append(Input(name, _at(self.base, name) if data is None else data))
-        return row, inputs
 
 
 class Source(Protocol):
@@ -94,13 +33,17 @@ class Source(Protocol):
         ...
 
 
-def open_source(job: JobSettings) -> Source:
-    """The data set of a job.
+def open_source(source: str | Sequence[str], columns: dict[str, str] | None = None) -> Source:
+    """A data set.
+
+    Args:
+        source: paths, in which `*` and `{00..07}` stand for several.
+        columns: which of a row's settings each column is; the others need not be read.
 
     Raises:
         InputError: there is none, or of no kind that is known here.
     """
-    names = (job.source,) if isinstance(job.source, str) else job.source
+    names = (source,) if isinstance(source, str) else source
     paths = [path for name in names for path in _expand(name)]
     suffixes = {path.suffix.lower() for path in paths}
     if len(paths) == 1 and paths[0].is_dir():
@@ -110,7 +53,7 @@ def open_source(job: JobSettings) -> Source:
     if suffixes == {".tar"}:
         return Tars(paths)
     if suffixes == {".parquet"}:
-        return ParquetFiles(paths, job.columns)
+        return ParquetFiles(paths, columns)
     raise InputError(
         f"source is {printable(names[0])}, expected a folder, a .jsonl file, .tar files or .parquet files: name one"
     )
@@ -287,13 +230,6 @@ class ParquetFiles:
                     yield RawRow(row, batch.slice(place, 1).to_pylist()[0], base)
 
 
-def _picture(value: Any) -> tuple[Any, bytes | None]:
-    """The name and the bytes in a column: a path, bytes, or Hugging Face's {bytes, path}."""
-    if isinstance(value, dict) and value.keys() == {"bytes", "path"}:
-        return value["path"] or "picture", value["bytes"]
-    return ("picture", value) if isinstance(value, bytes) else (value, None)
-
-
 def _expand(name: str) -> list[epath.Path]:
     """The paths that a name with `{00..07}` and `*` stands for."""
     match = re.search(r"\{(\d+)\.\.(\d+)\}", name)
@@ -306,10 +242,6 @@ def _expand(name: str) -> list[epath.Path]:
     if not found:
         raise InputError(f"source is {printable(name)}, but nothing is there: check the path")
     return found
-
-
-def _at(base: epath.Path | None, name: str) -> epath.Path:
-    return epath.Path(name) if base is None or "://" in name else base / name
 
 
 def _members(archive: tarfile.TarFile) -> Iterator[tarfile.TarInfo]:

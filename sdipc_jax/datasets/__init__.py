@@ -1,0 +1,4 @@
+"""Folders, JSON lines, tar shards and Parquet files in, rows of pictures, captions and settings out.
+
+Imports pictures.
+"""
