@@ -26,10 +26,10 @@ os.environ.setdefault("JAX_PLATFORMS", "cpu")
 import jax
 import jax.numpy as jnp
 import tyro
+from benchmarks.sizes import sd15
 from jax.experimental import topologies
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
-from sizes import sd15
 
 from sdipc_jax.checkpoints.bundle import Bundle, Config
 from sdipc_jax.errors import InputError

@@ -17,8 +17,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from benchmarks.flops import flops_of
+from benchmarks.sizes import sd15
 from flax import linen as nn
-from sizes import sd15
 
 from sdipc_jax.compilation import use_eigen
 from sdipc_jax.models import winograd

@@ -8,9 +8,9 @@ import jax
 import jax.numpy as jnp
 import pytest
 from benchmarks.flops import flops_of
+from benchmarks.sizes import sd15
 from benchmarks.work import Work
 from jax._src.cudnn import fused_attention_stablehlo
-from sizes import sd15
 
 from sdipc_jax.checkpoints.bundle import Bundle, apply
 from sdipc_jax.sampling.loop import advance

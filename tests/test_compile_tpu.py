@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from benchmarks.sizes import sd15
 from compile_tpu import Measured, collectives_of
-from sizes import sd15
 
 from tests.processes import finish, start
 

@@ -18,10 +18,19 @@ from jaxtyping import Array, Float
 from PIL import Image
 from safetensors import safe_open
 
-from sdipc_jax import Bundle, Projection, closed_form, convert, encode_images, image_prompt, load, read_pictures
+from sdipc_jax import (
+    Bundle,
+    Projection,
+    closed_form,
+    convert,
+    encode_images,
+    generate,
+    image_prompt,
+    load,
+    read_pictures,
+)
 from sdipc_jax.evaluate.metrics import ranks, unit
 from sdipc_jax.evaluate.retrieval import end_states, image_features, text_projection
-from sdipc_jax.sampling import sample as generate
 from sdipc_jax.sampling.decoding import to_uint8
 
 LARGEST_BYTES = 20_000_000

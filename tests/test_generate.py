@@ -21,6 +21,7 @@ from sdipc_jax import (
     convert,
     edit_prompt,
     encode_images,
+    generate,
     generate_with_progress,
     image_prompt,
     text_prompt,
@@ -30,7 +31,6 @@ from sdipc_jax.checkpoints.bundle import SafetySide
 from sdipc_jax.models import CLIPVisionModel, StableDiffusionSafetyChecker
 from sdipc_jax.pictures.preprocessing import Preprocessing, preprocess
 from sdipc_jax.samplers import SAMPLERS
-from sdipc_jax.sampling import sample as generate
 from sdipc_jax.sampling.decoding import finish, to_uint8
 from sdipc_jax.sampling.loop import advance
 from sdipc_jax.sampling.request import begin

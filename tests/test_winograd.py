@@ -11,10 +11,9 @@ import numpy as np
 import pytest
 from flax import traverse_util
 
-from sdipc_jax import Bundle, generate_with_progress, parallel
+from sdipc_jax import Bundle, generate, generate_with_progress, parallel
 from sdipc_jax.models import UNet2DConditionModel, UNetConfig, VAEConfig, winograd
 from sdipc_jax.models.vae import AutoencoderKL
-from sdipc_jax.sampling import sample as generate
 from sdipc_jax.sampling.decoding import finish
 from sdipc_jax.sampling.loop import advance
 from sdipc_jax.sampling.request import begin

@@ -9,10 +9,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from sizes import sd15
 
 import sdipc_jax as sdipc
 from benchmarks.flops import flops_of
+from benchmarks.sizes import sd15
 from benchmarks.work import COPIED, GUIDANCE, PRODUCT, Ready, Work, process_peak, serve, tuning_batch
 from sdipc_jax import tuning
 from sdipc_jax.checkpoints.bundle import Bundle, apply

@@ -20,9 +20,9 @@ import jax.numpy as jnp
 import numpy as np
 import torch
 from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
-from sizes import sd15
 from transformers import CLIPVisionConfig, CLIPVisionModel
 
+from benchmarks.sizes import sd15
 from benchmarks.work import GUIDANCE, Ready, Work, process_peak, serve, tuning_batch
 from sdipc_jax import tuning
 from sdipc_jax.checkpoints.bundle import Params
