@@ -171,7 +171,7 @@ def _of_tuning(bundle: Bundle) -> Iterator[tuple[str, Any]]:
         batch = training_batch(bundle.config, text=mode == "ft")
         yield (
             f"tuning step, {mode}",
-            lambda state=state, batch=batch: tuning.step.lower(state, batch, jax.random.key(0)),
+            tuning.step.lower(state, batch, jax.random.key(0)),
         )
         if mode == "ft":
             train: Any = train_step(make_mesh("data=1"))
