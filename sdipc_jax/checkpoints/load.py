@@ -17,7 +17,7 @@ from sdipc_jax.models.config import Architecture
 from sdipc_jax.models.deep_prompts import DeepPrompts
 from sdipc_jax.pictures.preprocessing import Preprocessing
 from sdipc_jax.samplers import SchedulerConfig
-from sdipc_jax.settings import Defaults
+from sdipc_jax.settings import CheckpointSettings, Defaults
 
 EMBEDDED = Path(__file__).parent.parent / "embedded"
 
@@ -93,6 +93,11 @@ def read_config(model: str | Path = "embedded", clip: str | Path | None = None, 
     )
     config.latent_shape(config.defaults.height, config.defaults.width)
     return config
+
+
+def configure(settings: CheckpointSettings) -> Config:
+    """The configuration of the checkpoint that a command's settings ask for. See `read_config`."""
+    return read_config(settings.model, settings.clip, dtype=settings.dtype)
 
 
 def load_weights(config: Config, tuned: str | Path | None = None) -> Bundle:

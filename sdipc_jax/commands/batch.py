@@ -21,7 +21,7 @@ from sdipc_jax.batch.settings import BatchSettings, JobSettings
 from sdipc_jax.batch.storage import is_local
 from sdipc_jax.checkpoints.bundle import Config
 from sdipc_jax.checkpoints.digests import digests
-from sdipc_jax.checkpoints.load import read_config
+from sdipc_jax.checkpoints.load import configure
 from sdipc_jax.datasets.rows import Row
 from sdipc_jax.datasets.sources import Folder, Source, open_source
 from sdipc_jax.errors import InputError, printable
@@ -126,7 +126,7 @@ class _Job:
 
     @classmethod
     def make(cls, settings: JobSettings) -> "_Job":
-        config = read_config(settings.model, settings.clip, dtype=settings.dtype)
+        config = configure(settings)
         _ = config.vision_side
         values = decide(config, settings)
         for height, width in ((values.height, values.width), *settings.sizes):

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 
 from sdipc_jax.checkpoints.bundle import Bundle
 from sdipc_jax.checkpoints.delta import load_delta, tuned_config
-from sdipc_jax.checkpoints.load import read_config
+from sdipc_jax.checkpoints.load import configure
 from sdipc_jax.prompts.contexts import text_prompt
 from sdipc_jax.prompts.vision import encode_images
 from sdipc_jax.records import Report
@@ -55,7 +55,7 @@ class Compiled:
 
 def compile(settings: CompileSettings, report: Report) -> Compiled:
     """What `vary`, `edit` and `text` run on one device for these settings, into the user's cache."""
-    config = read_config(settings.model, settings.clip, dtype=settings.dtype)
+    config = configure(settings)
     if settings.tuned is not None:
         config = tuned_config(config, load_delta(settings.tuned))
     values = decide(config, settings)

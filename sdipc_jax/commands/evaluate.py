@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from sdipc_jax.checkpoints.digests import digests
-from sdipc_jax.checkpoints.load import load_weights, read_config
+from sdipc_jax.checkpoints.load import configure, load_weights
 from sdipc_jax.errors import InputError
 from sdipc_jax.evaluate import editing, pictures, retrieval
 from sdipc_jax.evaluate.backbone import load_backbone
@@ -58,7 +58,7 @@ class Evaluation:
 
 def evaluate(settings: EvaluateSettings, report: Report) -> Evaluation:
     """Measures a checkpoint, and writes tables, sheets and a plot."""
-    config = read_config(settings.model, settings.clip, dtype=settings.dtype)
+    config = configure(settings)
     _ = config.vision_side
     defaults = config.defaults
     SAMPLERS[settings.sampler or defaults.sampler].schedule(config.scheduler, settings.steps or defaults.steps)

@@ -10,7 +10,7 @@ from jaxtyping import Array, Float
 from sdipc_jax import parallel
 from sdipc_jax.checkpoints.bundle import Bundle
 from sdipc_jax.checkpoints.digests import digests
-from sdipc_jax.checkpoints.load import read_config
+from sdipc_jax.checkpoints.load import configure
 from sdipc_jax.commands.inputs import read_latents
 from sdipc_jax.commands.outcome import Outcome, notes_of, plain
 from sdipc_jax.parallel import AXIS, Watchdog
@@ -34,7 +34,7 @@ class SamplingJob:
     def __init__(self, settings: SamplingSettings) -> None:
         self.settings = settings
         self.mesh = parallel.start(settings)
-        self.config = config = read_config(settings.model, settings.clip, dtype=settings.dtype)
+        self.config = config = configure(settings)
         if isinstance(settings, ProjectionSettings):
             _ = config.vision_side
         self.values = decide(config, settings)

@@ -6,7 +6,7 @@ import numpy as np
 from safetensors.numpy import save as to_safetensors
 
 from sdipc_jax.checkpoints.digests import digests
-from sdipc_jax.checkpoints.load import read_config
+from sdipc_jax.checkpoints.load import configure
 from sdipc_jax.commands.inputs import read_inputs
 from sdipc_jax.commands.outcome import Outcome, notes_of, plain
 from sdipc_jax.errors import InputError, printable
@@ -21,7 +21,7 @@ from sdipc_jax.settings import PromptSettings
 
 def prompt(settings: PromptSettings, report: Report) -> Outcome:
     """Pictures as prompts, in a safetensors file."""
-    config = read_config(settings.model, settings.clip, dtype=settings.dtype)
+    config = configure(settings)
     _ = config.vision_side
     check_writable(settings.output.parent)
     if settings.output.is_dir():

@@ -10,7 +10,7 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from sdipc_jax.checkpoints.bundle import Bundle
-from sdipc_jax.checkpoints.load import read_config
+from sdipc_jax.checkpoints.load import configure
 from sdipc_jax.commands.inputs import read_inputs
 from sdipc_jax.errors import InputError, printable
 from sdipc_jax.files import write_atomically
@@ -73,7 +73,7 @@ class Spectrum:
 
 def spectrum(settings: SpectrumSettings, report: Report) -> Spectrum:
     """Measures the checkpoint's converter and plots its singular values."""
-    config = read_config(settings.model, settings.clip, dtype=settings.dtype)
+    config = configure(settings)
     _ = config.vision_side
     path = settings.output_dir / "spectrum.png"
     check_writable(settings.output_dir)
