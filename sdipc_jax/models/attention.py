@@ -11,6 +11,7 @@ from jaxtyping import Array, Bool, Float
 
 from sdipc_jax.batches import in_equal_parts
 from sdipc_jax.models.layers import DType, GroupNorm, conv, dense, gelu, layer_norm, precision
+from sdipc_jax.models.weighted import LayerContexts, WeightedContexts
 from sdipc_jax.tracing import platform, varying_axes
 
 # Above this many scores (32 MB) they leave a CPU's cache, and a pass over queries in blocks of this many wins; with
@@ -225,7 +226,7 @@ class Attention(nn.Module):
 
     @nn.compact
     def __call__(
-        self, x: Float[Array, "N Q channels"], context: Float[Array, "N K width"] | None = None
+        self, x: Float[Array, "N Q channels"], context: Float[Array, "N K width"] | LayerContexts | None = None
     ) -> Float[Array, "N Q channels"]:
         channels = x.shape[-1]
         if self.norm_groups is not None:
@@ -236,7 +237,11 @@ class Attention(nn.Module):
             projected = dense(channels, self.dtype, use_bias=self.qkv_bias, name=name)(states)
             return projected.reshape(*states.shape[:-1], self.heads, channels // self.heads)
 
-        attended = dot_product_attention(heads_of(x, "to_q"), heads_of(context, "to_k"), heads_of(context, "to_v"))
+        def attend(query: Float[Array, "N Q heads depth"], context: Float[Array, "N K width"]) -> Array:
+            return dot_product_attention(query, heads_of(context, "to_k"), heads_of(context, "to_v"))
+
+        query = heads_of(x, "to_q")
+        attended = context.attend(query, attend) if isinstance(context, LayerContexts) else attend(query, context)
         return dense(channels, self.dtype, name="to_out_0")(attended.reshape(x.shape))
 
 
@@ -272,7 +277,9 @@ class BasicTransformerBlock(nn.Module):
     dtype: DType = jnp.float32
 
     @nn.compact
-    def __call__(self, x: Float[Array, "N K channels"], context: Float[Array, "N L D"]) -> Float[Array, "N K channels"]:
+    def __call__(
+        self, x: Float[Array, "N K channels"], context: Float[Array, "N L D"] | LayerContexts
+    ) -> Float[Array, "N K channels"]:
         normed = layer_norm(1e-5, self.dtype, name="norm1")(x)
         x = x + Attention(self.heads, self.dtype, name="attn1")(normed, context if self.only_cross_attention else None)
         normed = layer_norm(1e-5, self.dtype, name="norm2")(x)
@@ -292,9 +299,10 @@ class Transformer2DModel(nn.Module):
 
     @nn.compact
     def __call__(
-        self, x: Float[Array, "N h w channels"], context: Float[Array, "N L D"]
+        self, x: Float[Array, "N h w channels"], context: Float[Array, "N L D"] | WeightedContexts
     ) -> Float[Array, "N h w channels"]:
         count, height, width, channels = x.shape
+        own = context.at(self.path, height, width) if isinstance(context, WeightedContexts) else context
         residual = x
         x = GroupNorm(self.groups, 1e-6, self.dtype, name="norm")(x)
 
@@ -306,6 +314,6 @@ class Transformer2DModel(nn.Module):
 
         x = projection("proj_in")(x).reshape(count, height * width, channels)
         x = BasicTransformerBlock(self.heads, self.only_cross_attention, self.dtype, name="transformer_blocks_0")(
-            x, context
+            x, own
         )
         return projection("proj_out")(x.reshape(count, height, width, channels)) + residual

@@ -9,6 +9,10 @@ from jaxtyping import Array, Float
 from sdipc_jax.models.attention import Transformer2DModel
 from sdipc_jax.models.config import UNetConfig
 from sdipc_jax.models.layers import DType, GroupNorm, conv, dense, silu, timestep_embedding, upsample_nearest
+from sdipc_jax.models.weighted import WeightedContexts
+
+# One prompt a picture, or several with weights.
+Context = Float[Array, "N L D"] | WeightedContexts
 
 
 class ResnetBlock2D(nn.Module):
@@ -91,7 +95,7 @@ class DownBlock(Block):
 
     @nn.compact
     def __call__(
-        self, x: Float[Array, "N h w C"], time: Float[Array, "N T"], context: Float[Array, "N L D"]
+        self, x: Float[Array, "N h w C"], time: Float[Array, "N T"], context: Context
     ) -> tuple[Float[Array, "N h2 w2 channels"], tuple[Array, ...]]:
         config, skips = self.config, []
         for index in range(config.layers_per_block):
@@ -110,7 +114,7 @@ class MidBlock(Block):
 
     @nn.compact
     def __call__(
-        self, x: Float[Array, "N h w C"], time: Float[Array, "N T"], context: Float[Array, "N L D"]
+        self, x: Float[Array, "N h w C"], time: Float[Array, "N T"], context: Context
     ) -> Float[Array, "N h w C"]:
         x = self.resnet(0)(x, time)
         x = self.attention(0)(x, context)
@@ -125,7 +129,7 @@ class UpBlock(Block):
         self,
         x: Float[Array, "N h w C"],
         time: Float[Array, "N T"],
-        context: Float[Array, "N L D"],
+        context: Context,
         skips: tuple[Array, ...],
         size: tuple[int, int] | None,
         first: int = 0,
@@ -165,7 +169,7 @@ class UNet2DConditionModel(nn.Module):
         self,
         sample: Float[Array, "N h w C"],
         timesteps: Float[Array, " N"],
-        context: Float[Array, "N L D"],
+        context: Context,
         deep: Float[Array, "N h w C_0"] | None = None,
         *,
         with_deep: bool = False,
@@ -175,7 +179,7 @@ class UNet2DConditionModel(nn.Module):
         Args:
             sample: the noisy latents, any height and width of at least one pixel at the coarsest level.
             timesteps: the training timestep of each picture, in [0, num_train_timesteps), whole or not.
-            context: the prompts' states, (N, L, cross_attention_dim).
+            context: the prompts' states, (N, L, cross_attention_dim), or several of each picture with weights.
             deep: deep features that another run returned. Only the first convolution and what comes after the deep
                 features run then: the last layer on the way up and the last convolution (Ma et al. 2024, DeepCache).
             with_deep: return the deep features too.
@@ -205,7 +209,7 @@ class UNet2DConditionModel(nn.Module):
         self,
         x: Float[Array, "N h w C_0"],
         time: Float[Array, "N T"],
-        context: Float[Array, "N L D"],
+        context: Context,
         last: UpBlock,
     ) -> Float[Array, "N h w C_0"]:
         """All the way down, and up to before the last layer of the last block."""

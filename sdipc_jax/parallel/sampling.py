@@ -23,7 +23,7 @@ from sdipc_jax.sampling.sample import in_pieces
 _PIECES = 20
 # What of a request every device has whole, and what lies on them in rows.
 _WHOLE = ("schedule", "guided", "cache_interval", "eta", "winograd")
-_IN_ROWS = ("context", "keys", "guidance_scale")
+_IN_ROWS = ("context", "weights", "keys", "guidance_scale")
 
 
 def generate(
@@ -94,11 +94,15 @@ def _divided(mesh: Mesh, request: Request) -> Request:
     keys, guidance = place(mesh, pad((request.keys, request.guidance_scale), mesh.size))
     halves = request.context.shape[0] // request.keys.shape[0]
     each = len(keys) // mesh.size
-    context = request.context.reshape(halves, -1, *request.context.shape[1:]).swapaxes(0, 1)
-    context = pad(context, mesh.size).reshape(mesh.size, each, halves, *request.context.shape[1:])
-    context = place(mesh, context.swapaxes(1, 2).reshape(-1, *request.context.shape[1:]))
+
+    def divided(rows: Float[Array, "M ..."]) -> Float[Array, "M ..."]:
+        pairs = rows.reshape(halves, -1, *rows.shape[1:]).swapaxes(0, 1)
+        pairs = pad(pairs, mesh.size).reshape(mesh.size, each, halves, *rows.shape[1:])
+        return place(mesh, pairs.swapaxes(1, 2).reshape(-1, *rows.shape[1:]))
+
+    context, weights = jax.tree.map(divided, (request.context, request.weights))
     whole = replicate(mesh, {name: getattr(request, name) for name in _WHOLE})
-    return dataclasses.replace(request, context=context, keys=keys, guidance_scale=guidance, **whole)
+    return dataclasses.replace(request, context=context, weights=weights, keys=keys, guidance_scale=guidance, **whole)
 
 
 def _here(tree: Tree) -> Tree:

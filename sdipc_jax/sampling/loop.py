@@ -8,6 +8,7 @@ from jaxtyping import Array, Float
 
 from sdipc_jax.checkpoints.bundle import Bundle
 from sdipc_jax.models import winograd
+from sdipc_jax.models.weighted import WeightedContexts, cross_attention_layers
 from sdipc_jax.samplers import SAMPLERS
 from sdipc_jax.sampling.noise import draw_noise
 from sdipc_jax.sampling.request import Request, State
@@ -23,12 +24,20 @@ def advance(bundle: Bundle, request: Request, state: State, first: Any, last: An
     config, sampler = bundle.config, SAMPLERS[request.sampler]
     state = _varying(state, like=(bundle, request))
     schedule, guidance = request.schedule, request.guidance_scale
-    count = state[0].shape[0]
+    count, every = state[0].shape[0], request.context.shape[0]
 
-    def predict(i: Array, x: Array, context: Array, *deep: Array, with_deep: bool = False) -> Any:
+    def predict(i: Array, x: Array, rows: int, *deep: Array, with_deep: bool = False) -> Any:
+        """Of the last rows of the prompts, all or those that are no negative ones."""
+        context: Any = request.context
+        weights = request.weights
+        if rows < every:
+            context, weights = jax.tree.map(lambda leaf: leaf[-rows:], (context, weights))
         scaled = (schedule.input_scale[i] * x).astype(config.compute_dtype)
-        inputs = jnp.concatenate([scaled] * (len(context) // count))
+        inputs = jnp.concatenate([scaled] * (rows // count))
         timesteps = jnp.full(len(inputs), schedule.timesteps[i])
+        if weights is not None:
+            step = i if weights.shape[3] > 1 else 0
+            context = WeightedContexts(context, weights[:, :, :, step], cross_attention_layers(config.unet))
         unet = {"params": bundle.params["unet"], winograd.COLLECTION: request.winograd}
         return config.unet_model.apply(unet, inputs, timesteps, context, *deep, with_deep=with_deep)
 
@@ -40,17 +49,17 @@ def advance(bundle: Bundle, request: Request, state: State, first: Any, last: An
         return jnp.where(guidance > 1, unconditional + guidance * (conditional - unconditional), conditional)
 
     def everywhere(i: Array, x: Array) -> Float[Array, "N h w C"]:
-        return guide(predict(i, x, request.context))
+        return guide(predict(i, x, every))
 
     def unguided(i: Array, x: Array) -> Float[Array, "N h w C"]:
-        return guide(predict(i, x, request.context[-count:]))
+        return guide(predict(i, x, count))
 
     def whole(i: Array, x: Array, _: Any) -> tuple[Float[Array, "N h w C"], Float[Array, "M h w C_0"]]:
-        prediction, deep = predict(i, x, request.context, with_deep=True)
+        prediction, deep = predict(i, x, every, with_deep=True)
         return guide(prediction), deep
 
     def shallow(i: Array, x: Array, deep: Array) -> tuple[Float[Array, "N h w C"], Float[Array, "M h w C_0"]]:
-        return guide(predict(i, x, request.context, deep)), deep
+        return guide(predict(i, x, every, deep)), deep
 
     def evaluate(i: Array, carried: tuple[State, Any]) -> tuple[State, Any]:
         (x, history), deep = carried

@@ -14,15 +14,27 @@ from jaxtyping import Array, Bool, Float, Int, Key
 from sdipc_jax.checkpoints.bundle import Bundle, Config, Params
 from sdipc_jax.errors import InputError
 from sdipc_jax.models import winograd
+from sdipc_jax.models.weighted import cross_attention_layers
 from sdipc_jax.prompts.contexts import empty_prompt
 from sdipc_jax.samplers import SAMPLERS
 from sdipc_jax.sampling.noise import draw_noise, keys_of
+from sdipc_jax.sampling.weights import weighted
 from sdipc_jax.settings import BOTH_INTERVALS, FAST, Defaults, SamplerSettings
 
 
 @partial(
     jax.tree_util.register_dataclass,
-    data_fields=["schedule", "context", "keys", "guidance_scale", "guided", "cache_interval", "eta", "winograd"],
+    data_fields=[
+        "schedule",
+        "context",
+        "weights",
+        "keys",
+        "guidance_scale",
+        "guided",
+        "cache_interval",
+        "eta",
+        "winograd",
+    ],
     meta_fields=["sampler"],
 )
 @dataclass(frozen=True)
@@ -31,7 +43,10 @@ class Request:
 
     Attributes:
         schedule: the sampler's arrays, one entry an evaluation of the UNet.
-        context: the negative prompts, then the prompts, (2N, L, D); the prompts alone, (N, L, D), without guidance.
+        context: the negative prompts, then the prompts, (2N, L, D); the prompts alone, (N, L, D), without guidance. R
+            prompts for each picture are (2N, R, L, D).
+        weights: of R prompts in each layer, evaluation and place, (2N, R, layers, evaluations, h, w) or with axes of 1;
+            None where there is one.
         keys: one key a picture, (N,).
         guidance_scale: one a picture, (N, 1, 1, 1).
         guided: at which evaluations guidance acts, (evaluations,); None if at all of them.
@@ -41,7 +56,8 @@ class Request:
     """
 
     schedule: Any
-    context: Float[Array, "M L D"]
+    context: Float[Array, "M L D"] | Float[Array, "M R L D"]
+    weights: Float[Array, "M R _ _ _ _"] | None
     keys: Key[Array, " N"]
     guidance_scale: Float[Array, "N 1 1 1"]
     guided: Bool[Array, " evaluations"] | None
@@ -62,8 +78,9 @@ State = tuple[Float[Array, "N h w C"], Any]
 
 def begin(
     bundle: Bundle,
-    context: Float[Array, "N L D"],
+    context: Float[Array, "N L D"] | Float[Array, "N R L D"],
     *,
+    weights: Float[Array | np.ndarray, "#N R ..."] | None = None,
     negative: Float[Array, "*N L D"] | None = None,
     seeds: Any,
     indices: Any = 0,
@@ -91,9 +108,13 @@ def begin(
         raise InputError("there are no prompts, expected at least one: ask for a picture")
     prompt_shape = (config.tokens.length, config.unet.cross_attention_dim)
     negative = empty_prompt(bundle) if negative is None else negative
-    for what, prompts in (("context", context), ("negative", negative)):
-        if prompts.shape[1:] != prompt_shape or prompts.shape[0] not in (1, count):
-            raise InputError(f"{what} has shape {prompts.shape}, expected {(count, *prompt_shape)}")
+    several = context.ndim == 4
+    for what, prompts, expected in (
+        ("context", context, (count, *context.shape[1:2], *prompt_shape) if several else (count, *prompt_shape)),
+        ("negative", negative, (count, *prompt_shape)),
+    ):
+        if prompts.shape[1:] != expected[1:] or prompts.shape[0] not in (1, count):
+            raise InputError(f"{what} has shape {prompts.shape}, expected {expected}")
     if latents is not None and latents.shape != (count, *shape):
         raise InputError(f"latents have shape {latents.shape}, expected {(count, *shape)}")
     schedule = SAMPLERS[name].schedule(config.scheduler, defaults.steps if steps is None else steps, karras=karras)
@@ -108,10 +129,15 @@ def begin(
         raise InputError(
             f"guidance_interval is {interval!r}, expected two shares of the timesteps, the lower one first"
         )
+    context, weights = weighted(context, weights, (len(cross_attention_layers(config.unet)), len(schedule.timesteps)))
     guided = None
     if _unguided(guidance_scale):
         prompts = context
     else:
+        if weights is not None:
+            # The negative prompt stands in each of the R places, so that any weights with a sum of 1 leave it as it is.
+            negative = negative[:, None]
+            weights = jnp.concatenate([jnp.full_like(weights, 1 / context.shape[1]), weights])
         prompts = jnp.concatenate([jnp.broadcast_to(negative, context.shape), context])
         if interval is not None:
             share = np.asarray(schedule.timesteps) / config.scheduler.num_train_timesteps
@@ -119,6 +145,7 @@ def begin(
     request = Request(
         schedule=jax.tree.map(jnp.asarray, schedule),
         context=prompts.astype(config.compute_dtype),
+        weights=weights,
         keys=keys,
         guidance_scale=guidance,
         guided=guided,

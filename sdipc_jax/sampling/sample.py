@@ -11,6 +11,7 @@ from math import ceil
 from typing import Any
 
 import jax
+import numpy as np
 from jaxtyping import Array, Bool, Float
 
 from sdipc_jax.checkpoints.bundle import Bundle
@@ -23,8 +24,9 @@ _SECONDS_BETWEEN_REPORTS = 1.0
 
 def generate(
     bundle: Bundle,
-    context: Float[Array, "N L D"],
+    context: Float[Array, "N L D"] | Float[Array, "N R L D"],
     *,
+    weights: Float[Array | np.ndarray, "#N R ..."] | None = None,
     negative: Float[Array, "*N L D"] | None = None,
     seeds: Any,
     indices: Any = 0,
@@ -45,7 +47,11 @@ def generate(
     nothing; shapes, `steps` and `sampler` are static, and so is whether there is guidance, and either interval.
 
     Args:
-        context: prompts, as `image_prompt`, `edit_prompt` and `text_prompt` give them.
+        context: prompts, as `image_prompt`, `edit_prompt` and `text_prompt` give them; or R of them for each picture,
+            (N, R, L, D), whose outputs are added in each layer of cross-attention.
+        weights: of the R prompts, (N, R, layers, evaluations, h, w), or with fewer axes at the end and axes of 1, as
+            `sampling.weights` makes them; equal ones with a sum of 1 if None. New values compile nothing. One prompt
+            with the weight 1 runs the program of (N, L, D).
         negative: what guidance leads away from, (N, L, D) or (1, L, D); the empty text if None.
         seeds: 0 to 2^32 - 1, one a picture or one for all.
         indices: numbers the variations of a seed. Picture n depends on `fold_in(key(seeds[n]), indices[n])` alone,
@@ -75,6 +81,7 @@ def generate(
     request, state = begin(
         bundle,
         context,
+        weights=weights,
         negative=negative,
         seeds=seeds,
         indices=indices,
