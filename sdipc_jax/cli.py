@@ -12,51 +12,39 @@ import os
 import re
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Any
 
-import tyro
-from tqdm import tqdm
-
-from sdipc_jax.batch.settings import BatchSettings
 from sdipc_jax.errors import InputError, InterruptedRun, MissingProcessError
-from sdipc_jax.evaluate.settings import EvaluateSettings
-from sdipc_jax.settings import (
-    CommandSettings,
-    CompileSettings,
-    CtSettings,
-    EditSettings,
-    ExportSettings,
-    FtSettings,
-    PromptSettings,
-    SpectrumSettings,
-    TextSettings,
-    VarySettings,
-)
 
+if TYPE_CHECKING:
+    from sdipc_jax.settings import CommandSettings
 
-def _tune(
-    command: Annotated[
-        Annotated[FtSettings, tyro.conf.subcommand("ft")]
-        | Annotated[CtSettings, tyro.conf.subcommand("ct")]
-        | Annotated[ExportSettings, tyro.conf.subcommand("export")],
-        tyro.conf.OmitSubcommandPrefixes,
-        tyro.conf.arg(name=""),
-    ],
-) -> CommandSettings:
-    """Tuning on one's own pictures."""
-    return command
-
-
-_COMMANDS: dict[str, Callable[..., CommandSettings]] = {
-    "vary": VarySettings,
-    "edit": EditSettings,
-    "text": TextSettings,
-    "prompt": PromptSettings,
-    "batch": BatchSettings,
-    "tune": _tune,
-    "compile": CompileSettings,
-    "spectrum": SpectrumSettings,
-    "evaluate": EvaluateSettings,
+# Where each command's settings are, and their first sentence: help for all of them imports none, a command its own.
+_COMMANDS = {
+    "vary": ("sdipc_jax.settings.VarySettings", "Variations of each picture."),
+    "edit": ("sdipc_jax.settings.EditSettings", "The picture with the text's change."),
+    "text": ("sdipc_jax.settings.TextSettings", "Plain text to image, with the same samplers."),
+    "prompt": (
+        "sdipc_jax.settings.PromptSettings",
+        "Pictures as prompts, in a file: `prompt_embeds` for diffusers' argument of that name, and `image_vectors`.",
+    ),
+    "batch": (
+        "sdipc_jax.batch.settings.BatchSettings",
+        "Resumable generation over a data set: run it again, and it goes on where it stopped.",
+    ),
+    "tune": ("sdipc_jax.settings.tune", "Tuning on one's own pictures."),
+    "compile": (
+        "sdipc_jax.settings.CompileSettings",
+        "What vary, edit and text run on one device, compiled ahead of their first use; no weights are read.",
+    ),
+    "spectrum": (
+        "sdipc_jax.settings.SpectrumSettings",
+        "The singular values of the text projection, what the cut-off keeps of them, and the length of text states.",
+    ),
+    "evaluate": (
+        "sdipc_jax.evaluate.settings.EvaluateSettings",
+        "Measures a checkpoint the way the paper does: retrieval, recognition, likeness, editing.",
+    ),
 }
 
 
@@ -64,7 +52,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Runs one command and gives its exit code."""
     arguments = sys.argv[1:] if arguments is None else arguments
     try:
-        return _run(_parse(arguments))
+        return _run(*_parse(arguments))
     except InputError as error:
         message, code = str(error), 2
     except (InterruptedRun, MissingProcessError) as error:
@@ -89,16 +77,20 @@ def _abandon(code: int) -> None:
         parallel.abandon(code)
 
 
-def _parse(arguments: Sequence[str]) -> CommandSettings:
-    if arguments and not arguments[0].startswith("-") and arguments[0] not in _COMMANDS:
-        raise InputError(
-            f"found the command {arguments[0]!r}, expected one of {', '.join(_COMMANDS)}; see sdipc --help"
-        )
+def _parse(arguments: Sequence[str]) -> tuple[str, "CommandSettings"]:
+    """The command and its settings."""
+    first = arguments[0] if arguments else "--help"
+    if not first.startswith("-") and first not in _COMMANDS:
+        raise InputError(f"found the command {first!r}, expected one of {', '.join(_COMMANDS)}; see sdipc --help")
+    name = "" if first in ("-h", "--help") else next((each for each in arguments if each in _COMMANDS), "")
+    kinds = {name: _find(name)} if name else {each: _named(summary) for each, (_, summary) in _COMMANDS.items()}
+    import tyro
+
     errors = io.StringIO()
     try:
         with contextlib.redirect_stderr(errors):
-            return tyro.extras.subcommand_cli_from_dict(
-                _COMMANDS,
+            settings: Any = tyro.extras.subcommand_cli_from_dict(
+                kinds,
                 prog="sdipc",
                 description="Pictures as prompts for Stable Diffusion.",
                 args=list(arguments),
@@ -108,6 +100,22 @@ def _parse(arguments: Sequence[str]) -> CommandSettings:
         if not stop.code:
             raise
         raise InputError(_one_line(errors.getvalue())) from None
+    return name, settings
+
+
+def _find(command: str) -> Callable[..., Any]:
+    """What takes the command's options."""
+    module, _, name = _COMMANDS[command][0].rpartition(".")
+    return getattr(importlib.import_module(module), name)
+
+
+def _named(summary: str) -> Callable[[], None]:
+    """Stands for a command where only its summary is asked for."""
+
+    def command() -> None: ...
+
+    command.__doc__ = summary
+    return command
 
 
 def _one_line(box: str) -> str:
@@ -118,17 +126,22 @@ def _one_line(box: str) -> str:
     return message.rstrip(".") + "; see sdipc --help"
 
 
-def _run(settings: CommandSettings) -> int:
+def _run(name: str, settings: "CommandSettings") -> int:
+    from sdipc_jax.files import check_result
+    from sdipc_jax.settings import ParallelSettings, ResultSettings
+
     if settings.offline:
         os.environ["HF_HUB_OFFLINE"] = "1"
-    # Importing JAX takes seconds, which help and misspelt options need not wait for; nor need a command for another's
-    # packages.
+    # Importing JAX takes seconds, which help, misspelt options and a place that will not do need not wait for; nor need
+    # a command for another's packages. (Processes that are to join others tell them first.)
+    joins_others = isinstance(settings, ParallelSettings) and settings.is_one_of_several
+    if isinstance(settings, ResultSettings) and not joins_others:
+        check_result(*settings.result, settings.overwrite)
     from sdipc_jax import parallel
     from sdipc_jax.compilation import keep_compiled, use_eigen
 
     use_eigen()
     keep_compiled()
-    name = next((name for name, kind in _COMMANDS.items() if type(settings) is kind), "tune")
     module = importlib.import_module(f"sdipc_jax.commands.{name}")
     with _progress(shown=not settings.quiet and not settings.json_) as report:
         result = getattr(module, name)(settings, report)
@@ -150,6 +163,8 @@ def _run(settings: CommandSettings) -> int:
 @contextlib.contextmanager
 def _progress(shown: bool) -> Iterator[Any]:
     """A bar on stderr where that is a terminal."""
+    from tqdm import tqdm
+
     bar_format = "{l_bar}{bar}| {elapsed} < {remaining}{postfix}"
     with tqdm(total=100.0, bar_format=bar_format, disable=None if shown else True, leave=False) as bar:
 

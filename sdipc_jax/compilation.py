@@ -5,8 +5,6 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import jax
-
 from sdipc_jax.errors import InputError
 
 # Programs that took less than this to compile are compiled anew: reading them is no faster.
@@ -47,6 +45,9 @@ def keep_compiled() -> Path | None:
     Raises:
         InputError: others than the user can write to the folder: programs in it could be theirs.
     """
+    # Slow to import, and what comes before needs none of it.
+    import jax
+
     config: Any = jax.config
     if config.jax_compilation_cache_dir is not None or not config.jax_enable_compilation_cache:
         return None

@@ -1,7 +1,9 @@
-"""Files: written whole or not at all, and settings read from YAML."""
+"""Files: written whole or not at all, nowhere that they would not do, and settings read from YAML."""
 
+import contextlib
 import os
 import secrets
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -50,6 +52,43 @@ def rename(source: str | os.PathLike[str], target: str | os.PathLike[str]) -> No
         os.fsync(folder)
     finally:
         os.close(folder)
+
+
+def check_result(path: Path, option: str, overwrite: bool) -> None:
+    """Refuses a result's place that cannot be written, or where there is one already.
+
+    Args:
+        option: what people type to choose another.
+
+    Raises:
+        InputError: with the reason.
+    """
+    check_writable(path.parent)
+    if path.is_dir():
+        raise InputError(f"{printable(path)}: found a folder, expected a file: choose another {option}")
+    if path.exists() and not overwrite:
+        raise InputError(f"{printable(path)} is there already: choose another {option} or --overwrite")
+
+
+def check_writable(folder: Path) -> None:
+    """Refuses a folder that is none, or that cannot be made or written. Leaves nothing behind.
+
+    Raises:
+        InputError: with the reason.
+    """
+    made = [each for each in (folder, *folder.parents) if not os.path.lexists(each)]
+    try:
+        # Trying is the only sure test: rights alone do not tell, least of all to an administrator.
+        folder.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryDirectory(dir=folder, prefix=".sdipc-").cleanup()
+    except OSError as error:
+        raise InputError(
+            f"{printable(folder)}: cannot write there ({error.strerror}), expected a folder to write to: choose another"
+        ) from None
+    finally:
+        for each in made:
+            with contextlib.suppress(OSError):
+                each.rmdir()
 
 
 def read_yaml(path: Path, file: str, content: str) -> dict[str, Any]:

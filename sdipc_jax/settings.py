@@ -125,6 +125,11 @@ class ResultSettings(CommandSettings):
     overwrite: bool = False
     """Replace the results of another run."""
 
+    @property
+    def result(self) -> tuple[Path, str]:
+        """The file that shows that there are results already, and the option that decides where it is."""
+        raise NotImplementedError
+
 
 class CheckpointSettings(Settings):
     """Which weights, and how exact."""
@@ -158,6 +163,8 @@ class ProjectionSettings(CheckpointSettings):
         return self
 
 
+# The file of a run's folder that has a line for each picture.
+MANIFEST = "manifest.jsonl"
 # What `fast` stands for.
 FAST: dict[str, Any] = {"steps": 12, "sampler": "dpm++2m", "cache_interval": 2, "guidance_interval": None}
 
@@ -213,6 +220,11 @@ class ParallelSettings(Settings):
     heartbeat_timeout: Count = 100
     """Seconds without a sign of life after which a process counts as dead, and the others end."""
 
+    @property
+    def is_one_of_several(self) -> bool:
+        """Whether other processes are to be joined."""
+        return self.distributed or (self.coordinator_address, self.num_processes, self.process_id) != (None,) * 3
+
 
 class SamplingSettings(SamplerSettings, ParallelSettings, ResultSettings):
     """What the commands take that sample pictures of each of a few prompts."""
@@ -225,6 +237,10 @@ class SamplingSettings(SamplerSettings, ParallelSettings, ResultSettings):
     """Pictures sampled at once on each device; more is faster and takes more memory."""
     output_dir: LocalPath = Path("out")
     """Where the pictures, sheet.png and manifest.jsonl go."""
+
+    @property
+    def result(self) -> tuple[Path, str]:
+        return self.output_dir / MANIFEST, "--output-dir"
 
 
 class VarySettings(SamplingSettings, ProjectionSettings):
@@ -266,6 +282,10 @@ class PromptSettings(ProjectionSettings, ResultSettings):
     truncate: bool = False
     """Cut a text that is too long instead of refusing it."""
 
+    @property
+    def result(self) -> tuple[Path, str]:
+        return self.output, "--output"
+
 
 class CompileSettings(SamplerSettings, CommandSettings):
     """What vary, edit and text run on one device, compiled ahead of their first use; no weights are read."""
@@ -281,6 +301,10 @@ class SpectrumSettings(ProjectionSettings, ResultSettings):
     """Also tell how much of this picture's energy is kept."""
     output_dir: LocalPath = Path("out")
     """Where spectrum.png goes."""
+
+    @property
+    def result(self) -> tuple[Path, str]:
+        return self.output_dir / "spectrum.png", "--output-dir"
 
 
 class TuneSettings(ParallelSettings, CommandSettings):
@@ -317,3 +341,16 @@ class ExportSettings(CommandSettings):
     """Folder of the CLIP that the checkpoint was trained with."""
     dtype: Literal["float32", "float16", "bfloat16"] = "float32"
     """Of the stored weights."""
+
+
+def tune(
+    command: Annotated[
+        Annotated[FtSettings, tyro.conf.subcommand("ft")]
+        | Annotated[CtSettings, tyro.conf.subcommand("ct")]
+        | Annotated[ExportSettings, tyro.conf.subcommand("export")],
+        tyro.conf.OmitSubcommandPrefixes,
+        tyro.conf.arg(name=""),
+    ],
+) -> CommandSettings:
+    """Tuning on one's own pictures."""
+    return command

@@ -55,34 +55,49 @@ def test_help_names_the_commands(capsys: pytest.CaptureFixture[str]) -> None:
     assert all(re.search(rf"• {command} +[A-Z]", text) for command in OPTIONS)
 
 
-START = """
-import sys, types
-# The package without what it re-exports.
-package = types.ModuleType("sdipc_jax")
-package.__path__ = [sys.argv.pop(1)]
-sys.modules["sdipc_jax"] = package
-from sdipc_jax import cli
-"""
+ENVIRONMENT = os.environ | {"PYTHONPATH": str(Path(cli.__file__).parents[1])}
+
+
+def test_the_list_of_commands_says_what_their_settings_say() -> None:
+    for command, (_, summary) in cli._COMMANDS.items():
+        assert cli._find(command).__doc__ == summary
+
+
 HELP = """
+import sys
+from sdipc_jax import cli
 try:
     code = cli.main(sys.argv[1:])
 except SystemExit as stop:
     code = stop.code or 0
-heavy = {"jax", "flax", "transformers", "matplotlib", "scipy", "PIL"}
-print(code, sorted(heavy & sys.modules.keys()))
+heavy = {"jax", "numpy", "flax", "transformers", "matplotlib", "scipy", "PIL", "tqdm"}
+print(code, sorted(heavy & sys.modules.keys()), "pydantic" in sys.modules)
 """
 
 
-def python(code: str, *arguments: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-c", code, str(Path(cli.__file__).parent), *arguments]
-    return subprocess.run(command, capture_output=True, text=True)
+def python(code: str, *arguments: str, folder: Path | None = None) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-c", code, *arguments]
+    return subprocess.run(command, capture_output=True, text=True, cwd=folder, env=ENVIRONMENT)
 
 
-@pytest.mark.parametrize("arguments, code", [(["vary", "--help"], 0), (["text", "a", "--steps", "0"], 2)])
-def test_help_and_misspelt_options_load_nothing_heavy(arguments: list[str], code: int) -> None:
-    ran = python(START + HELP, *arguments)
+@pytest.mark.parametrize(
+    "arguments, code, with_pydantic",
+    [
+        (["--help"], 0, False),
+        (["varry", "a.png"], 2, False),
+        (["vary", "--help"], 0, True),
+        (["text", "a", "--steps", "0"], 2, True),
+        (["text", "a", "--output-dir", "."], 2, True),
+        (["prompt", "a.png", "--output", "manifest.jsonl"], 2, True),
+    ],
+)
+def test_what_is_refused_or_asked_first_loads_nothing_heavy(
+    tmp_path: Path, arguments: list[str], code: int, with_pydantic: bool
+) -> None:
+    (tmp_path / "manifest.jsonl").touch()
+    ran = python(HELP, *arguments, folder=tmp_path)
     assert ran.returncode == 0
-    assert ran.stdout.splitlines()[-1] == f"{code} []"
+    assert ran.stdout.splitlines()[-1] == f"{code} [] {with_pydantic}"
 
 
 @pytest.mark.parametrize(
@@ -97,6 +112,7 @@ def test_help_and_misspelt_options_load_nothing_heavy(arguments: list[str], code
         (["text", "a", "--num-images", "2.5"], "--num-images: invalid literal for int() with base 10: '2.5'"),
         (["text", "a", "--steps", "2.5"], "steps is '2.5', expected a valid integer"),
         (["text", "a", "--json=3"], "3"),
+        (["--quiet", "text", "a"], "misplaced options: --quiet"),
     ],
 )
 def test_mistakes_are_told_in_one_line(arguments: list[str], words: str, capsys: pytest.CaptureFixture[str]) -> None:
@@ -169,7 +185,7 @@ def test_exit_codes(
 
 
 def test_a_bug_exits_with_1() -> None:
-    ran = python(START + "cli._parse = lambda _: 1 / 0; sys.exit(cli.main())")
+    ran = python("import sys; from sdipc_jax import cli; cli._parse = lambda _: 1 / 0; sys.exit(cli.main())")
     assert ran.returncode == 1
     assert "ZeroDivisionError" in ran.stderr
 

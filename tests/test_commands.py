@@ -388,7 +388,7 @@ def test_json_is_one_object_and_quiet_is_quiet(
     assert err == ""
     assert run(*arguments, "--json") == 2
     out, err = capsys.readouterr()
-    assert "another run" in json.loads(out)["error"]
+    assert "manifest.jsonl is there already" in json.loads(out)["error"]
     assert err == f"sdipc: {json.loads(out)['error']}\n"
     assert run(*arguments, "--overwrite", "--quiet") == 0
     assert capsys.readouterr() == ("", "")
@@ -612,7 +612,7 @@ def test_another_run_is_refused(
 ) -> None:
     before = {path.name: path.read_bytes() for path in variations.iterdir()}
     arguments = (pictures[0], "--model", tiny_folder, "--output-dir", variations)
-    assert "holds the manifest.jsonl of another run" in refuse(capsys, "vary", *arguments)
+    assert "manifest.jsonl is there already" in refuse(capsys, "vary", *arguments)
     chained = ("vary", variations / "noise-000.png", "--model", tiny_folder, "--output-dir", variations, "--overwrite")
     assert "found an input among the files to be replaced" in refuse(capsys, *chained)
     assert {path.name: path.read_bytes() for path in variations.iterdir()} == before

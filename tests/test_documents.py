@@ -53,6 +53,19 @@ def test_what_people_import_does_not_move(name: str) -> None:
     find(name)
 
 
+def test_the_root_names_what_is_imported_from_it_for_type_checkers() -> None:
+    tree = ast.parse(Path(sdipc_jax.__file__).read_text(encoding="utf-8"))
+    (checked,) = [node for node in tree.body if isinstance(node, ast.If)]
+    found = {}
+    for node in checked.body:
+        assert isinstance(node, ast.ImportFrom)
+        found |= {alias.name: getattr(importlib.import_module(str(node.module)), alias.name) for alias in node.names}
+    assert found == {name: getattr(sdipc_jax, name) for name in sdipc_jax.__all__}
+    assert set(sdipc_jax.__all__) <= set(dir(sdipc_jax))
+    with pytest.raises(AttributeError, match="module 'sdipc_jax' has no attribute 'nothing_of_the_kind'"):
+        find("sdipc_jax.nothing_of_the_kind")
+
+
 def test_names_are_found_in_pages() -> None:
     page = "`sdipc_jax.a.b`\n```python\nimport sdipc_jax as sdipc\nfrom sdipc_jax.c import d\nsdipc.e(sdipc.f.g)\n```\n"
     assert sorted(names_in(page)) == ["sdipc_jax.a.b", "sdipc_jax.c.d", "sdipc_jax.e", "sdipc_jax.f"]

@@ -9,7 +9,8 @@ import pytest
 from PIL import Image
 
 from sdipc_jax.errors import InputError
-from sdipc_jax.pictures.outputs import OutputFolder, Subject, check_output, check_writable, unique_stems
+from sdipc_jax.files import check_writable
+from sdipc_jax.pictures.outputs import OutputFolder, Subject, check_output, unique_stems
 from sdipc_jax.pictures.sheets import read_metadata
 
 
@@ -50,9 +51,7 @@ def test_another_run_is_refused_and_replaced_whole(tmp_path: Path) -> None:
     first.add(1, 0, picture(2), {})
     first.finish()
     (tmp_path / "mine.txt").write_text("precious")
-    with pytest.raises(
-        InputError, match=r"holds the manifest.jsonl of another run: choose another --output-dir or --ov"
-    ):
+    with pytest.raises(InputError, match=r"manifest.jsonl is there already: choose another --output-dir or --ov"):
         check_output(tmp_path, [CAT], 1, overwrite=False)
     check_output(tmp_path, [CAT], 1, overwrite=True)
     assert len(os.listdir(tmp_path)) == 5

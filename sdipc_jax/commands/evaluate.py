@@ -15,8 +15,7 @@ from sdipc_jax.evaluate.backbone import load_backbone
 from sdipc_jax.evaluate.corpus import load_corpus
 from sdipc_jax.evaluate.sampling import Sampler
 from sdipc_jax.evaluate.settings import EvaluateSettings
-from sdipc_jax.files import write_atomically
-from sdipc_jax.pictures.outputs import check_writable
+from sdipc_jax.files import check_result, write_atomically
 from sdipc_jax.pictures.sheets import contact_sheet, save_png
 from sdipc_jax.prompts.contexts import image_prompt
 from sdipc_jax.prompts.projection import closed_form, convert
@@ -62,10 +61,8 @@ def evaluate(settings: EvaluateSettings, report: Report) -> Evaluation:
     _ = config.vision_side
     defaults = config.defaults
     SAMPLERS[settings.sampler or defaults.sampler].schedule(config.scheduler, settings.steps or defaults.steps)
-    result = settings.output_dir / "evaluation.json"
-    check_writable(settings.output_dir)
-    if result.exists() and not settings.overwrite:
-        raise InputError(f"{result} is there already: choose another --output-dir or --overwrite")
+    result, option = settings.result
+    check_result(result, option, settings.overwrite)
     corpus = load_corpus(settings.corpus)
 
     known = corpus.where(corpus.split != "style")

@@ -9,9 +9,7 @@ from sdipc_jax.checkpoints.digests import digests
 from sdipc_jax.checkpoints.load import configure
 from sdipc_jax.commands.inputs import read_inputs
 from sdipc_jax.commands.outcome import Outcome, notes_of, plain
-from sdipc_jax.errors import InputError, printable
-from sdipc_jax.files import write_atomically
-from sdipc_jax.pictures.outputs import check_writable
+from sdipc_jax.files import check_result, write_atomically
 from sdipc_jax.prompts.contexts import edit_prompt, image_prompt
 from sdipc_jax.prompts.converter import Converter
 from sdipc_jax.prompts.tokens import token_ids
@@ -23,11 +21,7 @@ def prompt(settings: PromptSettings, report: Report) -> Outcome:
     """Pictures as prompts, in a safetensors file."""
     config = configure(settings)
     _ = config.vision_side
-    check_writable(settings.output.parent)
-    if settings.output.is_dir():
-        raise InputError(f"{printable(settings.output)}: found a folder, expected a file: choose another --output")
-    if settings.output.exists() and not settings.overwrite:
-        raise InputError(f"{printable(settings.output)} is there already: choose another --output or --overwrite")
+    check_result(*settings.result, settings.overwrite)
     tokens = None if settings.text is None else token_ids(config, [settings.text], truncate=settings.truncate)
     inputs, failures = read_inputs(config, settings.pictures)
     converter = Converter(config, settings)

@@ -12,9 +12,8 @@ from jaxtyping import Array, Float
 from sdipc_jax.checkpoints.bundle import Bundle
 from sdipc_jax.checkpoints.load import configure
 from sdipc_jax.commands.inputs import read_inputs
-from sdipc_jax.errors import InputError, printable
-from sdipc_jax.files import write_atomically
-from sdipc_jax.pictures.outputs import check_writable
+from sdipc_jax.errors import printable
+from sdipc_jax.files import check_result, write_atomically
 from sdipc_jax.prompts.captions import CAPTIONS
 from sdipc_jax.prompts.contexts import end_positions, text_prompt
 from sdipc_jax.prompts.converter import Converter
@@ -75,10 +74,8 @@ def spectrum(settings: SpectrumSettings, report: Report) -> Spectrum:
     """Measures the checkpoint's converter and plots its singular values."""
     config = configure(settings)
     _ = config.vision_side
-    path = settings.output_dir / "spectrum.png"
-    check_writable(settings.output_dir)
-    if path.exists() and not settings.overwrite:
-        raise InputError(f"{printable(path)} is there already: choose another --output-dir or --overwrite")
+    path, option = settings.result
+    check_result(path, option, settings.overwrite)
     inputs, _ = read_inputs(config, [settings.picture] if settings.picture else [])
     converter = Converter(config, settings)
     features = encode_images(converter.bundle, inputs[0].pixels[None]) if inputs else None

@@ -41,3 +41,7 @@ class EvaluateSettings(ProjectionSettings, ResultSettings):
     """Pictures sampled at once."""
     output_dir: Path = Path("out")
     """Where evaluation.json, evaluation.md and the sheets go."""
+
+    @property
+    def result(self) -> tuple[Path, str]:
+        return self.output_dir / "evaluation.json", "--output-dir"

@@ -81,10 +81,11 @@ def start(settings: ParallelSettings) -> Mesh:
     Raises:
         InputError, MissingProcessError: as `initialize` and `make_mesh`.
     """
-    explicit = (settings.coordinator_address, settings.num_processes, settings.process_id)
-    if settings.distributed or explicit != (None, None, None):
+    if settings.is_one_of_several:
         initialize(
-            *explicit,
+            settings.coordinator_address,
+            settings.num_processes,
+            settings.process_id,
             initialization_timeout=settings.initialization_timeout,
             heartbeat_timeout=settings.heartbeat_timeout,
         )

@@ -4,7 +4,6 @@ import contextlib
 import json
 import os
 import re
-import tempfile
 import unicodedata
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
@@ -13,10 +12,12 @@ from pathlib import Path
 import numpy as np
 
 from sdipc_jax.errors import InputError, printable
+from sdipc_jax.files import check_result
 from sdipc_jax.pictures.sheets import contact_sheet, save_png, thumbnail
 from sdipc_jax.records import Record
+from sdipc_jax.settings import MANIFEST
 
-_MANIFEST, _SHEET = "manifest.jsonl", "sheet.png"
+_SHEET = "sheet.png"
 _LONGEST_STEM = 200
 
 
@@ -64,11 +65,11 @@ class OutputFolder:
     def add_record(self, record: Record) -> None:
         """Appends a line to the manifest; one with `error` stands for an input that could not be used."""
         try:
-            with (self.folder / _MANIFEST).open("a", encoding="utf-8") as stream:
+            with (self.folder / MANIFEST).open("a", encoding="utf-8") as stream:
                 stream.write(json.dumps(record) + "\n")
         except OSError as error:
             raise InputError(
-                f"{printable(self.folder / _MANIFEST)}: {error.strerror}, expected a file to write to: free some space "
+                f"{printable(self.folder / MANIFEST)}: {error.strerror}, expected a file to write to: free some space "
                 "or choose another --output-dir"
             ) from error
         self.records.append(record)
@@ -90,10 +91,9 @@ def check_output(folder: Path, subjects: Sequence[Subject], num_images: int, ove
     Raises:
         InputError: with the reason.
     """
-    check_writable(folder)
+    check_result(folder / MANIFEST, "--output-dir", overwrite)
     present = set(os.listdir(folder)) if folder.is_dir() else set()
     wanted = {_file_name(stem, index) for stem in _stems(subjects) for index in range(num_images)} | {_SHEET}
-    advice = "choose another --output-dir or --overwrite"
     if overwrite:
         lost = present & (wanted | _last_run(folder))
         for path in (Path(subject.record.get("input", "")) for subject in subjects):
@@ -101,31 +101,10 @@ def check_output(folder: Path, subjects: Sequence[Subject], num_images: int, ove
                 raise InputError(
                     f"{printable(path)}: found an input among the files to be replaced: choose another --output-dir"
                 )
-    elif _MANIFEST in present:
-        raise InputError(f"{printable(folder)} holds the {_MANIFEST} of another run: {advice}")
     elif wanted & present:
-        raise InputError(f"{printable(folder / min(wanted & present))} is there already: {advice}")
-
-
-def check_writable(folder: Path) -> None:
-    """Refuses a folder that is none, or that cannot be made or written. Leaves nothing behind.
-
-    Raises:
-        InputError: with the reason.
-    """
-    made = [each for each in (folder, *folder.parents) if not os.path.lexists(each)]
-    try:
-        # Trying is the only sure test: rights alone do not tell, least of all to an administrator.
-        folder.mkdir(parents=True, exist_ok=True)
-        tempfile.TemporaryDirectory(dir=folder, prefix=".sdipc-").cleanup()
-    except OSError as error:
         raise InputError(
-            f"{printable(folder)}: cannot write there ({error.strerror}), expected a folder to write to: choose another"
-        ) from None
-    finally:
-        for each in made:
-            with contextlib.suppress(OSError):
-                each.rmdir()
+            f"{printable(folder / min(wanted & present))} is there already: choose another --output-dir or --overwrite"
+        )
 
 
 def unique_stems(names: Iterable[str]) -> list[str]:
@@ -161,10 +140,10 @@ def _file_name(stem: str, index: int) -> str:
 
 def _last_run(folder: Path) -> set[str]:
     """The names of the files in a folder that an earlier run made there."""
-    manifest = folder / _MANIFEST
+    manifest = folder / MANIFEST
     if not manifest.is_file():
         return set()
-    names = {_MANIFEST, _SHEET}
+    names = {MANIFEST, _SHEET}
     for line in manifest.read_text(encoding="utf-8", errors="replace").splitlines():
         with contextlib.suppress(ValueError, KeyError, TypeError):
             name = json.loads(line)["file"]
@@ -176,5 +155,5 @@ def _last_run(folder: Path) -> set[str]:
 
 def _remove_last_run(folder: Path) -> None:
     """Takes an earlier run away, so that the folder tells of one run alone; its manifest last."""
-    for name in sorted(_last_run(folder), key=_MANIFEST.__eq__):
+    for name in sorted(_last_run(folder), key=MANIFEST.__eq__):
         (folder / name).unlink(missing_ok=True)
