@@ -25,6 +25,7 @@ import sdipc_jax as sdipc
 from sdipc_jax import tuning
 from sdipc_jax.checkpoints.bundle import Bundle
 from sdipc_jax.checkpoints.delta import Delta, digest, load_delta
+from sdipc_jax.commands.settings import CtSettings, FtSettings
 from sdipc_jax.commands.tune import train
 from sdipc_jax.evaluate.backbone import load_backbone
 from sdipc_jax.evaluate.corpus import Corpus, load_corpus
@@ -44,7 +45,6 @@ from sdipc_jax.evaluate.tables import Estimate, Table
 from sdipc_jax.files import write_atomically
 from sdipc_jax.pictures.sheets import contact_sheet, save_png
 from sdipc_jax.prompts.projection import Projection
-from sdipc_jax.settings import CtSettings, FtSettings
 
 # The paper's names for what trains (Tables 5 and 6, Fig. 9), with those of this package.
 Variant = Literal["FT (C)", "FT (U)", "FT", "FC", "FC (I)"]

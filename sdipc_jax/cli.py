@@ -21,24 +21,24 @@ if TYPE_CHECKING:
 
 # Where each command's settings are, and their first sentence: help for all of them imports none, a command its own.
 _COMMANDS = {
-    "vary": ("sdipc_jax.settings.VarySettings", "Variations of each picture."),
-    "edit": ("sdipc_jax.settings.EditSettings", "The picture with the text's change."),
-    "text": ("sdipc_jax.settings.TextSettings", "Plain text to image, with the same samplers."),
+    "vary": ("sdipc_jax.commands.settings.VarySettings", "Variations of each picture."),
+    "edit": ("sdipc_jax.commands.settings.EditSettings", "The picture with the text's change."),
+    "text": ("sdipc_jax.commands.settings.TextSettings", "Plain text to image, with the same samplers."),
     "prompt": (
-        "sdipc_jax.settings.PromptSettings",
+        "sdipc_jax.commands.settings.PromptSettings",
         "Pictures as prompts, in a file: `prompt_embeds` for diffusers' argument of that name, and `image_vectors`.",
     ),
     "batch": (
         "sdipc_jax.batch.settings.BatchSettings",
         "Resumable generation over a data set: run it again, and it goes on where it stopped.",
     ),
-    "tune": ("sdipc_jax.settings.tune", "Tuning on one's own pictures."),
+    "tune": ("sdipc_jax.commands.settings.tune", "Tuning on one's own pictures."),
     "compile": (
-        "sdipc_jax.settings.CompileSettings",
+        "sdipc_jax.commands.settings.CompileSettings",
         "What vary, edit and text run on one device, compiled ahead of their first use; no weights are read.",
     ),
     "spectrum": (
-        "sdipc_jax.settings.SpectrumSettings",
+        "sdipc_jax.commands.settings.SpectrumSettings",
         "The singular values of the text projection, what the cut-off keeps of them, and the length of text states.",
     ),
     "evaluate": (

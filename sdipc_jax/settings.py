@@ -49,13 +49,9 @@ LocalPath = Annotated[Path, AfterValidator(_local)]
 Seed = Annotated[int, Field(ge=0, le=2**32 - 1)]
 
 
-def _choice(metavar: str, default: str = "the checkpoint's own") -> Any:
+def choice(metavar: str, default: str = "the checkpoint's own") -> Any:
     """Help for an option that may be left out. What is typed is passed on as it is: the schema below judges it."""
     return tyro.conf.arg(constructor=str, metavar=metavar, help_behavior_hint=f"(default: {default})")
-
-
-_PICTURES = tyro.conf.arg(metavar="PICTURE...", help_behavior_hint="")
-_TEXTS = tyro.conf.arg(metavar="TEXT...", help_behavior_hint="")
 
 
 class Settings(BaseModel):
@@ -136,9 +132,9 @@ class CheckpointSettings(Settings):
 
     model: str = "embedded"
     """The checkpoint: `embedded`, or a diffusers pipeline folder."""
-    clip: Annotated[Path | None, _choice("FOLDER", "clip/ in the checkpoint's folder")] = None
+    clip: Annotated[Path | None, choice("FOLDER", "clip/ in the checkpoint's folder")] = None
     """Folder of the CLIP that the checkpoint was trained with."""
-    tuned: Annotated[Path | None, _choice("FILE", "the checkpoint as it is")] = None
+    tuned: Annotated[Path | None, choice("FILE", "the checkpoint as it is")] = None
     """A tuning's delta file (safetensors), made for this checkpoint."""
     dtype: Literal["float32", "bfloat16"] = "float32"
     """Of the weights and arithmetic of UNet, CLIP and VAE."""
@@ -147,11 +143,11 @@ class CheckpointSettings(Settings):
 class ProjectionSettings(CheckpointSettings):
     """How a picture's features become a text state (eq. 6)."""
 
-    cutoff: Annotated[NotNegative | None, _choice("FLOAT", "the checkpoint's own, else 0.3")] = None
+    cutoff: Annotated[NotNegative | None, choice("FLOAT", "the checkpoint's own, else 0.3")] = None
     """Singular values of the text projection below this count as 0."""
-    keep_fraction: Annotated[Annotated[float, Field(gt=0, le=1)] | None, _choice("FLOAT", "the cut-off decides")] = None
+    keep_fraction: Annotated[Annotated[float, Field(gt=0, le=1)] | None, choice("FLOAT", "the cut-off decides")] = None
     """Keep this share of the singular values instead of a cut-off."""
-    scale: Annotated[Positive | None, _choice("FLOAT", "the checkpoint's own, 27.5 for OpenAI's ViT-L/14")] = None
+    scale: Annotated[Positive | None, choice("FLOAT", "the checkpoint's own, 27.5 for OpenAI's ViT-L/14")] = None
     """Length of a text state; measured over built-in captions where the checkpoint says nothing."""
     mode: Literal["tspace", "cspace"] = "tspace"
     """Where that length is measured: tspace as the authors' code, cspace as eq. 6 is written."""
@@ -174,21 +170,21 @@ class SamplerSettings(CheckpointSettings):
 
     seed: Seed = 0
     """0 to 4294967295; picture i of a prompt depends on the seed and on i alone."""
-    steps: Annotated[Count | None, _choice("INT", "the checkpoint's own, else 50")] = None
+    steps: Annotated[Count | None, choice("INT", "the checkpoint's own, else 50")] = None
     """Sampling steps."""
-    guidance_scale: Annotated[NotNegative | None, _choice("FLOAT", "the checkpoint's own, else 7.5")] = None
+    guidance_scale: Annotated[NotNegative | None, choice("FLOAT", "the checkpoint's own, else 7.5")] = None
     """How strongly the prompt is followed; 1 or less is no guidance."""
-    guidance_interval: Annotated[Interval | None, _choice("LOW,HIGH", "the checkpoint's own, else always")] = None
+    guidance_interval: Annotated[Interval | None, choice("LOW,HIGH", "the checkpoint's own, else always")] = None
     """Lowest and highest timestep, as shares of all, at which guidance acts; the others take half of the work."""
-    cache_interval: Annotated[Count | None, _choice("INT", "the checkpoint's own, else 1")] = None
+    cache_interval: Annotated[Count | None, choice("INT", "the checkpoint's own, else 1")] = None
     """Run the whole UNet at every so many evaluations, and its outermost layers alone at the others (DeepCache)."""
     sampler: Annotated[
-        SamplerName | None, _choice("|".join(get_args(SamplerName)), "the checkpoint's own, else ddim")
+        SamplerName | None, choice("|".join(get_args(SamplerName)), "the checkpoint's own, else ddim")
     ] = None
     """The sampling method."""
-    height: Annotated[Side | None, _choice("INT")] = None
+    height: Annotated[Side | None, choice("INT")] = None
     """In pixels."""
-    width: Annotated[Side | None, _choice("INT")] = None
+    width: Annotated[Side | None, choice("INT")] = None
     """In pixels."""
     negative_prompt: str = ""
     """What guidance leads away from."""
@@ -205,15 +201,15 @@ class SamplerSettings(CheckpointSettings):
 class ParallelSettings(Settings):
     """Which devices work together, and how the processes of several hosts find each other."""
 
-    mesh: Annotated[str | None, _choice("data=N", "all devices of all processes")] = None
+    mesh: Annotated[str | None, choice("data=N", "all devices of all processes")] = None
     """Divide the work over N devices."""
     distributed: bool = False
     """Be one process of several: the cluster is detected (Slurm, Open MPI, Cloud TPU, Kubernetes)."""
-    coordinator_address: Annotated[str | None, _choice("HOST:PORT", "detected")] = None
+    coordinator_address: Annotated[str | None, choice("HOST:PORT", "detected")] = None
     """Of process 0; with num_processes and process_id instead of detection."""
-    num_processes: Annotated[Count | None, _choice("INT", "detected")] = None
+    num_processes: Annotated[Count | None, choice("INT", "detected")] = None
     """Of the whole job."""
-    process_id: Annotated[Annotated[int, Field(ge=0)] | None, _choice("INT", "detected")] = None
+    process_id: Annotated[Annotated[int, Field(ge=0)] | None, choice("INT", "detected")] = None
     """Of this process, from 0."""
     initialization_timeout: Count = 300
     """Seconds in which all processes must join."""
@@ -231,7 +227,7 @@ class SamplingSettings(SamplerSettings, ParallelSettings, ResultSettings):
 
     num_images: NumImages = 4
     """Pictures for each prompt, up to 1000."""
-    latents: Annotated[Path | None, _choice("FILE", "drawn from the seed")] = None
+    latents: Annotated[Path | None, choice("FILE", "drawn from the seed")] = None
     """Safetensors file with the noise to start from: `latents`, float32, (num_images, C, height/f, width/f)."""
     batch_size: Count = 4
     """Pictures sampled at once on each device; more is faster and takes more memory."""
@@ -241,116 +237,3 @@ class SamplingSettings(SamplerSettings, ParallelSettings, ResultSettings):
     @property
     def result(self) -> tuple[Path, str]:
         return self.output_dir / MANIFEST, "--output-dir"
-
-
-class VarySettings(SamplingSettings, ProjectionSettings):
-    """Variations of each picture."""
-
-    pictures: Annotated[tuple[Path, ...], tyro.conf.Positional, _PICTURES, Field(min_length=1)]
-    """JPEG, PNG or WebP files."""
-
-
-class EditSettings(SamplingSettings, ProjectionSettings):
-    """The picture with the text's change."""
-
-    picture: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="PICTURE")]
-    """A JPEG, PNG or WebP file."""
-    text: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="TEXT")]
-    """What to change, such as "at night"."""
-    alpha: Finite = 0.9
-    """Weight of the text's end state; the paper's 0.9, its authors' code has 0.6."""
-
-
-class TextSettings(SamplingSettings):
-    """Plain text to image, with the same samplers."""
-
-    texts: Annotated[tuple[str, ...], tyro.conf.Positional, _TEXTS, Field(min_length=1)]
-    """Prompts."""
-
-
-class PromptSettings(ProjectionSettings, ResultSettings):
-    """Pictures as prompts, in a file: `prompt_embeds` for diffusers' argument of that name, and `image_vectors`."""
-
-    pictures: Annotated[tuple[Path, ...], tyro.conf.Positional, _PICTURES, Field(min_length=1)]
-    """JPEG, PNG or WebP files."""
-    output: Annotated[Path, tyro.conf.arg(metavar="FILE")]
-    """The safetensors file to write."""
-    text: Annotated[str | None, _choice("TEXT", "none")] = None
-    """What to change in the pictures (eq. 8)."""
-    alpha: Finite = 0.9
-    """Weight of the text's end state."""
-    truncate: bool = False
-    """Cut a text that is too long instead of refusing it."""
-
-    @property
-    def result(self) -> tuple[Path, str]:
-        return self.output, "--output"
-
-
-class CompileSettings(SamplerSettings, CommandSettings):
-    """What vary, edit and text run on one device, compiled ahead of their first use; no weights are read."""
-
-    batch_size: Count = 4
-    """Pictures sampled at once: theirs, but no more than they make in all."""
-
-
-class SpectrumSettings(ProjectionSettings, ResultSettings):
-    """The singular values of the text projection, what the cut-off keeps of them, and the length of text states."""
-
-    picture: Annotated[Path | None, _choice("PICTURE", "none")] = None
-    """Also tell how much of this picture's energy is kept."""
-    output_dir: LocalPath = Path("out")
-    """Where spectrum.png goes."""
-
-    @property
-    def result(self) -> tuple[Path, str]:
-        return self.output_dir / "spectrum.png", "--output-dir"
-
-
-class TuneSettings(ParallelSettings, CommandSettings):
-    """What both ways to tune take."""
-
-    config: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="CONFIG.yaml")]
-    """The run's file; configs/ has examples and docs/settings.md the keys."""
-    changes: Annotated[
-        tuple[str, ...], tyro.conf.Positional, tyro.conf.arg(metavar="KEY=VALUE...", help_behavior_hint="")
-    ] = ()
-    """Settings that count more than the file's."""
-    allow_change: Annotated[tuple[str, ...], tyro.conf.arg(metavar="KEY...", help_behavior_hint="(default: none)")] = ()
-    """Go on although these settings have changed since the checkpoint."""
-
-
-class FtSettings(TuneSettings):
-    """Fine-tuning on about a hundred pictures (SD-IPC-FT); run it again, and it goes on where it stopped."""
-
-
-class CtSettings(TuneSettings):
-    """Customising on a handful of pictures (SD-IPC-CT); run it again, and it goes on where it stopped."""
-
-
-class ExportSettings(CommandSettings):
-    """A tuned checkpoint as a folder of its own, which diffusers opens, with its CLIP in clip/."""
-
-    delta: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="TUNED.safetensors")]
-    """What tuning wrote."""
-    output: Annotated[Path, tyro.conf.arg(metavar="FOLDER")]
-    """The folder to make."""
-    model: str = "embedded"
-    """The checkpoint that was tuned: `embedded`, or a diffusers pipeline folder."""
-    clip: Annotated[Path | None, _choice("FOLDER", "clip/ in the checkpoint's folder")] = None
-    """Folder of the CLIP that the checkpoint was trained with."""
-    dtype: Literal["float32", "float16", "bfloat16"] = "float32"
-    """Of the stored weights."""
-
-
-def tune(
-    command: Annotated[
-        Annotated[FtSettings, tyro.conf.subcommand("ft")]
-        | Annotated[CtSettings, tyro.conf.subcommand("ct")]
-        | Annotated[ExportSettings, tyro.conf.subcommand("export")],
-        tyro.conf.OmitSubcommandPrefixes,
-        tyro.conf.arg(name=""),
-    ],
-) -> CommandSettings:
-    """Tuning on one's own pictures."""
-    return command

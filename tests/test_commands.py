@@ -22,9 +22,10 @@ from sdipc_jax import cli, parallel
 from sdipc_jax.checkpoints.delta import make_delta
 from sdipc_jax.commands import text as text_command
 from sdipc_jax.commands.job import SamplingJob
+from sdipc_jax.commands.settings import TextSettings, VarySettings
 from sdipc_jax.pictures.sheets import read_metadata
 from sdipc_jax.prompts import converter
-from sdipc_jax.settings import FAST, TextSettings, VarySettings
+from sdipc_jax.settings import FAST
 
 # Two pictures at once on one device, whatever the command: one compiled program for all of them.
 PAIR = ("--num-images", "2", "--batch-size", "2", "--mesh", "data=1")

@@ -6,8 +6,9 @@ from typing import Any
 import pytest
 from document_settings import document
 
+from sdipc_jax.commands.settings import EditSettings, SpectrumSettings, TextSettings, VarySettings
 from sdipc_jax.errors import InputError
-from sdipc_jax.settings import Defaults, EditSettings, SpectrumSettings, TextSettings, VarySettings
+from sdipc_jax.settings import Defaults
 
 
 @pytest.mark.parametrize(

@@ -11,13 +11,13 @@ import jax.numpy as jnp
 from sdipc_jax.checkpoints.bundle import Bundle
 from sdipc_jax.checkpoints.delta import load_delta, tuned_config
 from sdipc_jax.checkpoints.load import configure
+from sdipc_jax.commands.settings import CompileSettings
 from sdipc_jax.prompts.contexts import text_prompt
 from sdipc_jax.prompts.vision import encode_images
 from sdipc_jax.records import Report
 from sdipc_jax.sampling.decoding import finish
 from sdipc_jax.sampling.loop import advance
 from sdipc_jax.sampling.request import begin, decide, winograd_kernels
-from sdipc_jax.settings import CompileSettings
 
 
 @dataclass(frozen=True)

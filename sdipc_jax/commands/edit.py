@@ -3,11 +3,11 @@
 from sdipc_jax.commands.inputs import read_inputs
 from sdipc_jax.commands.job import SamplingJob
 from sdipc_jax.commands.outcome import Outcome
+from sdipc_jax.commands.settings import EditSettings
 from sdipc_jax.prompts.contexts import edit_prompt
 from sdipc_jax.prompts.converter import Converter
 from sdipc_jax.prompts.tokens import token_ids
 from sdipc_jax.records import Report
-from sdipc_jax.settings import EditSettings
 
 
 def edit(settings: EditSettings, report: Report) -> Outcome:

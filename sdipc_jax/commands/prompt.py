@@ -9,12 +9,12 @@ from sdipc_jax.checkpoints.digests import digests
 from sdipc_jax.checkpoints.load import configure
 from sdipc_jax.commands.inputs import read_inputs
 from sdipc_jax.commands.outcome import Outcome, notes_of, plain
+from sdipc_jax.commands.settings import PromptSettings
 from sdipc_jax.files import check_result, write_atomically
 from sdipc_jax.prompts.contexts import edit_prompt, image_prompt
 from sdipc_jax.prompts.converter import Converter
 from sdipc_jax.prompts.tokens import token_ids
 from sdipc_jax.records import Report
-from sdipc_jax.settings import PromptSettings
 
 
 def prompt(settings: PromptSettings, report: Report) -> Outcome:

@@ -12,6 +12,7 @@ from jaxtyping import Array, Float
 from sdipc_jax.checkpoints.bundle import Bundle
 from sdipc_jax.checkpoints.load import configure
 from sdipc_jax.commands.inputs import read_inputs
+from sdipc_jax.commands.settings import SpectrumSettings
 from sdipc_jax.errors import printable
 from sdipc_jax.files import check_result, write_atomically
 from sdipc_jax.prompts.captions import CAPTIONS
@@ -21,7 +22,6 @@ from sdipc_jax.prompts.projection import Projection
 from sdipc_jax.prompts.tokens import tokenize
 from sdipc_jax.prompts.vision import encode_images
 from sdipc_jax.records import Report
-from sdipc_jax.settings import SpectrumSettings
 
 
 @dataclass(frozen=True)

@@ -3,11 +3,11 @@
 from sdipc_jax.checkpoints.load import load_weights
 from sdipc_jax.commands.job import SamplingJob
 from sdipc_jax.commands.outcome import Outcome
+from sdipc_jax.commands.settings import TextSettings
 from sdipc_jax.pictures.outputs import Subject
 from sdipc_jax.prompts.contexts import text_prompt
 from sdipc_jax.prompts.tokens import token_ids
 from sdipc_jax.records import Report
-from sdipc_jax.settings import TextSettings
 
 
 def text(settings: TextSettings, report: Report) -> Outcome:

@@ -17,13 +17,13 @@ from sdipc_jax import parallel
 from sdipc_jax.checkpoints.delta import save_delta
 from sdipc_jax.checkpoints.load import load_weights, read_config
 from sdipc_jax.checkpoints.save import save
+from sdipc_jax.commands.settings import ExportSettings, FtSettings, TuneSettings
 from sdipc_jax.datasets.examples import data_digest
 from sdipc_jax.errors import InputError, printable
 from sdipc_jax.files import check_writable, remove_leftovers, write_atomically
 from sdipc_jax.interruption import Interruption, locked
 from sdipc_jax.pictures.outputs import unique_stems
 from sdipc_jax.records import Record
-from sdipc_jax.settings import ExportSettings, FtSettings, TuneSettings
 from sdipc_jax.tuning.checkpoints import Checkpoints, Saved, minor_changes
 from sdipc_jax.tuning.config import RunSettings, check_unchanged, read_run
 from sdipc_jax.tuning.data import Batches, find_examples

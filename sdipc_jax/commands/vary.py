@@ -3,10 +3,10 @@
 from sdipc_jax.commands.inputs import read_inputs
 from sdipc_jax.commands.job import SamplingJob
 from sdipc_jax.commands.outcome import Outcome
+from sdipc_jax.commands.settings import VarySettings
 from sdipc_jax.prompts.contexts import image_prompt
 from sdipc_jax.prompts.converter import Converter
 from sdipc_jax.records import Report
-from sdipc_jax.settings import VarySettings
 
 
 def vary(settings: VarySettings, report: Report) -> Outcome:
