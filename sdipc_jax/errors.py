@@ -24,6 +24,26 @@ class InterruptedRun(RuntimeError):
     """
 
 
+class MissingPackageError(ValueError):
+    """A package that is not installed by default is needed; the message says which, and how to install it."""
+
+
+# A line of a message that holds something found is never longer than a screen.
+_LONGEST = 300
+
+
+def shortened(text: str, longest: int = _LONGEST) -> str:
+    """A text cut in the middle, so that both of its ends can be seen.
+
+    >>> shortened("abcdefghijklmnopqrstuvwxyz", 9)
+    'abcd...yz'
+    """
+    if len(text) <= longest:
+        return text
+    end = (longest - 3) // 3
+    return f"{text[: longest - 3 - end]}...{text[len(text) - end :]}"
+
+
 def printable(path: str | Path) -> str:
     """The path as a message can show it, on one line."""
     return str(path) if str(path).isprintable() else ascii(str(path))

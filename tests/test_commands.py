@@ -529,7 +529,7 @@ def refuse(capsys: pytest.CaptureFixture[str], *arguments: object) -> str:
     "arguments, words",
     [
         (["vary", "missing.png"], "missing.png: No such file or directory, expected a file that can be read"),
-        (["vary", "text.png"], "text.png: found an unknown kind of file, expected JPEG, PNG or WebP content"),
+        (["vary", "text.png"], "found an unknown kind of file, expected JPEG, PNG, WebP, GIF, BMP or AVIF content"),
         (["vary", "text.png", "missing.png"], "(and none of the other 1 can be used)"),
         (["edit", ".", "text"], "found a folder or a device, expected a file"),
         (["vary"], "found no pictures, expected at least one"),

@@ -388,8 +388,6 @@ def refuse(read: Callable[[bytes], Picture], data: bytes, words: str) -> None:
         (bytes(1000), "an unknown kind of file"),
         (b"<svg xmlns='http://www.w3.org/2000/svg'/>", "an SVG"),
         (b"\xef\xbb\xbf \n<!DOCTYPE html><html></html>", "an SVG, XML or HTML"),
-        (encode(photo(), "GIF"), "a GIF"),
-        (encode(photo(), "BMP"), "a BMP"),
         (encode(photo(), "TIFF"), "a TIFF"),
         (b"MM\0*" + bytes(100), "a TIFF"),
         (encode(photo(), "PDF"), "a PDF"),
@@ -397,10 +395,14 @@ def refuse(read: Callable[[bytes], Picture], data: bytes, words: str) -> None:
         (b"8BPS\0\1" + bytes(100), "a PSD"),
         (b"SIMPLE  =                    T", "a FITS"),
         (b"\0\0\0\x0cjP  \r\n\x87\n", "a JPEG 2000"),
-        (b"\0\0\0\x20ftypavif", "an AVIF"),
-        (b"\0\0\0\x18ftypheic", "a HEIC"),
+        (b"\0\0\0\x0cJXL \r\n\x87\n", "a JPEG XL"),
+        (b"\0\0\0\x20ftypavif", "a damaged AVIF"),
+        (b"\0\0\0\x18ftypheic", "a damaged HEIC"),
+        (b"GIF89a", "a damaged GIF"),
         (encode(photo(), "PPM"), "an unknown kind of file"),
-        (b"RIFF\x24\0\0\0WAVEfmt ", "a damaged WebP"),
+        (b"RIFF\x24\0\0\0WAVEfmt ", "an unknown kind of file"),
+        (b"RIFF\x24\0\0\0WEBPfmt ", "a damaged WebP"),
+        (b"BMW builds cars in Bavaria", "an unknown kind of file"),
     ],
     ids=lambda value: str(value)[:16],
 )
@@ -513,18 +515,44 @@ def test_sides(read: Callable[[bytes], Picture], width: int, height: int, words:
 
 @pytest.mark.parametrize("size", [2_000_000, 100_000_000])
 @pytest.mark.parametrize("after_pixels", [False, True])
-def test_text_bombs(read: Callable[[bytes], Picture], size: int, after_pixels: bool) -> None:
-    bomb = chunk(b"zTXt", b"Comment\0\0" + zlib.compress(bytes(size), 1))
+@pytest.mark.parametrize("name", [b"zTXt", b"iTXt"])
+def test_text_bombs_are_not_unpacked(
+    read: Callable[[bytes], Picture], size: int, after_pixels: bool, name: bytes
+) -> None:
+    packed = zlib.compress(bytes(size), 1)
+    bomb = chunk(name, b"Comment\0\0" + packed if name == b"zTXt" else b"Comment\0\1\0\0\0" + packed)
     data = png(16, 16, 8, 2, photo(16, 16).tobytes())
     place = -12 if after_pixels else 33
-    refuse(read, data[:place] + bomb + data[place:], "too large")
+    picture = read(data[:place] + bomb + data[place:])
+    np.testing.assert_array_equal(picture.pixels, photo(16, 16))
+    assert picture.notes == ("its text is over a megabyte and was not used",)
+
+
+def test_many_small_texts_are_not_unpacked(read: Callable[[bytes], Picture]) -> None:
+    texts = [chunk(b"zTXt", b"Comment\0\0" + zlib.compress(bytes(900_000), 1))] * 100
+    picture = read(png(16, 16, 8, 2, photo(16, 16).tobytes(), *texts))
+    np.testing.assert_array_equal(picture.pixels, photo(16, 16))
 
 
 def test_profile_bombs(read: Callable[[bytes], Picture]) -> None:
-    profile = chunk(b"iCCP", b"name\0\0" + zlib.compress(bytes(100_000_000), 1))
-    refuse(read, png(16, 16, 8, 2, photo(16, 16).tobytes(), profile), "too large")
+    bomb = chunk(b"iCCP", b"name\0\0" + zlib.compress(bytes(100_000_000), 1))
+    text = chunk(b"zTXt", b"Comment\0\0" + zlib.compress(bytes(2_000_000), 1))
+    profile_note = "its colour profile is over a megabyte and was not used"
+    for extra, notes in [((bomb,), {profile_note}), ((bomb, text), {profile_note, "its text" + profile_note[18:]})]:
+        picture = read(png(16, 16, 8, 2, photo(16, 16).tobytes(), *extra))
+        np.testing.assert_array_equal(picture.pixels, photo(16, 16))
+        assert set(picture.notes) == notes
     noted = read(encode(photo(), "WebP", lossless=True, icc_profile=bytes(5_000_000)))
     assert noted.notes == ("its colour profile of 5000000 bytes is too large and was not used",)
+
+
+def test_a_profile_counts_although_the_text_is_too_large(read: Callable[[bytes], Picture]) -> None:
+    text = PngImagePlugin.PngInfo()
+    text.add_text("workflow", "x" * 2_000_000, zip=True)
+    profile = rgb_profile(P3_XYZ, srgb_to_linear)
+    expected = read(encode(photo(), icc_profile=profile)).pixels
+    np.testing.assert_array_equal(read(encode(photo(), icc_profile=profile, pnginfo=text)).pixels, expected)
+    assert not np.array_equal(expected, photo())
 
 
 def test_jpeg_that_goes_over_its_pixels_again_and_again(read: Callable[[bytes], Picture]) -> None:

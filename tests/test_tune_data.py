@@ -78,11 +78,11 @@ def test_json_lines(folder: Path) -> None:
 
 
 def test_all_bad_pictures_are_named_at_once(folder: Path) -> None:
-    (folder / "cat/000.png").write_bytes(b"GIF89a nothing")
+    (folder / "cat/000.png").write_bytes(b"8BPS nothing")
     (folder / "fire_engine/002.png").write_bytes((folder / "fire_engine/002.png").read_bytes()[:300])
     with pytest.raises(InputError, match="2 of 7 pictures cannot be used") as error:
         find_examples(settings(folder))
-    assert "cat/000.png: found a GIF" in str(error.value)
+    assert "cat/000.png: found a PSD" in str(error.value)
     assert "fire_engine/002.png: found a damaged PNG" in str(error.value)
 
 

@@ -27,14 +27,14 @@ class VarySettings(SamplingSettings, ProjectionSettings):
     """Variations of each picture."""
 
     pictures: Annotated[tuple[Path, ...], tyro.conf.Positional, _PICTURES, Field(min_length=1)]
-    """JPEG, PNG or WebP files."""
+    """Picture files: JPEG, PNG, WebP, GIF, BMP, AVIF."""
 
 
 class EditSettings(SamplingSettings, ProjectionSettings):
     """The picture with the text's change."""
 
     picture: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="PICTURE")]
-    """A JPEG, PNG or WebP file."""
+    """A picture file."""
     text: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="TEXT")]
     """What to change, such as "at night"."""
     alpha: Finite = 0.9
@@ -52,7 +52,7 @@ class PromptSettings(ProjectionSettings, ResultSettings):
     """Pictures as prompts, in a file: `prompt_embeds` for diffusers' argument of that name, and `image_vectors`."""
 
     pictures: Annotated[tuple[Path, ...], tyro.conf.Positional, _PICTURES, Field(min_length=1)]
-    """JPEG, PNG or WebP files."""
+    """Picture files: JPEG, PNG, WebP, GIF, BMP, AVIF."""
     output: Annotated[Path, tyro.conf.arg(metavar="FILE")]
     """The safetensors file to write."""
     text: Annotated[str | None, choice("TEXT", "none")] = None

@@ -1,4 +1,4 @@
-"""Reading picture files that may be hostile: JPEG, PNG and WebP, into upright sRGB on white."""
+"""Reading picture files that may be hostile, into upright sRGB on white."""
 
 import hashlib
 import io
@@ -11,42 +11,24 @@ from typing import Any, cast
 import numpy as np
 from jaxtyping import UInt8
 from PIL import ExifTags, Image, ImageCms, ImageFile
-from PIL.JpegImagePlugin import JpegImageFile
 from PIL.PngImagePlugin import PngImageFile
-from PIL.WebPImagePlugin import WebPImageFile
 
-from sdipc_jax.errors import InputError, printable
+from sdipc_jax.errors import InputError, MissingPackageError, printable, shortened
+from sdipc_jax.pictures.formats import READ, Decoder, identify
+from sdipc_jax.pictures.jpeg import count_scans
+from sdipc_jax.pictures.png import CHUNKS, without_chunks
 
 MAX_BYTES = 200_000_000
 MAX_PIXELS = 50_000_000
-# Ten scans are usual; other bytes at the end of a file, such as a film, look like one now and then.
+# Ten scans are usual.
 MAX_SCANNED_PIXELS = 5_000_000_000
 MIN_SIDE = 16
 MAX_ASPECT = 200
 NOTED_ASPECT = 20
 MAX_PROFILE_BYTES = 4 * 2**20
+# Pillow unpacks these in Python, a run at a time.
+MAX_RUN_LENGTH_PIXELS = 4_000_000
 
-# Chosen by content and called directly: nothing else in Pillow can be reached, whatever plugins are installed.
-_DECODERS: dict[str, tuple[bytes, type[ImageFile.ImageFile]]] = {
-    "JPEG": (b"\xff\xd8\xff", JpegImageFile),
-    "PNG": (b"\x89PNG\r\n\x1a\n", PngImageFile),
-    "WebP": (b"RIFF", WebPImageFile),
-}
-# What people try most often, to be called by its name: (offset, first bytes, name).
-_OTHER_FILES = (
-    (0, b"GIF8", "a GIF"),
-    (0, b"BM", "a BMP"),
-    (0, b"II*\0", "a TIFF"),
-    (0, b"MM\0*", "a TIFF"),
-    (0, b"8BPS", "a PSD"),
-    (0, b"%PDF", "a PDF"),
-    (0, b"%!PS", "an EPS"),
-    (0, b"SIMPLE  =", "a FITS"),
-    (0, b"<", "an SVG, XML or HTML"),
-    (4, b"jP  ", "a JPEG 2000"),
-    (4, b"ftypavif", "an AVIF"),
-    (4, b"ftyphei", "a HEIC"),
-)
 _UPRIGHT = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -65,7 +47,7 @@ class Picture:
     Attributes:
         pixels: 8-bit sRGB, upright, on white where it was transparent.
         sha256: of the file's bytes, those that were decoded.
-        format: `JPEG`, `PNG` or `WebP`, by content.
+        format: `JPEG` or another name in `formats.FORMATS`, by content.
         notes: what a person may want to know, such as "an animation: its first frame is used".
     """
 
@@ -76,7 +58,9 @@ class Picture:
 
 
 def read_picture(path: str | Path) -> Picture:
-    """Reads a JPEG, PNG or WebP file. The file's name plays no part; its metadata is not kept.
+    """Reads a JPEG, PNG, WebP, GIF, BMP or AVIF file, or HEIC with the extra of that name.
+
+    The file's name plays no part; its metadata is not kept; of an animation the first frame is used.
 
     Limits: 200 MB, 50 megapixels (checked before anything is decoded), sides of at least 16 pixels, 200:1.
 
@@ -92,20 +76,13 @@ def decode_picture(data: bytes, path: str | Path) -> Picture:
     kind, decoder = _identify(name, data)
     notes: list[str] = []
     try:
-        image = decoder(io.BytesIO(data))
-        _check_size(name, *image.size)
-        if kind == "PNG":
-            # Decoding does not look at the checksums of the pixels' chunks; this does, but cannot decode after.
-            PngImageFile(io.BytesIO(data)).verify()
-        if kind == "JPEG":
-            _check_scans(name, data, *image.size)
-        upright = _decode(name, image, notes)
+        upright = _decode_png(name, data, notes) if kind == "PNG" else _open_and_decode(name, data, decoder, notes)
     except InputError:
         raise
-    except Image.DecompressionBombError:
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning):
         raise _too_large(name, "over a hundred") from None
     except Exception as error:  # Whatever the decoders raise: for some bytes that is almost anything.
-        reason = " ".join(str(error).split()) or type(error).__name__
+        reason = shortened(" ".join(str(error).split()) or type(error).__name__)
         raise InputError(
             f"{name}: found a damaged {kind} file ({reason}), expected a whole one: get it again or save it anew"
         ) from None
@@ -139,18 +116,49 @@ def read_bytes(path: str | Path) -> bytes:
     if data is None or len(data) > MAX_BYTES:
         raise InputError(f"{name}: found more than {MAX_BYTES // 10**6} MB, expected a picture: scale it down")
     if not data:
-        raise InputError(f"{name}: found an empty file, expected a JPEG, PNG or WebP picture: get it again")
+        raise InputError(f"{name}: found an empty file, expected a picture: get it again")
     return data
 
 
-def _identify(name: str, data: bytes) -> tuple[str, type[ImageFile.ImageFile]]:
-    for kind, (magic, decoder) in _DECODERS.items():
-        if data.startswith(magic):
-            return kind, decoder
-    start = data[:64].lstrip(b"\xef\xbb\xbf\r\n\t ")
-    names = (what for offset, magic, what in _OTHER_FILES if start.startswith(magic, offset))
-    found = next(names, "an unknown kind of")
-    raise InputError(f"{name}: found {found} file, expected JPEG, PNG or WebP content: convert it to PNG")
+def _identify(name: str, data: bytes) -> tuple[str, Decoder]:
+    found = identify(data)
+    if found is None or found.decoder is None:
+        raise InputError(
+            f"{name}: found {found or 'an unknown kind of file'}, expected {READ} content: convert it to PNG"
+        )
+    return found.name, found.decoder
+
+
+def _open_and_decode(name: str, data: bytes, decoder: Decoder, notes: list[str]) -> Image.Image:
+    try:
+        image = decoder(io.BytesIO(data))
+    except MissingPackageError as error:
+        raise InputError(f"{name}: {error}") from None
+    _check_size(name, *image.size)
+    if image.format == "JPEG":
+        _check_scans(name, data, *image.size)
+    if image.format in ("BMP", "DIB") and image.tile[0].codec_name == "bmp_rle":
+        _check_run_lengths(name, *image.size)
+    return _decode(name, image, notes)
+
+
+def _decode_png(name: str, data: bytes, notes: list[str]) -> Image.Image:
+    """Without the texts or the colour profile where these are larger than Pillow unpacks: pixels do not need them."""
+    for left_out in ((), ("text",), ("colour profile",), ("text", "colour profile")):
+        rest = without_chunks(data, *(CHUNKS[each] for each in left_out))
+        told = [f"its {each} is over a megabyte and was not used" for each in left_out]
+        try:
+            upright = _open_and_decode(name, rest, PngImageFile, told)
+            # Decoding does not look at the checksums of the pixels' chunks; this does, but cannot decode after.
+            PngImageFile(io.BytesIO(rest)).verify()
+        except InputError:
+            raise
+        except ValueError as error:
+            problem = error
+        else:
+            notes += told
+            return upright
+    raise problem
 
 
 def _check_size(name: str, width: int, height: int) -> None:
@@ -166,11 +174,19 @@ def _check_size(name: str, width: int, height: int) -> None:
 
 def _check_scans(name: str, data: bytes, width: int, height: int) -> None:
     """Refuses a JPEG that goes over its pixels again and again: each scan costs time and hardly any bytes."""
-    scans = data.count(b"\xff\xda")
+    scans = count_scans(data)
     if scans * width * height > MAX_SCANNED_PIXELS:
         raise InputError(
             f"{name}: found {scans} JPEG scans of {width}x{height} pixels, "
             f"expected at most {MAX_SCANNED_PIXELS // (width * height)}: save it anew"
+        )
+
+
+def _check_run_lengths(name: str, width: int, height: int) -> None:
+    if width * height > MAX_RUN_LENGTH_PIXELS:
+        raise InputError(
+            f"{name}: found a BMP with run lengths of {width}x{height} pixels, expected at most "
+            f"{MAX_RUN_LENGTH_PIXELS // 10**6} megapixels of that kind: save it as PNG"
         )
 
 

@@ -23,7 +23,7 @@ def read_pictures(bundle: Bundle, paths: Sequence[str | Path]) -> Float32[np.nda
     """Reads pictures and prepares them for the vision tower.
 
     Args:
-        paths: JPEG, PNG or WebP files.
+        paths: picture files.
 
     Raises:
         InputError: a picture cannot be read, or none is named; `sdipc vary` shows how to go on with the others.

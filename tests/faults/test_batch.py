@@ -184,15 +184,15 @@ def bad_files(good: bytes) -> Iterator[bytes | None]:
     flipped = bytearray(good)
     flipped[len(good) // 2] ^= 16
     header = b"\x89PNG\r\n\x1a\n" + struct.pack(">I4sIIBBBBB", 13, b"IHDR", 60000, 60000, 8, 2, 0, 0, 0)
-    gif = io.BytesIO()
-    Image.open(io.BytesIO(good)).convert("P").save(gif, "GIF")
+    tiff = io.BytesIO()
+    Image.open(io.BytesIO(good)).save(tiff, "TIFF")
     small = io.BytesIO()
     Image.new("RGB", (1, 1)).save(small, "PNG")
     long = io.BytesIO()
     Image.new("RGB", (16, 20000)).save(long, "PNG")
     yield from (None, b"", b"not a picture", b"<svg xmlns='http://www.w3.org/2000/svg'/>", b"<!doctype html><p>gone")
     yield from (jpeg[: len(jpeg) // 2], jpeg[:20], good[: len(good) // 2], good[:-12], bytes(flipped))
-    yield from (header, header + bytes(4), gif.getvalue(), small.getvalue(), long.getvalue())
+    yield from (header, header + bytes(4), tiff.getvalue(), small.getvalue(), long.getvalue())
     yield from (b"II*\0" + bytes(99), b"MM\0*" + bytes(99), b"8BPS" + bytes(99), b"%!PS-Adobe-3.0", b"%PDF-1.7")
     yield from (b"SIMPLE  =", b"\0\0\0\x0cjP  \r\n\x87\n", b"BM" + bytes(99), b"RIFF\4\0\0\0WEBP", bytes(1000))
 
