@@ -10,7 +10,7 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Fie
 
 from sdipc_jax.errors import InputError
 
-SamplerName = Literal["ddim", "pndm", "euler", "euler-a", "dpm++2m"]
+SamplerName = Literal["ddim", "pndm", "euler", "euler-a", "dpm++2m", "lcm", "tcd"]
 
 Finite = Annotated[float, Field(allow_inf_nan=False)]
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
@@ -189,7 +189,7 @@ class SamplerSettings(CheckpointSettings):
     negative_prompt: str = ""
     """What guidance leads away from."""
     eta: Annotated[float, Field(ge=0, le=1)] = 0.0
-    """DDIM's share of fresh noise."""
+    """DDIM's and TCD's share of fresh noise; TCD's authors use 0.3, and 1 for a single step."""
     karras: bool = False
     """Karras et al.'s noise levels, for dpm++2m."""
     fast: bool = False

@@ -10,6 +10,7 @@ import numpy as np
 from sdipc_jax.samplers import SAMPLERS, SchedulerConfig
 
 STEPS = 20
+FEW_STEPS = 4
 SHAPE = (2, 4, 3, 3)
 
 STABLE_DIFFUSION = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
@@ -46,7 +47,26 @@ GOLDEN: dict[str, tuple[str, dict[str, Any], float, bool]] = {
         0.0,
         False,
     ),
+    "few euler": ("euler", {"timestep_spacing": "trailing"}, 0.0, False),
+    "few euler sample": ("euler", {"timestep_spacing": "trailing", "prediction_type": "sample"}, 0.0, False),
+    "few euler-a": ("euler-a", {"timestep_spacing": "trailing"}, 0.0, False),
+    "few ddim": (
+        "ddim",
+        {"timestep_spacing": "trailing", "clip_sample": False, "set_alpha_to_one": False},
+        0.0,
+        False,
+    ),
+    "lcm": ("lcm", {"prediction_type": "v_prediction", "clip_sample": True}, 0.0, False),
+    "few lcm": ("lcm", {"set_alpha_to_one": False, "steps_offset": 1}, 0.0, False),
+    "tcd": ("tcd", {"prediction_type": "sample"}, 0.3, False),
+    "few tcd": ("tcd", {"set_alpha_to_one": False, "steps_offset": 1}, 0.3, False),
+    "few tcd straight": ("tcd", {}, 0.0, False),
 }
+
+
+def steps_of(case: str) -> int:
+    """Of a golden case's run."""
+    return FEW_STEPS if case.startswith("few") else STEPS
 
 
 def model(tanh: Any, x: Any, t: Any) -> Any:

@@ -16,6 +16,7 @@ from tests.sampler_cases import (
     fresh_noise,
     relative_errors,
     run,
+    steps_of,
     trajectory,
 )
 
@@ -34,7 +35,7 @@ def golden(case: str) -> np.ndarray:
 @pytest.mark.parametrize("case", GOLDEN)
 def test_ends_where_diffusers_does(case: str) -> None:
     name, fields, eta, karras = GOLDEN[case]
-    _, states = trajectory(name, STABLE_DIFFUSION | fields, STEPS, eta, karras)
+    _, states = trajectory(name, STABLE_DIFFUSION | fields, steps_of(case), eta, karras)
     assert relative_errors(states[-1:], golden(case)[None]) <= 1e-5
 
 
@@ -90,6 +91,46 @@ def test_dynamic_thresholding_by_hand(name: str) -> None:
     np.testing.assert_allclose(found, bounded, rtol=1e-6)
 
 
+def test_lcm_step_by_hand() -> None:
+    # Timesteps 1 and 0 of two; the products of 1 - beta are 0.72 and 0.9.
+    schedule = schedule_of("lcm", TWO_STEPS | {"original_inference_steps": 2, "timestep_scaling": 0.5}, 2)
+    np.testing.assert_array_equal(schedule.timesteps, [1, 0])
+    x, output, noise = (jnp.full((1, 1), value) for value in (1.0, 0.5, -2.0))
+    x0 = (1 - 0.28**0.5 * 0.5) / 0.72**0.5
+    # (0.5 * 1)^2 is as much as sigma_data^2.
+    picture = 0.5**0.5 * x0 + 0.5 * 1.0
+    found, _ = SAMPLERS["lcm"].step(schedule, 0, x, output, (), noise, 0.0)
+    np.testing.assert_allclose(found, [[0.9**0.5 * picture - 2 * 0.1**0.5]], rtol=1e-6)
+    # At timestep 0 the picture is x, whatever the network says, and no noise comes on it.
+    last, _ = SAMPLERS["lcm"].step(schedule, 1, x, output, (), noise, 0.0)
+    np.testing.assert_array_equal(last, x)
+
+
+@pytest.mark.parametrize("eta, below", [(0.0, 0.72), (0.4, 0.9), (1.0, 0.9)])
+def test_tcd_step_by_hand(eta: float, below: float) -> None:
+    # From timestep 2 by way of timestep floor((1 - eta) 1) to 1.
+    fields = {"num_train_timesteps": 3, "trained_betas": [0.1, 0.2, 0.25], "original_inference_steps": 3}
+    schedule = schedule_of("tcd", fields, 3)
+    np.testing.assert_array_equal(schedule.timesteps, [2, 1, 0])
+    x, output, noise = (jnp.full((1, 1), value) for value in (1.0, 0.5, -2.0))
+    x0 = (1 - 0.46**0.5 * 0.5) / 0.54**0.5
+    there = below**0.5 * x0 + (1 - below) ** 0.5 * 0.5
+    found, _ = SAMPLERS["tcd"].step(schedule, 0, x, output, (), noise, eta)
+    expected = (0.72 / below) ** 0.5 * there - 2 * (1 - 0.72 / below) ** 0.5
+    np.testing.assert_allclose(found, [[expected]], rtol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["euler", "euler-a"])
+def test_one_trailing_step_leads_to_the_picture_that_the_network_tells(name: str) -> None:
+    schedule = schedule_of(name, STABLE_DIFFUSION | {"timestep_spacing": "trailing"}, 1)
+    assert schedule.timesteps.tolist() == [999]
+    sigma = schedule.coefficients[2][0]
+    assert schedule.init_noise_sigma == sigma
+    x, output = jnp.full((1, 1), 3.0), jnp.full((1, 1), 0.1)
+    found, _ = SAMPLERS[name].step(schedule, 0, x, output, (), jnp.ones((1, 1)), 0.0)
+    np.testing.assert_allclose(found, [[3 - 0.1 * sigma]], rtol=1e-6)
+
+
 def test_euler_on_a_linear_equation() -> None:
     # With epsilon prediction dx/dsigma is the output. For output = x / 10 each step multiplies by 1 + dsigma / 10.
     errors = []
@@ -117,6 +158,9 @@ def test_exact_noise_of_one_picture_leads_to_it(name: str) -> None:
         output = (schedule.input_scale[i] * x - now**0.5 * picture) / (1 - now) ** 0.5
         noise = generator.standard_normal(picture.shape)
         x, history = sampler.step(schedule, i, x, output, history, noise, 0.5)
+    if name == "tcd":
+        # It ends at timestep 0, with the noise of that.
+        picture = 0.99915**0.5 * picture + 0.00085**0.5 * output
     np.testing.assert_allclose(x, picture, atol=1e-4)
 
 
@@ -137,9 +181,9 @@ def test_noise_is_read_where_it_should_be(name: str) -> None:
         for seed in (1, 2)
         for eta in (0.0, 0.5)
     }
-    assert np.array_equal(ends[1, 0.0], ends[2, 0.0]) == (name != "euler-a")
+    assert np.array_equal(ends[1, 0.0], ends[2, 0.0]) == (name not in ("euler-a", "lcm"))
     assert np.array_equal(ends[1, 0.5], ends[2, 0.5]) != SAMPLERS[name].stochastic
-    assert np.array_equal(ends[1, 0.0], ends[1, 0.5]) == (name != "ddim")
+    assert np.array_equal(ends[1, 0.0], ends[1, 0.5]) == (name not in ("ddim", "tcd"))
 
 
 def test_other_values_compile_nothing() -> None:
@@ -202,6 +246,12 @@ def test_fields_of_other_classes_are_kept_and_not_read() -> None:
         ("euler", {"beta_start": 0.0}, 20, False, "some coefficients are infinite"),
         ("euler", {}, 0, False, "steps is 0, expected 1 to 1000"),
         ("pndm", {"num_train_timesteps": 10}, 11, False, "steps is 11, expected 1 to 10"),
+        ("lcm", {}, 51, False, "steps is 51, expected 1 to 50 with lcm"),
+        ("tcd", {"original_inference_steps": 4}, 5, False, "steps is 5, expected 1 to 4 with tcd"),
+        ("lcm", {"original_inference_steps": 1001}, 4, False, "original_inference_steps is 1001, expected 1 to 1000"),
+        ("lcm", {"original_inference_steps": 0}, 4, False, "original_inference_steps is 0"),
+        ("lcm", {"rescale_betas_zero_snr": True}, 4, False, "rescale_betas_zero_snr True, but at timestep 999"),
+        ("tcd", {}, 4, True, "karras is on, but tcd"),
         ("ddim", {}, 20, True, "karras is on, but ddim has no such option: use dpm\\+\\+2m"),
     ],
 )

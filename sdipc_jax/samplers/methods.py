@@ -1,34 +1,21 @@
-"""Samplers: how the model's output at one noise level turns latents into those of the next.
+"""The methods that follow the path from noise to picture: DDIM, PNDM, Euler's, DPM-Solver++; and the table of all."""
 
-A sampler is a triple of functions. `schedule` runs on the host and makes arrays with one entry for each evaluation of
-the model, from scheduler_config.json; `init` makes the history that a multistep method carries; `step` is pure, reads
-nothing but these arrays, and its index may be traced. Each sampler behaves as diffusers' class for the method does
-when it is made from the same file.
+from typing import Any
 
-Latents are x = alpha * x0 + sigma * noise. alpha^2 + sigma^2 is 1, but for Euler's methods: there alpha is 1, and the
-model is shown x / sqrt(1 + sigma^2).
-"""
-
-from collections.abc import Callable
-from typing import Any, NamedTuple
-
-import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float
 
 from sdipc_jax.errors import InputError
+from sdipc_jax.samplers.consistency import lcm_schedule, lcm_step, tcd_schedule, tcd_step
 from sdipc_jax.samplers.noise_levels import (
     FILE,
     DDIMOptions,
     DPMSolverOptions,
     EulerAncestralOptions,
     EulerOptions,
-    Options,
     PNDMOptions,
     SchedulerConfig,
     SigmaOptions,
-    ThresholdOptions,
     alpha_bars,
     read_options,
     respaced_sigmas,
@@ -37,49 +24,17 @@ from sdipc_jax.samplers.noise_levels import (
     trained_sigmas,
     with_last,
 )
-
-
-class Schedule(NamedTuple):
-    """The arrays of one run with n evaluations of the model: a pytree, float32.
-
-    Attributes:
-        timesteps: what the model is told, (n,). Euler's may lie between two whole ones.
-        init_noise_sigma: noise of unit variance times this is the first x, ().
-        input_scale: the model is shown `input_scale[i] * x`, (n,).
-        coefficients: what the method's step reads, each (n, ...).
-        clip: x0 is kept within -clip and clip, (); None if it is not.
-        threshold: ratio and largest bound of dynamic thresholding, each (); None without it.
-    """
-
-    timesteps: Any
-    init_noise_sigma: Any
-    input_scale: Any
-    coefficients: tuple[Any, ...]
-    clip: Any = None
-    threshold: tuple[Any, Any] | None = None
-
-
-Latents = Float[Array, "N ..."]
-# schedule, i, x, output, history, noise, eta -> x, history
-Step = Callable[[Schedule, Any, Latents, Latents, Any, Any, Any], tuple[Latents, Any]]
-
-
-class Sampler(NamedTuple):
-    """A sampling method.
-
-    Attributes:
-        schedule: `schedule(config, steps, karras=False)` gives a Schedule of NumPy arrays, or raises InputError.
-        step: `step(schedule, i, x, output, history, noise, eta)` gives the next x and history. `output` is the
-            model's. `noise` has x's shape and unit variance; methods that are not stochastic ignore it. `eta` is
-            DDIM's share of fresh noise, 0 to 1; the others ignore it.
-        init: `init(x)` gives the first history.
-        stochastic: whether `step` reads `noise`.
-    """
-
-    schedule: Callable[..., Schedule]
-    step: Step
-    init: Callable[[Latents], Any] = lambda x: ()
-    stochastic: bool = False
+from sdipc_jax.samplers.sampler import (
+    Latents,
+    Sampler,
+    Schedule,
+    at,
+    check_signal,
+    finished,
+    limited,
+    preconditioning,
+    threshold_of,
+)
 
 
 @np.errstate(all="ignore")
@@ -89,23 +44,19 @@ def _ddim_schedule(config: SchedulerConfig, steps: int, karras: bool = False) ->
     timesteps = np.round(spaced_timesteps(options, steps, below=count)).astype(int)
     alpha_bar = alpha_bars(options, zero_snr=options.rescale_betas_zero_snr)
     here, there = _before_and_after(options, alpha_bar, timesteps, count // steps)
-    if options.prediction_type == "epsilon" and not here.all():
-        raise InputError(
-            f"{FILE}: prediction_type is 'epsilon' and rescale_betas_zero_snr True, but at timestep {timesteps[0]} "
-            "all is noise then and x0 cannot be told: expected 'v_prediction' or 'sample', use another checkpoint"
-        )
+    check_signal(options, here, timesteps[0])
     alpha, sigma, next_alpha, next_sigma = np.sqrt([here, 1 - here, there, 1 - there])
     fresh = np.sqrt(1 - here / there) / sigma
-    c_skip, c_out = _preconditioning(options.prediction_type, alpha, sigma)
+    c_skip, c_out = preconditioning(options.prediction_type, alpha, sigma)
     schedule = Schedule(
         timesteps=timesteps,
         init_noise_sigma=1.0,
         input_scale=np.ones(len(timesteps)),
         coefficients=(c_skip, c_out, alpha, sigma, next_alpha, next_sigma, fresh),
         clip=options.clip_sample_range if options.clip_sample else None,
-        threshold=_threshold(options),
+        threshold=threshold_of(options),
     )
-    return _finished(options, schedule)
+    return finished(options, schedule)
 
 
 def _ddim_step(
@@ -115,11 +66,11 @@ def _ddim_step(
 
     The direction that points to x is that of x0 before clipping, as in diffusers.
     """
-    c_skip, c_out, alpha, sigma, next_alpha, next_sigma, fresh = _at(schedule, i)
+    c_skip, c_out, alpha, sigma, next_alpha, next_sigma, fresh = at(schedule, i)
     denoised = c_skip * x + c_out * output
     direction = (x - alpha * denoised) / sigma
     share = eta * fresh
-    x = next_alpha * _limited(schedule, denoised) + next_sigma * jnp.sqrt(1 - share**2) * direction
+    x = next_alpha * limited(schedule, denoised) + next_sigma * jnp.sqrt(1 - share**2) * direction
     return x + next_sigma * share * noise, history
 
 
@@ -151,7 +102,7 @@ def _pndm_schedule(config: SchedulerConfig, steps: int, karras: bool = False) ->
     if len(timesteps) > 1:
         keep[1] /= keep[0]
         weights[1, 1] -= keep[1] * weight[0]
-    return _finished(options, Schedule(timesteps, 1.0, np.ones(len(timesteps)), (keep, weights)))
+    return finished(options, Schedule(timesteps, 1.0, np.ones(len(timesteps)), (keep, weights)))
 
 
 def _pndm_step(
@@ -161,7 +112,7 @@ def _pndm_step(
 
     The output at the repeated timestep does not enter the history.
     """
-    keep, weights = _at(schedule, i)
+    keep, weights = at(schedule, i)
     outputs = (output, *history)
     x = keep * x + sum(weight * past for weight, past in zip(weights, outputs, strict=True))
     return x, tuple(jnp.where(i == 1, old, new) for old, new in zip(history, outputs, strict=False))
@@ -185,14 +136,14 @@ def _euler_schedule(config: SchedulerConfig, steps: int, karras: bool = False) -
     if options.timestep_type == "continuous" and options.prediction_type == "v_prediction":
         timesteps = np.log(sigmas[:-1]) / 4
     sigma, sigma_down = sigmas[: len(timesteps)], sigmas[1 : len(timesteps) + 1]
-    return _finished(options, _variance_exploding(options, timesteps, sigma, sigma_down))
+    return finished(options, _variance_exploding(options, timesteps, sigma, sigma_down))
 
 
 def _euler_step(
     schedule: Schedule, i: Any, x: Latents, output: Latents, history: Any, noise: Any, eta: Any
 ) -> tuple[Latents, Any]:
     """Euler's method for dx/dsigma = (x - x0) / sigma (Karras et al. 2022, Algorithm 1 without lines 6 to 8)."""
-    c_skip, c_out, sigma, sigma_down, *_ = _at(schedule, i)
+    c_skip, c_out, sigma, sigma_down, *_ = at(schedule, i)
     derivative = (x - (c_skip * x + c_out * output)) / sigma
     return x + derivative * (sigma_down - sigma), history
 
@@ -207,7 +158,7 @@ def _euler_ancestral_schedule(config: SchedulerConfig, steps: int, karras: bool 
     sigma, target = sigmas[:-1], sigmas[1:]
     sigma_up = np.sqrt(target**2 * (sigma**2 - target**2) / sigma**2)
     sigma_down = np.sqrt(target**2 - sigma_up**2)
-    return _finished(options, _variance_exploding(options, timesteps, sigma, sigma_down, sigma_up))
+    return finished(options, _variance_exploding(options, timesteps, sigma, sigma_down, sigma_up))
 
 
 def _euler_ancestral_step(
@@ -215,7 +166,7 @@ def _euler_ancestral_step(
 ) -> tuple[Latents, Any]:
     """Euler's method to below the next level, and fresh noise up to it: Song et al. 2021, eq. 16 with eta = 1."""
     x, history = _euler_step(schedule, i, x, output, history, noise, eta)
-    *_, sigma_up = _at(schedule, i)
+    *_, sigma_up = at(schedule, i)
     return x + sigma_up * noise, history
 
 
@@ -237,7 +188,7 @@ def _dpm_solver_schedule(config: SchedulerConfig, steps: int, karras: bool = Fal
     sigmas = with_last(options, sigmas, trained).astype(np.float64)
     alpha, ratio = 1 / np.sqrt(sigmas**2 + 1), sigmas[1:] / sigmas[:-1]
     alpha, next_alpha = alpha[:-1], alpha[1:]
-    c_skip, c_out = _preconditioning(options.prediction_type, alpha, sigmas[:-1] * alpha)
+    c_skip, c_out = preconditioning(options.prediction_type, alpha, sigmas[:-1] * alpha)
     h = -np.log(ratio)
     # 1 - ratio is 1 - e^-h.
     slope = 1 - (1 - ratio) / h if options.solver_type == "heun" else (1 - ratio) / 2
@@ -258,9 +209,9 @@ def _dpm_solver_schedule(config: SchedulerConfig, steps: int, karras: bool = Fal
             next_alpha * (1 - ratio),
             next_alpha * correction,
         ),
-        threshold=_threshold(options),
+        threshold=threshold_of(options),
     )
-    return _finished(options, schedule)
+    return finished(options, schedule)
 
 
 def _dpm_solver_step(
@@ -270,8 +221,8 @@ def _dpm_solver_step(
 
     The correction is 0 for the first evaluation, which has no history, and where a step of first order ends the run.
     """
-    c_skip, c_out, keep, gain, correction = _at(schedule, i)
-    denoised = _limited(schedule, c_skip * x + c_out * output)
+    c_skip, c_out, keep, gain, correction = at(schedule, i)
+    denoised = limited(schedule, c_skip * x + c_out * output)
     return keep * x + gain * denoised + correction * (denoised - history), denoised
 
 
@@ -281,16 +232,9 @@ SAMPLERS: dict[str, Sampler] = {
     "euler": Sampler(_euler_schedule, _euler_step),
     "euler-a": Sampler(_euler_ancestral_schedule, _euler_ancestral_step, stochastic=True),
     "dpm++2m": Sampler(_dpm_solver_schedule, _dpm_solver_step, init=jnp.zeros_like),
+    "lcm": Sampler(lcm_schedule, lcm_step, stochastic=True),
+    "tcd": Sampler(tcd_schedule, tcd_step, stochastic=True),
 }
-
-
-def _preconditioning(prediction_type: str, alpha: np.ndarray, sigma: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """c_skip and c_out, with which x0 = c_skip * x + c_out * output (Karras et al. 2022, eq. 7)."""
-    if prediction_type == "epsilon":
-        return 1 / alpha, -sigma / alpha
-    if prediction_type == "v_prediction":
-        return alpha, -sigma
-    return np.zeros_like(alpha), np.ones_like(alpha)
 
 
 def _before_and_after(
@@ -314,7 +258,7 @@ def _variance_exploding(
 ) -> Schedule:
     """For Euler's methods, whose steps go from `sigma` to `sigma_down`."""
     alpha = 1 / np.sqrt(sigma.astype(np.float64) ** 2 + 1)
-    c_skip, c_out = _preconditioning(options.prediction_type, alpha, sigma * alpha)
+    c_skip, c_out = preconditioning(options.prediction_type, alpha, sigma * alpha)
     largest = float(sigma.max())
     return Schedule(
         timesteps=timesteps,
@@ -323,41 +267,3 @@ def _variance_exploding(
         # The step divides by sigma.
         coefficients=(c_skip * alpha, c_out, np.where(sigma > 0, sigma, np.nan), sigma_down, *more),
     )
-
-
-def _threshold(options: ThresholdOptions) -> tuple[float, float] | None:
-    return (options.dynamic_thresholding_ratio, options.sample_max_value) if options.thresholding else None
-
-
-def _finished(options: Options, schedule: Schedule) -> Schedule:
-    """Rounds to float32.
-
-    Raises:
-        InputError: a coefficient is not finite, or the first two timesteps are equal: diffusers finds its place among
-            the sigmas by the first timestep, so that it would start with the second sigma and run past the last.
-    """
-    timesteps = schedule.timesteps
-    if isinstance(options, SigmaOptions) and len(timesteps) > 1 and timesteps[0] == timesteps[1]:
-        problem = f"the first two timesteps are both {timesteps[0]:g}, expected falling ones"
-    elif not all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(schedule)):
-        problem = "some coefficients are infinite, expected finite ones"
-    else:
-        return jax.tree.map(np.float32, schedule)
-    raise InputError(
-        f"{FILE}: with {len(timesteps)} evaluations of {options.sampler} {problem}: "
-        "use fewer steps, another sampler, or other noise levels in the file"
-    )
-
-
-def _limited(schedule: Schedule, denoised: Latents) -> Latents:
-    """Clips x0, or divides each picture by a percentile of its values (Saharia et al. 2022, section 2.3)."""
-    if schedule.threshold is not None:
-        ratio, largest = schedule.threshold
-        bound = jnp.quantile(jnp.abs(denoised), ratio, axis=tuple(range(1, denoised.ndim)), keepdims=True)
-        bound = jnp.clip(bound, 1, largest)
-        return jnp.clip(denoised, -bound, bound) / bound
-    return denoised if schedule.clip is None else jnp.clip(denoised, -schedule.clip, schedule.clip)
-
-
-def _at(schedule: Schedule, i: Any) -> tuple[Array, ...]:
-    return tuple(jnp.asarray(values)[i] for values in schedule.coefficients)

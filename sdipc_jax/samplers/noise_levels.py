@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar, Literal, TypeVar
 
 import numpy as np
-from jaxtyping import Float, Float32
+from jaxtyping import Float, Float32, Int
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from scipy.special import betaincinv
 
@@ -142,6 +142,31 @@ class DPMSolverOptions(RespacingOptions, ThresholdOptions):
     variance_type: None = None
 
 
+class ConsistencyOptions(Options):
+    """Of the classes for models that were distilled on a grid of `original_inference_steps` timesteps."""
+
+    beta_start: Annotated[float, Field(ge=0, le=1)] = 0.00085
+    beta_end: Annotated[float, Field(ge=0, le=1)] = 0.012
+    beta_schedule: Literal["linear", "scaled_linear", "squaredcos_cap_v2"] = "scaled_linear"
+    original_inference_steps: Annotated[int, Field(ge=1)] = 50
+    rescale_betas_zero_snr: bool = False
+
+
+class LCMOptions(ConsistencyOptions, ThresholdOptions):
+    """LCMScheduler. Its grid takes no notice of timestep_spacing and steps_offset, nor of set_alpha_to_one."""
+
+    sampler = "lcm"
+    clip_sample: bool = False
+    clip_sample_range: float = 1.0
+    timestep_scaling: float = 10.0
+
+
+class TCDOptions(ConsistencyOptions):
+    """TCDScheduler. It lists clip_sample and thresholding too, and its step does neither."""
+
+    sampler = "tcd"
+
+
 AnyOptions = TypeVar("AnyOptions", bound=Options)
 
 
@@ -245,6 +270,25 @@ def spaced_timesteps(options: Options, steps: int, *, below: int, spare: int = 0
     if options.timestep_spacing == "leading":
         return (np.arange(points)[::-1] * (below // points) + options.steps_offset)[:steps].astype(np.float64)
     return np.linspace(0, below - 1, points)[::-1][:steps]
+
+
+def distilled_timesteps(options: ConsistencyOptions, steps: int) -> Int[np.ndarray, " steps"]:
+    """Every so many of the timesteps that a consistency model was distilled on, falling from the highest.
+
+    Raises:
+        InputError: the grid has fewer timesteps than the run, or more than there are.
+    """
+    grid, count = options.original_inference_steps, options.num_train_timesteps
+    if grid > count:
+        raise InputError(
+            f"{FILE}: original_inference_steps is {grid}, expected 1 to {count} (num_train_timesteps): correct the file"
+        )
+    if steps > grid:
+        raise InputError(
+            f"steps is {steps}, expected 1 to {grid} with {options.sampler} (original_inference_steps): use fewer"
+        )
+    places = np.floor(np.linspace(0, grid, steps, endpoint=False)).astype(int)
+    return (np.arange(grid, 0, -1) * (count // grid) - 1)[places]
 
 
 def respaced_sigmas(

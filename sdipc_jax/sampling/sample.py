@@ -66,7 +66,7 @@ def generate(
         cache_interval: at every so many evaluations the whole UNet runs; at the others its first and last layers do,
             on the deep features of the last whole run (Ma et al. 2024, DeepCache); 1 is all of it, always. Where
             neither interval is given, the checkpoint's own counts, and if it has none nothing is left away.
-        eta: DDIM's share of fresh noise, 0 to 1 (Song et al. 2021, eq. 16); other samplers ignore it.
+        eta: DDIM's share of fresh noise, 0 to 1 (Song et al. 2021, eq. 16), and TCD's; other samplers ignore it.
         karras: Karras et al.'s noise levels, for `dpm++2m`.
 
     Returns:

@@ -13,11 +13,13 @@ from diffusers import (
     DPMSolverMultistepScheduler,
     EulerAncestralDiscreteScheduler,
     EulerDiscreteScheduler,
+    LCMScheduler,
     PNDMScheduler,
+    TCDScheduler,
 )
 from diffusers.utils import logging
 
-from tests.sampler_cases import GOLDEN, STABLE_DIFFUSION, STEPS, first_noise, fresh_noise, model
+from tests.sampler_cases import GOLDEN, STABLE_DIFFUSION, first_noise, fresh_noise, model, steps_of
 
 # It warns of fields that a class does not know.
 logging.set_verbosity_error()
@@ -28,6 +30,8 @@ CLASSES = {
     "euler": EulerDiscreteScheduler,
     "euler-a": EulerAncestralDiscreteScheduler,
     "dpm++2m": DPMSolverMultistepScheduler,
+    "lcm": LCMScheduler,
+    "tcd": TCDScheduler,
 }
 
 
@@ -65,8 +69,9 @@ def reference(
         if name == "ddim":
             x = scheduler.step(output, timestep, x, eta=eta, variance_noise=noise).prev_sample
         else:
+            options = {"eta": eta} if name == "tcd" else {}
             with mock.patch(f"{type(scheduler).__module__}.randn_tensor", return_value=noise, create=True):
-                x = scheduler.step(output, timestep, x).prev_sample
+                x = scheduler.step(output, timestep, x, **options).prev_sample
         states.append(x.numpy())
     return scheduler.timesteps.numpy(), np.stack(states)
 
@@ -74,6 +79,6 @@ def reference(
 def golden_samplers() -> dict[str, np.ndarray]:
     """The last latents of each golden case."""
     return {
-        case: reference(name, STABLE_DIFFUSION | fields, STEPS, eta, karras)[1][-1]
+        case: reference(name, STABLE_DIFFUSION | fields, steps_of(case), eta, karras)[1][-1]
         for case, (name, fields, eta, karras) in GOLDEN.items()
     }

@@ -26,7 +26,11 @@ SWITCHES = {
     "euler": ("rescale_betas_zero_snr",),
     "euler-a": ("rescale_betas_zero_snr",),
     "dpm++2m": ("rescale_betas_zero_snr", "use_karras_sigmas"),
+    "lcm": ("rescale_betas_zero_snr", "clip_sample", "set_alpha_to_one"),
+    "tcd": ("rescale_betas_zero_snr", "set_alpha_to_one"),
 }
+# Whose step takes eta.
+ETA = ("ddim", "tcd")
 
 
 def check(name: str, fields: dict[str, Any], steps: int, **options: Any) -> bool:
@@ -60,14 +64,15 @@ def test_every_combination(name: str, prediction_type: str, spacing: str, steps:
     ran = 0
     for fields in combinations(name):
         fields |= {"prediction_type": prediction_type, "timestep_spacing": spacing}
-        no_signal = fields.get("rescale_betas_zero_snr") and spacing != "leading"
-        if name == "ddim" and no_signal and prediction_type == "epsilon":
+        # The grid of lcm and tcd begins at the last timestep, whatever the spacing.
+        no_signal = fields.get("rescale_betas_zero_snr") and (spacing != "leading" or name in ("lcm", "tcd"))
+        if name in ("ddim", "lcm", "tcd") and no_signal and prediction_type == "epsilon":
             # diffusers divides by 0 there; with clip_sample it then clips the infinity.
             with pytest.raises(InputError, match="rescale_betas_zero_snr"):
                 trajectory(name, STABLE_DIFFUSION | fields, steps)
             continue
         # At zero signal, what eta = 1 leaves of the old noise is 0; in diffusers it is the root of a rounding error.
-        etas = (0.0,) if name != "ddim" else (0.0, 0.5) if no_signal else (0.0, 0.5, 1.0)
+        etas = (0.0,) if name not in ETA else (0.0, 0.5) if no_signal else (0.0, 0.5, 1.0)
         ran += sum(check(name, fields, steps, eta=eta) for eta in etas)
     assert (ran > 0) == (prediction_type != "sample" or name not in ("pndm", "euler-a"))
 
@@ -103,14 +108,19 @@ FIELDS: dict[str, tuple[Any, ...]] = {
     "num_train_timesteps": (1000, 1000, 100),
     "unheard_of": (1,),
 }
+CONSISTENCY_FIELDS: dict[str, tuple[Any, ...]] = {
+    "original_inference_steps": (50, 16, 7, 1001),
+    "timestep_scaling": (10.0, 0.001),
+}
 
 
 @pytest.mark.parametrize("seed", range(25))
 @pytest.mark.parametrize("name", SAMPLERS)
 def test_random_files(name: str, seed: int) -> None:
     generator = np.random.default_rng(seed)
-    present = [field for field in FIELDS if generator.random() < 0.5]
-    fields = {field: FIELDS[field][generator.integers(len(FIELDS[field]))] for field in present}
+    known = FIELDS | CONSISTENCY_FIELDS if name in ("lcm", "tcd") else FIELDS
+    present = [field for field in known if generator.random() < 0.5]
+    fields = {field: known[field][generator.integers(len(known[field]))] for field in present}
     if fields.get("beta_schedule") == "squaredcos_cap_v2":
         # Its last sigmas are over 10^4, where float32 has few digits left for the picture.
         fields["timestep_spacing"] = "leading"
@@ -124,7 +134,7 @@ def test_random_files(name: str, seed: int) -> None:
 @pytest.mark.parametrize("name", SAMPLERS)
 def test_timesteps_and_sigmas_for_any_number_of_steps(name: str, spacing: str) -> None:
     # 61 trailing steps are 62 in diffusers, the last at timestep -1.
-    for steps in (*range(1, 100), 103, 250, 333, 501, 998):
+    for steps in range(1, 51) if name in ("lcm", "tcd") else (*range(1, 100), 103, 250, 333, 501, 998):
         fields = STABLE_DIFFUSION | {"timestep_spacing": spacing, "steps_offset": 1}
         scheduler = make(name, fields, steps)
         schedule = SAMPLERS[name].schedule(SchedulerConfig.from_json(fields), steps)
@@ -159,10 +169,21 @@ def test_refused_by_both(name: str, steps: int, fields: dict[str, Any]) -> None:
     assert not check(name, fields, steps)
 
 
+@pytest.mark.parametrize("spacing", SPACINGS)
+@pytest.mark.parametrize("name", ["ddim", "euler", "euler-a", "lcm", "tcd"])
+def test_few_steps(name: str, spacing: str) -> None:
+    for steps, offset, kind in itertools.product((1, 2, 4, 8), (0, 1), PREDICTION_TYPES):
+        if kind == "sample" and name == "euler-a":
+            continue
+        fields = {"timestep_spacing": spacing, "steps_offset": offset, "prediction_type": kind, "clip_sample": False}
+        for eta in (0.0, 0.3, 1.0) if name in ETA else (0.0,):
+            assert check(name, fields, steps, eta=eta)
+
+
 def test_trained_betas() -> None:
     betas = np.linspace(0.001, 0.02, 100).tolist()
     for name in SAMPLERS:
-        assert check(name, {"trained_betas": betas, "num_train_timesteps": 100}, 7)
+        assert check(name, {"trained_betas": betas, "num_train_timesteps": 100, "original_inference_steps": 20}, 7)
 
 
 def test_golden_file_is_current() -> None:
