@@ -25,12 +25,15 @@ def golden_models() -> dict[str, np.ndarray]:
     made: dict[str, np.ndarray] = {}
     for kind, networks, run in (
         ("block", cases.block_cases(), oracle.run_block),
-        ("unet", cases.unet_cases(), oracle.run_unet),
+        ("unet", [*cases.unet_cases(), *cases.sdxl_unet_cases()], oracle.run_unet),
         ("text", cases.text_cases(), oracle.run_text),
         ("vision", cases.vision_cases(), oracle.run_vision),
         ("safety", cases.safety_cases(), oracle.run_safety),
     ):
         made |= {f"{kind}/{case.name}": run(case) for case in networks}
+    for case in cases.sdxl_text_cases():
+        for part, array in zip(("states", "pooled"), oracle.run_sdxl_text(case), strict=False):
+            made[f"sdxl text/{case.name}/{part}"] = array
     for case in cases.vae_cases():
         for part, array in zip(("mean", "log_variance", "pictures"), oracle.run_vae(case), strict=True):
             made[f"vae/{case.name}/{part}"] = array

@@ -5,7 +5,7 @@ odd multiples, non-square and odd latents, one-block levels, linear projections.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache, partial
 from typing import Any
 
@@ -16,6 +16,7 @@ from sdipc_jax.models import (
     AutoencoderKL,
     CLIPTextConfig,
     CLIPTextModel,
+    CLIPTextModelWithProjection,
     CLIPVisionConfig,
     CLIPVisionModel,
     StableDiffusionSafetyChecker,
@@ -41,6 +42,8 @@ class Case:
     module: Any
     inputs: tuple[np.ndarray, ...]
     params: dict[str, Any]
+    named: dict[str, np.ndarray] = field(default_factory=dict)
+    """Inputs that the module takes by name."""
 
     def run(self, function: Callable[..., Any] | None = None) -> Any:
         """The network's outputs as NumPy arrays.
@@ -49,13 +52,15 @@ class Case:
             function: to call with variables and inputs instead of the module. What was traced is used again for an
                 equal one: a test that changes what the module's code calls passes the `apply` of a clone.
         """
-        return jax.tree.map(np.asarray, _run(function or self.module.apply, self.params, self.inputs))
+        return jax.tree.map(np.asarray, _run(function or self.module.apply, self.params, self.inputs, self.named))
 
 
 # LLVM's optimisations are half of the compilation, and these networks are too small to gain by them.
 @partial(jax.jit, static_argnums=0, compiler_options={"xla_backend_optimization_level": 0})
-def _run(function: Callable[..., Any], params: dict[str, Any], inputs: tuple[np.ndarray, ...]) -> Any:
-    return function({"params": params}, *inputs)
+def _run(
+    function: Callable[..., Any], params: dict[str, Any], inputs: tuple[np.ndarray, ...], named: dict[str, np.ndarray]
+) -> Any:
+    return function({"params": params}, *inputs, **named)
 
 
 @cache
@@ -105,6 +110,49 @@ def unet_cases() -> list[Case]:
 
 
 @cache
+def sdxl_unet_cases() -> list[Case]:
+    """UNets of SDXL's kind: deeper transformers, a pooled text and sizes."""
+
+    def case(name: str, size: tuple[int, int], pooled: int, ids: int, each: int, seed: int, **options: Any) -> Case:
+        sizes: Any = {"addition_time_embed_dim": each, "projection_class_embeddings_input_dim": pooled + ids * each}
+        config = UNetConfig(sample_size=8, addition_embed_type="text_time", **sizes, **options)
+        generator = np.random.default_rng(seed)
+        inputs = (
+            generator.standard_normal((2, *size, config.in_channels), np.float32),
+            np.array([3.0, 741.0], np.float32),
+            generator.standard_normal((2, 5, config.cross_attention_dim), np.float32),
+        )
+        named = {
+            "text_embeds": generator.standard_normal((2, pooled), np.float32),
+            "time_ids": generator.integers(0, 1537, (2, ids)).astype(np.float32),
+        }
+        module = UNet2DConditionModel(config)
+        return Case(name, module, inputs, random_params(module, *inputs, seed=seed, **named), named)
+
+    two = {"down_block_types": (_DOWN, _CROSS_DOWN), "up_block_types": (_CROSS_UP, _UP)}
+    return [
+        case("sdxl", (8, 12), 20, 6, 16, 10, block_out_channels=(16, 32, 48), norm_num_groups=8, cross_attention_dim=40,
+             attention_head_dim=(1, 2, 3), layers_per_block=1, use_linear_projection=True,
+             transformer_layers_per_block=(1, 2, 3), down_block_types=(_DOWN, _CROSS_DOWN, _CROSS_DOWN),
+             up_block_types=(_CROSS_UP, _CROSS_UP, _UP)),
+        case("sdxl-odd", (7, 5), 5, 6, 7, 11, block_out_channels=(24, 40), norm_num_groups=8, cross_attention_dim=24,
+             attention_head_dim=(3, 5), layers_per_block=2, transformer_layers_per_block=2, **two),
+        case("ssd", (8, 6), 12, 6, 8, 12, block_out_channels=(16, 32), norm_num_groups=4, cross_attention_dim=16,
+             attention_head_dim=4, layers_per_block=2, mid_block_type="UNetMidBlock2D", use_linear_projection=True,
+             transformer_layers_per_block=(1, (2, 1)), reverse_transformer_layers_per_block=((1, 2, 3), 1), **two),
+        case("koala", (6, 6), 9, 6, 10, 13, block_out_channels=(20, 40), norm_num_groups=10, cross_attention_dim=8,
+             attention_head_dim=(2, 4), layers_per_block=1, mid_block_type=None, transformer_layers_per_block=(1, 3),
+             **two),
+        case("sdxl-sine-first", (4, 6), 16, 6, 12, 14, block_out_channels=(32, 32), norm_num_groups=16,
+             cross_attention_dim=20, attention_head_dim=(2, 8), layers_per_block=1, flip_sin_to_cos=False, freq_shift=1,
+             transformer_layers_per_block=(2, 1), **two),
+        case("refiner", (5, 4), 8, 5, 6, 15, block_out_channels=(30,), norm_num_groups=5, cross_attention_dim=12,
+             attention_head_dim=5, layers_per_block=1, transformer_layers_per_block=4, down_block_types=(_CROSS_DOWN,),
+             up_block_types=(_CROSS_UP,)),
+    ]  # fmt: skip
+
+
+@cache
 def vae_cases() -> list[Case]:
     """Autoencoders with pictures."""
 
@@ -148,6 +196,42 @@ def text_cases() -> list[Case]:
              layer_norm_eps=1e-2),
         case("long", 77, 5, hidden_size=36, intermediate_size=72, num_hidden_layers=2, num_attention_heads=3),
     ]  # fmt: skip
+
+
+@cache
+def sdxl_text_cases() -> list[Case]:
+    """Text towers with texts, as SDXL reads them: start, words, end, and pads of either kind or none."""
+
+    def case(name: str, pad: int, seed: int, **options: Any) -> Case:
+        config = CLIPTextConfig(vocab_size=61, max_position_embeddings=8, **options)
+        tokens = np.full((3, 8), pad, np.int32)
+        ends = np.array([4, 1, 7], np.int32)
+        for row, end in zip(tokens, ends, strict=True):
+            row[: end + 1] = [59, *np.random.default_rng(seed).integers(1, 59, end - 1), 60]
+        second = "projection_dim" in options
+        module = CLIPTextModelWithProjection(config) if second else CLIPTextModel(config)
+        inputs = (tokens, ends) if second else (tokens,)
+        return Case(name, module, inputs, random_params(module, *inputs, seed=seed))
+
+    wide = {"hidden_size": 40, "intermediate_size": 80, "num_hidden_layers": 3, "num_attention_heads": 5}
+    return [
+        case("first", 60, 0, **wide),
+        case("second", 0, 1, **wide, hidden_act="gelu", projection_dim=24),
+        case("second-square", 0, 2, **wide, hidden_act="gelu", projection_dim=40),
+        case("second-padded-with-ends", 60, 3, **wide, hidden_act="gelu", projection_dim=16),
+    ]
+
+
+@cache
+def sdxl_states(module: CLIPTextModel | CLIPTextModelWithProjection) -> Callable[..., Any]:
+    """For `Case.run`: what SDXL reads of a tower, the states before its last layer and of the second the pooled."""
+
+    def read(variables: Any, *inputs: Any) -> tuple[Any, ...]:
+        options: Any = {"output_hidden_states": True} if len(inputs) == 1 else {}
+        outputs: Any = module.apply(variables, *inputs, **options)
+        return (outputs[1][-2],) if len(inputs) == 1 else (outputs[1][-2], outputs[0])
+
+    return read
 
 
 def _vision_configs() -> dict[str, CLIPVisionConfig]:
@@ -225,6 +309,7 @@ def block_cases() -> list[Case]:
         "vae-down": (DownEncoderBlock2D(vae, 0), (picture,)),
         "vae-up": (UpDecoderBlock2D(vae, 1), (picture,)),
         "clip-layer": (_clip_layer(), (tokens,)),
+        "transformer-deep": (Transformer2DModel(4, 6, depth=3, use_linear_projection=True), (picture, context)),
     }
     cases = []
     for seed, (name, (module, shapes)) in enumerate(blocks.items()):

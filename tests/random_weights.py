@@ -28,7 +28,7 @@ def random_tree(expected: dict[str, Any], seed: int) -> dict[str, Any]:
     return unflatten({path: draw(path, leaf.shape) for path, leaf in flatten(expected).items()})
 
 
-def random_params(module: nn.Module, *inputs: Any, seed: int = 0) -> dict[str, Any]:
+def random_params(module: nn.Module, *inputs: Any, seed: int = 0, **named: Any) -> dict[str, Any]:
     """Random parameters of a module that takes these inputs."""
-    shapes = jax.eval_shape(lambda: module.init(jax.random.key(0), *inputs))
+    shapes = jax.eval_shape(lambda: module.init(jax.random.key(0), *inputs, **named))
     return random_tree(shapes["params"], seed)

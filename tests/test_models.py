@@ -33,7 +33,7 @@ def test_block(case: Case) -> None:
     assert relative_error(case.run(), GOLDEN[f"block/{case.name}"]) <= TOLERANCE
 
 
-@pytest.mark.parametrize("case", by_name(cases.unet_cases()))
+@pytest.mark.parametrize("case", by_name([*cases.unet_cases(), *cases.sdxl_unet_cases()]))
 def test_unet(case: Case) -> None:
     assert relative_error(case.run(), GOLDEN[f"unet/{case.name}"]) <= TOLERANCE
 
@@ -48,6 +48,13 @@ def test_vae(case: Case) -> None:
 @pytest.mark.parametrize("case", by_name(cases.text_cases()))
 def test_text_tower(case: Case) -> None:
     assert relative_error(case.run(), GOLDEN[f"text/{case.name}"]) <= TOLERANCE
+
+
+@pytest.mark.parametrize("case", by_name(cases.sdxl_text_cases()))
+def test_sdxl_text_tower(case: Case) -> None:
+    outputs = case.run(cases.sdxl_states(case.module))
+    for part, found in zip(("states", "pooled"), outputs, strict=False):
+        assert relative_error(found, GOLDEN[f"sdxl text/{case.name}/{part}"]) <= TOLERANCE, part
 
 
 @pytest.mark.parametrize("case", by_name(cases.vision_cases()))
@@ -201,7 +208,7 @@ def test_deep_prompts_are_as_if_they_stood_between_class_token_and_patches(overw
         x = jnp.concatenate([x[:, :1], between, first if index == 0 else x[:, 1 + 5 :]], axis=1)
         layer = {"params": params["encoder"]["layers"][str(index)]}
         x = jax.jit(clip.CLIPEncoderLayer(config).apply)(layer, x)
-    assert relative_error(outputs["encoder"]["__call__"][0][:, 0], x[:, 0]) <= 1e-5
+    assert relative_error(outputs["encoder"]["__call__"][0][-1][:, 0], x[:, 0]) <= 1e-5
     # Nothing is computed of the prompts, and of the last layer the class token alone.
     tokens = [outputs["encoder"]["layers"][str(n)]["__call__"][0].shape[1] for n in range(config.num_hidden_layers)]
     assert tokens == [1 + first.shape[1]] * (config.num_hidden_layers - 1) + [1]

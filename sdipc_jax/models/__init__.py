@@ -3,7 +3,7 @@
 Imports no other room.
 """
 
-from sdipc_jax.models.clip import CLIPTextModel, CLIPVisionModel
+from sdipc_jax.models.clip import CLIPTextModel, CLIPTextModelWithProjection, CLIPVisionModel
 from sdipc_jax.models.config import CLIPTextConfig, CLIPVisionConfig, UNetConfig, VAEConfig
 from sdipc_jax.models.safety import StableDiffusionSafetyChecker
 from sdipc_jax.models.unet import UNet2DConditionModel
@@ -13,6 +13,7 @@ __all__ = [
     "AutoencoderKL",
     "CLIPTextConfig",
     "CLIPTextModel",
+    "CLIPTextModelWithProjection",
     "CLIPVisionConfig",
     "CLIPVisionModel",
     "StableDiffusionSafetyChecker",

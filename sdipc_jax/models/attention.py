@@ -289,10 +289,11 @@ class BasicTransformerBlock(nn.Module):
 
 
 class Transformer2DModel(nn.Module):
-    """A transformer block over the pixels of a feature map. Its norm has epsilon 1e-6, unlike the resnets' 1e-5."""
+    """Transformer blocks over the pixels of a feature map. Its norm has epsilon 1e-6, unlike the resnets' 1e-5."""
 
     heads: int
     groups: int
+    depth: int = 1
     use_linear_projection: bool = False
     only_cross_attention: bool = False
     dtype: DType = jnp.float32
@@ -313,7 +314,7 @@ class Transformer2DModel(nn.Module):
             return conv(channels, 1, self.dtype, name=name)
 
         x = projection("proj_in")(x).reshape(count, height * width, channels)
-        x = BasicTransformerBlock(self.heads, self.only_cross_attention, self.dtype, name="transformer_blocks_0")(
-            x, own
-        )
+        for index in range(self.depth):
+            name = f"transformer_blocks_{index}"
+            x = BasicTransformerBlock(self.heads, self.only_cross_attention, self.dtype, name=name)(x, own)
         return projection("proj_out")(x.reshape(count, height, width, channels)) + residual

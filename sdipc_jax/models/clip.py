@@ -1,6 +1,7 @@
 """The two towers of CLIP (Radford et al. 2021), as transformers has them."""
 
 from collections.abc import Callable
+from typing import Any
 
 import jax.numpy as jnp
 from flax import linen as nn
@@ -79,7 +80,8 @@ class CLIPEncoderLayer(nn.Module):
 
 
 class CLIPLayers(nn.Module):
-    """The stack of layers, named 0, 1, 2, ... below `layers` as in the checkpoint.
+    """The stack of layers, named 0, 1, 2, ... below `layers` as in the checkpoint: what goes into the first and what
+    comes out of each.
 
     The last one gives the first `tokens` tokens alone, if so many are all that is read.
     """
@@ -95,7 +97,8 @@ class CLIPLayers(nn.Module):
         mask: Bool[Array, "K K"] | None = None,
         deep_prompts: Float[Array, "*N layers P D"] | None = None,
         overwrite: bool = False,
-    ) -> Float[Array, "N K2 D"]:
+    ) -> tuple[Float[Array, "N _ D"], ...]:
+        states = [x]
         for index in range(self.config.num_hidden_layers):
             prompts = None
             if deep_prompts is not None:
@@ -106,7 +109,8 @@ class CLIPLayers(nn.Module):
                     x = jnp.concatenate([x[:, :1], x[:, 1 + prompts.shape[1] :]], axis=1)
             tokens = self.tokens if index == self.config.num_hidden_layers - 1 else None
             x = CLIPEncoderLayer(self.config, tokens, self.dtype, name=str(index))(x, mask, prompts)
-        return x
+            states.append(x)
+        return tuple(states)
 
 
 class CLIPEncoder(nn.Module):
@@ -123,7 +127,7 @@ class CLIPEncoder(nn.Module):
         mask: Bool[Array, "K K"] | None = None,
         deep_prompts: Float[Array, "*N layers P D"] | None = None,
         overwrite: bool = False,
-    ) -> Float[Array, "N K2 D"]:
+    ) -> tuple[Float[Array, "N _ D"], ...]:
         return CLIPLayers(self.config, self.tokens, self.dtype, name="layers")(x, mask, deep_prompts, overwrite)
 
 
@@ -145,29 +149,55 @@ class CLIPTextEmbeddings(nn.Module):
         return words + places(jnp.arange(tokens.shape[1]))
 
 
+# What goes into the first layer of a text tower and what comes out of each, without the final norm.
+HiddenStates = tuple[Float[Array, "N L D"], ...]
+
+
 class CLIPTextTransformer(nn.Module):
-    """Embeddings, causal layers, final norm."""
+    """Embeddings, causal layers, final norm: the last states after it, and those of all layers without."""
 
     config: CLIPTextConfig
     dtype: DType = jnp.float32
 
     @nn.compact
-    def __call__(self, tokens: Int[Array, "N L"]) -> Float[Array, "N L D"]:
+    def __call__(self, tokens: Int[Array, "N L"]) -> tuple[Float[Array, "N L D"], HiddenStates]:
         x = CLIPTextEmbeddings(self.config, self.dtype, name="embeddings")(tokens)
         causal = jnp.tril(jnp.ones((tokens.shape[1], tokens.shape[1]), bool))
-        x = CLIPEncoder(self.config, dtype=self.dtype, name="encoder")(x, causal)
-        return layer_norm(self.config.layer_norm_eps, self.dtype, name="final_layer_norm")(x)
+        states = CLIPEncoder(self.config, dtype=self.dtype, name="encoder")(x, causal)
+        return layer_norm(self.config.layer_norm_eps, self.dtype, name="final_layer_norm")(states[-1]), states
 
 
 class CLIPTextModel(nn.Module):
-    """The text tower: the states that Stable Diffusion's UNet reads, after the final norm."""
+    """The text tower: the states that the UNet of Stable Diffusion 1.x and 2.x reads, after the final norm.
+
+    With `output_hidden_states` those of all layers too, as SDXL reads them.
+    """
 
     config: CLIPTextConfig
     dtype: DType = jnp.float32
 
     @nn.compact
-    def __call__(self, tokens: Int[Array, "N L"]) -> Float[Array, "N L D"]:
-        return CLIPTextTransformer(self.config, self.dtype, name="text_model")(tokens)
+    def __call__(self, tokens: Int[Array, "N L"], *, output_hidden_states: bool = False) -> Any:
+        last, states = CLIPTextTransformer(self.config, self.dtype, name="text_model")(tokens)
+        return (last, states) if output_hidden_states else last
+
+
+class CLIPTextModelWithProjection(nn.Module):
+    """SDXL's second text tower: a text's point in the joint space, and the states of all layers."""
+
+    config: CLIPTextConfig
+    dtype: DType = jnp.float32
+
+    @nn.compact
+    def __call__(self, tokens: Int[Array, "N L"], ends: Int[Array, " N"]) -> tuple[Float[Array, "N P"], HiddenStates]:
+        """Reads texts.
+
+        Args:
+            ends: the place of each text's end token, whose last state is projected.
+        """
+        last, states = CLIPTextTransformer(self.config, self.dtype, name="text_model")(tokens)
+        projection = dense(self.config.projection_dim, self.dtype, use_bias=False, name="text_projection")
+        return projection(jnp.take_along_axis(last, ends[:, None, None], axis=1)[:, 0]), states
 
 
 class CLIPVisionEmbeddings(nn.Module):
@@ -211,7 +241,7 @@ class CLIPVisionTransformer(nn.Module):
         x = CLIPVisionEmbeddings(self.config, self.dtype, name="embeddings")(pixels.astype(self.dtype))
         # The checkpoints' own spelling.
         x = layer_norm(epsilon, self.dtype, name="pre_layrnorm")(x)
-        x = CLIPEncoder(self.config, 1, self.dtype, name="encoder")(x, None, deep_prompts, overwrite)[:, 0]
+        x = CLIPEncoder(self.config, 1, self.dtype, name="encoder")(x, None, deep_prompts, overwrite)[-1][:, 0]
         if extra_norm is not None:
             x = extra_norm(x)
         return layer_norm(epsilon, self.dtype, name="post_layernorm")(x)

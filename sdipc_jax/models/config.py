@@ -6,7 +6,7 @@ other key, or another value of a fixed one, is refused by name: an option is hon
 """
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, Self
 
@@ -27,12 +27,23 @@ _TRANSFORMERS_KEYS = frozenset(
 )
 
 
+# Fields that may be one value for all levels of a network, and of these the one that may list values for each layer.
+_PER_LAYER = "transformer_layers_per_block"
+_PER_LEVEL = ("attention_head_dim", "only_cross_attention", _PER_LAYER)
+
+
+# How many blocks the transformers of a level have: all of them, or that of each layer.
+Depth = int | tuple[int, ...]
+
+
 class Architecture:
     """A frozen dataclass that knows how to read and write its JSON file."""
 
     CLASS_NAME: ClassVar[str]
     FIXED: ClassVar[Mapping[str, Any]] = {}
     IGNORED: ClassVar[frozenset[str]] = frozenset()
+    # Fields that may be null, which is their default, and what they are otherwise.
+    OPTIONAL: ClassVar[Mapping[str, type]] = {}
 
     @classmethod
     def from_json(cls, values: Mapping[str, Any], source: str) -> Self:
@@ -49,14 +60,12 @@ class Architecture:
         found = {}
         for name, value in values.items():
             if name in fields:
-                value = tuple(value) if isinstance(value, list) else value
-                _check_type(fields[name].default, value, f"{source}: {name}")
-                found[name] = value
+                found[name] = _checked(fields[name].default, value, f"{source}: {name}", cls.OPTIONAL.get(name))
             elif name in cls.FIXED:
                 if value != cls.FIXED[name]:
                     raise InputError(
                         f"{source}: {name} is {value!r}, only {cls.FIXED[name]!r} is supported: "
-                        "use a Stable Diffusion 1.x or 2.x checkpoint"
+                        "use a Stable Diffusion 1.x, 2.x or SDXL checkpoint"
                     )
             elif not name.startswith("_") and name not in cls.IGNORED:
                 raise InputError(
@@ -73,18 +82,33 @@ class Architecture:
         return dataclasses.asdict(self) | dict(self.FIXED)  # type: ignore[call-overload]
 
 
-def _check_type(default: Any, value: Any, name: str) -> None:
-    kind = type(default)
-    scalars = value if isinstance(value, tuple) else (value,)
+def _checked(default: Any, value: Any, name: str, optional: type | None = None) -> Any:
+    """A value of a file as its field has it: lists become tuples, and null where a flag is meant is false."""
+    if optional is not None and value is None:
+        return None
+    if type(default) is bool and value is None:
+        return False
+    value = _as_tuple(value)
+    kind = type(default) if optional is None else optional
+    scalars = tuple(_scalars(value, deep=name.endswith(_PER_LAYER)))
     expected = type(default[0]) if kind is tuple else kind
     allowed = (int, float) if expected is float else (expected,)
-    per_block = name.endswith(("attention_head_dim", "only_cross_attention"))
-    if isinstance(value, tuple) != (kind is tuple) and not per_block:
+    if isinstance(value, tuple) != (kind is tuple) and not name.endswith(_PER_LEVEL):
         raise InputError(f"{name} is {value!r}, expected {'a list' if kind is tuple else 'one value'}")
     if not all(type(scalar) in allowed for scalar in scalars):
         raise InputError(f"{name} is {value!r}, expected {expected.__name__}")
     if not all(0 <= scalar <= 1_000_000 for scalar in scalars if not isinstance(scalar, str)):
         raise InputError(f"{name} is {value!r}, expected values from 0 to 1,000,000")
+    return value
+
+
+def _as_tuple(value: Any) -> Any:
+    return tuple(map(_as_tuple, value)) if isinstance(value, list) else value
+
+
+def _scalars(value: Any, deep: bool) -> Iterator[Any]:
+    for each in value if isinstance(value, tuple) else (value,):
+        yield from _scalars(each, False) if deep and isinstance(each, tuple) else (each,)
 
 
 def _check_multiples(name: str, values: tuple[int, ...], divisors: tuple[int, ...], of: str) -> None:
@@ -149,24 +173,28 @@ def _check_activation(name: str) -> None:
 class UNetConfig(Architecture):
     """The denoiser (diffusers' UNet2DConditionModel). Channels and heads are listed from the finest level down.
 
-    `attention_head_dim` is, as in diffusers, the number of heads, whatever its name says.
+    `attention_head_dim` is, as in diffusers, the number of heads, whatever its name says. The transformers of a level
+    have `transformer_layers_per_block` blocks, or as many as it lists for each layer; the way up mirrors the way down
+    unless `reverse_transformer_layers_per_block` lists its own, from the coarsest level on.
     """
 
     CLASS_NAME = "UNet2DConditionModel"
+    OPTIONAL: ClassVar[Mapping[str, type]] = {
+        "mid_block_type": str,
+        "reverse_transformer_layers_per_block": tuple,
+        "addition_embed_type": str,
+        "addition_time_embed_dim": int,
+        "projection_class_embeddings_input_dim": int,
+    }
     FIXED: ClassVar[Mapping[str, Any]] = {
-        "mid_block_type": "UNetMidBlock2DCrossAttn",
         "downsample_padding": 1,
         "mid_block_scale_factor": 1,
         "act_fn": "silu",
-        "transformer_layers_per_block": 1,
-        "reverse_transformer_layers_per_block": None,
         "encoder_hid_dim": None,
         "encoder_hid_dim_type": None,
         "num_attention_heads": None,
         "dual_cross_attention": False,
         "class_embed_type": None,
-        "addition_embed_type": None,
-        "addition_time_embed_dim": None,
         "num_class_embeds": None,
         "resnet_time_scale_shift": "default",
         "resnet_skip_time_act": False,
@@ -178,7 +206,6 @@ class UNetConfig(Architecture):
         "time_cond_proj_dim": None,
         "conv_in_kernel": 3,
         "conv_out_kernel": 3,
-        "projection_class_embeddings_input_dim": None,
         "attention_type": "default",
         "class_embeddings_concat": False,
         "cross_attention_norm": None,
@@ -204,14 +231,20 @@ class UNetConfig(Architecture):
     attention_head_dim: tuple[int, ...] = (8,)
     use_linear_projection: bool = False
     upcast_attention: bool = False
+    mid_block_type: str | None = "UNetMidBlock2DCrossAttn"
+    transformer_layers_per_block: tuple[Depth, ...] = (1,)
+    reverse_transformer_layers_per_block: tuple[Depth, ...] | None = None
+    addition_embed_type: str | None = None
+    addition_time_embed_dim: int | None = None
+    projection_class_embeddings_input_dim: int | None = None
 
     def __post_init__(self) -> None:
         levels = len(self.block_out_channels)
-        for name in ("attention_head_dim", "only_cross_attention"):
+        for name in _PER_LEVEL:
             value = getattr(self, name)
             value = value if isinstance(value, tuple) else (value,)
             object.__setattr__(self, name, value * levels if len(value) == 1 else value)
-        for name in ("down_block_types", "up_block_types", "attention_head_dim", "only_cross_attention"):
+        for name in ("down_block_types", "up_block_types", *_PER_LEVEL):
             if len(getattr(self, name)) != levels:
                 raise InputError(f"{name} has {len(getattr(self, name))} entries, expected {levels}, one a level")
         _check_blocks("down_block_types", self.down_block_types, ("CrossAttnDownBlock2D", "DownBlock2D"))
@@ -220,6 +253,51 @@ class UNetConfig(Architecture):
             "block_out_channels", self.block_out_channels, (self.norm_num_groups,) * levels, "norm_num_groups"
         )
         _check_multiples("block_out_channels", self.block_out_channels, self.attention_head_dim, "attention_head_dim")
+        if self.mid_block_type is not None:
+            _check_blocks("mid_block_type", (self.mid_block_type,), ("UNetMidBlock2DCrossAttn", "UNetMidBlock2D"))
+        self._check_depths()
+        self._check_addition()
+
+    def depth_down(self, level: int, layer: int) -> int:
+        """Blocks of the transformer after a layer on the way down."""
+        return _depth(self.transformer_layers_per_block[level], layer)
+
+    def depth_up(self, level: int, layer: int) -> int:
+        """Blocks of the transformer after a layer on the way up."""
+        depths = self.reverse_transformer_layers_per_block or self.transformer_layers_per_block[::-1]
+        return _depth(depths[len(self.block_out_channels) - 1 - level], layer)
+
+    @property
+    def depth_middle(self) -> int:
+        """Blocks of the transformer in the middle."""
+        return _depth(self.transformer_layers_per_block[-1], 0)
+
+    def _check_depths(self) -> None:
+        levels, reverse = len(self.block_out_channels), self.reverse_transformer_layers_per_block
+        listed = [each for each in self.transformer_layers_per_block if isinstance(each, tuple)]
+        if listed and reverse is None:
+            raise InputError(f"{_PER_LAYER} lists layers, expected reverse_{_PER_LAYER} beside it: add it")
+        for name, depths, layers in (
+            (_PER_LAYER, self.transformer_layers_per_block, self.layers_per_block),
+            (f"reverse_{_PER_LAYER}", reverse or (1,) * levels, self.layers_per_block + 1),
+        ):
+            lengths = {len(each) for each in depths if isinstance(each, tuple)} - {layers}
+            if lengths or len(depths) != levels:
+                raise InputError(f"{name} is {depths}, expected {levels} numbers or lists of {layers}: correct it")
+
+    def _check_addition(self) -> None:
+        sizes = (self.addition_time_embed_dim, self.projection_class_embeddings_input_dim)
+        if self.addition_embed_type not in (None, "text_time"):
+            raise InputError(f"addition_embed_type is {self.addition_embed_type!r}, supported is 'text_time'")
+        if (self.addition_embed_type is None) != (sizes == (None, None)) or sizes.count(None) == 1:
+            raise InputError(
+                f"addition_embed_type is {self.addition_embed_type!r} with addition_time_embed_dim {sizes[0]} and "
+                f"projection_class_embeddings_input_dim {sizes[1]}, expected all of them or none: correct them"
+            )
+
+
+def _depth(of_level: Depth, layer: int) -> int:
+    return of_level[layer] if isinstance(of_level, tuple) else of_level
 
 
 @dataclass(frozen=True)
@@ -236,9 +314,6 @@ class VAEConfig(Architecture):
         "use_post_quant_conv": True,
         "mid_block_add_attention": True,
     }
-    # diffusers' Stable Diffusion pipeline does not read force_upcast.
-    IGNORED = frozenset({"force_upcast"})
-
     in_channels: int = 3
     out_channels: int = 3
     down_block_types: tuple[str, ...] = ("DownEncoderBlock2D",)
@@ -249,6 +324,8 @@ class VAEConfig(Architecture):
     norm_num_groups: int = 32
     sample_size: int = 32
     scaling_factor: float = 0.18215
+    # SDXL's activations exceed float16; Stable Diffusion 1.x and 2.x take no notice, in diffusers either.
+    force_upcast: bool = True
 
     def __post_init__(self) -> None:
         levels = len(self.block_out_channels)

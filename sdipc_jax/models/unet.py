@@ -1,4 +1,4 @@
-"""The denoiser of Stable Diffusion 1.x and 2.x (diffusers' UNet2DConditionModel)."""
+"""The denoiser of Stable Diffusion 1.x, 2.x and SDXL (diffusers' UNet2DConditionModel)."""
 
 from typing import Any
 
@@ -6,6 +6,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jaxtyping import Array, Float
 
+from sdipc_jax.errors import InputError
 from sdipc_jax.models.attention import Transformer2DModel
 from sdipc_jax.models.config import UNetConfig
 from sdipc_jax.models.layers import DType, GroupNorm, conv, dense, silu, timestep_embedding, upsample_nearest
@@ -79,10 +80,11 @@ class Block(nn.Module):
             self.channels, config.norm_num_groups, config.norm_eps, self.dtype, name=f"resnets_{index}"
         )
 
-    def attention(self, index: int, only_cross_attention: bool = False) -> Transformer2DModel:
+    def attention(self, index: int, depth: int, only_cross_attention: bool = False) -> Transformer2DModel:
         return Transformer2DModel(
             heads=self.config.attention_head_dim[self.level],
             groups=self.config.norm_num_groups,
+            depth=depth,
             use_linear_projection=self.config.use_linear_projection,
             only_cross_attention=only_cross_attention,
             dtype=self.dtype,
@@ -101,7 +103,8 @@ class DownBlock(Block):
         for index in range(config.layers_per_block):
             x = self.resnet(index)(x, time)
             if config.down_block_types[self.level] == "CrossAttnDownBlock2D":
-                x = self.attention(index, config.only_cross_attention[self.level])(x, context)
+                depth = config.depth_down(self.level, index)
+                x = self.attention(index, depth, config.only_cross_attention[self.level])(x, context)
             skips.append(x)
         if self.level < len(config.block_out_channels) - 1:
             x = Downsample2D(self.channels, dtype=self.dtype, name="downsamplers_0")(x)
@@ -110,14 +113,18 @@ class DownBlock(Block):
 
 
 class MidBlock(Block):
-    """A resnet, a transformer, a resnet at the coarsest level."""
+    """A resnet, a transformer, a resnet at the coarsest level; the first resnet alone; or nothing."""
 
     @nn.compact
     def __call__(
         self, x: Float[Array, "N h w C"], time: Float[Array, "N T"], context: Context
     ) -> Float[Array, "N h w C"]:
+        if self.config.mid_block_type is None:
+            return x
         x = self.resnet(0)(x, time)
-        x = self.attention(0)(x, context)
+        if self.config.mid_block_type == "UNetMidBlock2D":
+            return x
+        x = self.attention(0, self.config.depth_middle)(x, context)
         return self.resnet(1)(x, time)
 
 
@@ -140,7 +147,8 @@ class UpBlock(Block):
         for index, skip in enumerate(reversed(skips), start=first):
             x = self.resnet(index)(jnp.concatenate([x, skip], axis=-1), time)
             if block_type == "CrossAttnUpBlock2D":
-                x = self.attention(index, config.only_cross_attention[self.level])(x, context)
+                depth = config.depth_up(self.level, index)
+                x = self.attention(index, depth, config.only_cross_attention[self.level])(x, context)
         if size is not None:
             x = Upsample2D(self.channels, self.dtype, name="upsamplers_0")(x, *size)
         return x
@@ -173,6 +181,8 @@ class UNet2DConditionModel(nn.Module):
         deep: Float[Array, "N h w C_0"] | None = None,
         *,
         with_deep: bool = False,
+        text_embeds: Float[Array, "N P"] | None = None,
+        time_ids: Float[Array, "N K"] | None = None,
     ) -> Any:
         """Runs the network once.
 
@@ -183,6 +193,9 @@ class UNet2DConditionModel(nn.Module):
             deep: deep features that another run returned. Only the first convolution and what comes after the deep
                 features run then: the last layer on the way up and the last convolution (Ma et al. 2024, DeepCache).
             with_deep: return the deep features too.
+            text_embeds: SDXL's pooled text embedding.
+            time_ids: SDXL's sizes in pixels: original height and width, the crop's top and left, target height and
+                width.
 
         Returns:
             The prediction, (N, h, w, C_out), or a pair of it and the deep features.
@@ -191,6 +204,18 @@ class UNet2DConditionModel(nn.Module):
         base = config.block_out_channels[0]
         time = timestep_embedding(timesteps, base, flip_sin_to_cos=config.flip_sin_to_cos, freq_shift=config.freq_shift)
         time = TimestepEmbedding(4 * base, self.dtype, name="time_embedding")(time.astype(self.dtype))
+        if config.addition_time_embed_dim is not None:
+            if text_embeds is None or time_ids is None:
+                raise InputError("this UNet reads a pooled text and sizes too, expected text_embeds and time_ids")
+            sinusoids = timestep_embedding(
+                time_ids.reshape(-1),
+                config.addition_time_embed_dim,
+                flip_sin_to_cos=config.flip_sin_to_cos,
+                freq_shift=config.freq_shift,
+            )
+            parts = text_embeds.astype(jnp.float32), sinusoids.reshape(len(time_ids), -1)
+            added = jnp.concatenate(parts, axis=-1).astype(self.dtype)
+            time = time + TimestepEmbedding(4 * base, self.dtype, name="add_embedding")(added)
         context = context.astype(self.dtype)
         x = sample.astype(self.dtype)
         if config.center_input_sample:

@@ -100,7 +100,7 @@ def cross_attention_layers(config: UNetConfig) -> tuple[Path, ...]:
             if has
             for index in range(config.layers_per_block)
         ),
-        ("mid_block", "attentions_0"),
+        *([("mid_block", "attentions_0")] if config.mid_block_type == "UNetMidBlock2DCrossAttn" else []),
         *(
             (f"up_blocks_{block}", f"attentions_{index}")
             for block, has in enumerate(up)

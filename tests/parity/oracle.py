@@ -13,7 +13,14 @@ from diffusers.models.resnet import ResnetBlock2D
 from diffusers.models.transformers.transformer_2d import Transformer2DModel
 from diffusers.models.unets.unet_2d_blocks import DownEncoderBlock2D, UNetMidBlock2D, UpDecoderBlock2D
 from diffusers.pipelines.stable_diffusion.safety_checker import StableDiffusionSafetyChecker
-from transformers import CLIPConfig, CLIPTextConfig, CLIPTextModel, CLIPVisionConfig, CLIPVisionModel
+from transformers import (
+    CLIPConfig,
+    CLIPTextConfig,
+    CLIPTextModel,
+    CLIPTextModelWithProjection,
+    CLIPVisionConfig,
+    CLIPVisionModel,
+)
 from transformers.models.clip.modeling_clip import CLIPEncoderLayer
 
 from sdipc_jax.checkpoints.keys import flatten, to_torch, torch_name
@@ -84,7 +91,8 @@ def run_unet(case: Case, dtype: torch.dtype = torch.float32) -> np.ndarray:
     """What PyTorch's UNet gives."""
     sample, timesteps, context = case.inputs
     inputs = nchw(sample).to(dtype), torch.tensor(timesteps), torch.tensor(context).to(dtype)
-    return nhwc(unet(case).to(dtype)(*inputs).sample)
+    added = {name: torch.tensor(value) for name, value in case.named.items()}
+    return nhwc(unet(case).to(dtype)(*inputs, added_cond_kwargs=added or None).sample)
 
 
 def run_vae(case: Case, dtype: torch.dtype = torch.float32) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -103,6 +111,18 @@ def run_text(case: Case, dtype: torch.dtype = torch.float32) -> np.ndarray:
         return array(model(tokens).last_hidden_state)
     finally:
         torch.set_default_dtype(torch.float32)
+
+
+def run_sdxl_text(case: Case, dtype: torch.dtype = torch.float32) -> tuple[np.ndarray, ...]:
+    """The states before the last layer, and of the second tower the pooled embedding."""
+    second = case.module.__class__.__name__ == "CLIPTextModelWithProjection"
+    config = CLIPTextConfig(**options(case.module.config), eos_token_id=60)
+    kind = CLIPTextModelWithProjection if second else CLIPTextModel
+    outputs = with_weights(kind(config), case.params).to(dtype)(
+        torch.tensor(case.inputs[0], dtype=torch.long), output_hidden_states=True
+    )
+    states = array(outputs.hidden_states[-2])
+    return (states, array(outputs.text_embeds)) if second else (states,)
 
 
 def run_vision(case: Case, dtype: torch.dtype = torch.float32) -> np.ndarray:
@@ -128,6 +148,9 @@ def _block(name: str) -> torch.nn.Module:
         "transformer": lambda: Transformer2DModel(4, 6, width, cross_attention_dim=width, norm_num_groups=groups),
         "transformer-linear": lambda: Transformer2DModel(
             2, 12, width, cross_attention_dim=width, norm_num_groups=groups, use_linear_projection=True
+        ),
+        "transformer-deep": lambda: Transformer2DModel(
+            4, 6, width, num_layers=3, cross_attention_dim=width, norm_num_groups=groups, use_linear_projection=True
         ),
         "resnet": lambda: ResnetBlock2D(out_channels=36, eps=1e-5, **resnet),
         "resnet-same-width": lambda: ResnetBlock2D(out_channels=width, eps=1e-5, **resnet),

@@ -25,6 +25,7 @@ Measured = Callable[[str, float], float]
 GROUPS = {
     "block": (cases.block_cases, oracle.run_block),
     "unet": (cases.unet_cases, oracle.run_unet),
+    "sdxl unet": (cases.sdxl_unet_cases, oracle.run_unet),
     "vae": (cases.vae_cases, oracle.run_vae),
     "text": (cases.text_cases, oracle.run_text),
     "vision": (cases.vision_cases, oracle.run_vision),
@@ -44,7 +45,8 @@ def _reseeded(case: Case, seed: int) -> Case:
         return x if x.ndim < 2 else np.float32(x.std()) * generator.standard_normal(x.shape, np.float32)
 
     inputs = tuple(redraw(x) for x in case.inputs)
-    return dataclasses.replace(case, inputs=inputs, params=random_params(case.module, *inputs, seed=seed))
+    params = random_params(case.module, *inputs, seed=seed, **case.named)
+    return dataclasses.replace(case, inputs=inputs, params=params)
 
 
 def _outputs(case: Case, dtype: Any = jnp.float32) -> list[np.ndarray]:
@@ -62,6 +64,14 @@ def test_networks_equal_pytorch(group: str, measured: Measured) -> None:
         expected = run(case)
         for found, wanted in zip(_outputs(case), expected if group == "vae" else [expected], strict=True):
             assert measured(f"{group}, float32", relative_error(found, wanted)) <= 1e-5, case.name
+
+
+def test_sdxl_text_towers_equal_pytorch(measured: Measured) -> None:
+    for seed, case in enumerate(cases.sdxl_text_cases()):
+        case = dataclasses.replace(case, params=random_params(case.module, *case.inputs, seed=200 + seed))
+        found = case.run(cases.sdxl_states(case.module))
+        for mine, wanted in zip(found, oracle.run_sdxl_text(case), strict=True):
+            assert measured("SDXL's text towers, float32", relative_error(mine, wanted)) <= 1e-5, case.name
 
 
 @pytest.mark.parametrize("height, width", [(33, 24), (13, 16)])
