@@ -54,6 +54,12 @@ def choice(metavar: str, default: str = "the checkpoint's own") -> Any:
     return tyro.conf.arg(constructor=str, metavar=metavar, help_behavior_hint=f"(default: {default})")
 
 
+def _several(metavar: str, default: str) -> Any:
+    """Help for an option of several values; a file may say one as it is."""
+    hint = tyro.conf.arg(metavar=f"{metavar}...", help_behavior_hint=f"(default: {default})")
+    return BeforeValidator(lambda found: found if isinstance(found, list | tuple) else (found,)), hint
+
+
 class Settings(BaseModel):
     """Unknown keys and values out of range are refused in one line, wherever they come from."""
 
@@ -127,7 +133,32 @@ class ResultSettings(CommandSettings):
         raise NotImplementedError
 
 
-class CheckpointSettings(Settings):
+class LoraSettings(Settings):
+    """What is fused into the weights."""
+
+    lora: Annotated[tuple[str, ...], *_several("FILE", "none")] = ()
+    """LoRA files (safetensors) to fuse into the weights, in this order: LoRA, LoCon, LoHa, LoKr, DoRA, differences."""
+    lora_scale: Annotated[tuple[Finite, ...], *_several("FLOAT", "1")] = (1.0,)
+    """How much of each is fused: one number for all, or one for each."""
+    lora_partial: bool = False
+    """Leave out what fits nothing in the checkpoint instead of refusing the file."""
+
+    @model_validator(mode="after")
+    def _one_scale_each(self) -> Self:
+        if len(self.lora_scale) not in (1, len(self.lora)):
+            raise ValueError(
+                f"found {len(self.lora_scale)} values of lora_scale and {len(self.lora)} of lora, expected one scale "
+                "for all or one for each: correct them"
+            )
+        return self
+
+    @property
+    def scales(self) -> tuple[float, ...]:
+        """One for each file."""
+        return self.lora_scale * len(self.lora) if len(self.lora_scale) == 1 else self.lora_scale
+
+
+class CheckpointSettings(LoraSettings):
     """Which weights, and how exact."""
 
     model: str = "embedded"

@@ -1,13 +1,14 @@
 """A checkpoint in memory: parameters as a pytree, everything else static."""
 
-from dataclasses import dataclass
-from functools import partial
+from dataclasses import dataclass, field
+from functools import lru_cache, partial
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
+from sdipc_jax.checkpoints.lora_changes import Lora
 from sdipc_jax.errors import InputError
 from sdipc_jax.models import (
     AutoencoderKL,
@@ -100,6 +101,13 @@ class Config:
     clip: VisionSide | None = None
     safety: SafetySide | None = None
     dtype: str = "float32"
+    # What is fused into the weights. Programs are the same with and without, and so are not compiled anew for it.
+    loras: tuple[Lora, ...] = field(default=(), compare=False)
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What a person should know of how it was put together."""
+        return tuple(note for lora in self.loras for note in lora.notes)
 
     @property
     def compute_dtype(self) -> DType:
@@ -156,6 +164,10 @@ class Config:
 
     def abstract_params(self) -> Params:
         """The shapes and dtypes of all parameters, a tree for each part of the pipeline."""
+        return jax.tree.map(lambda leaf: leaf, self._traced_params())
+
+    @lru_cache(maxsize=4)  # noqa: B019, configurations are small. Every network is traced for this.
+    def _traced_params(self) -> Params:
         key = jax.random.key(0)
 
         def shapes(module: Any, *inputs: tuple[tuple[int, ...], Any]) -> Params:

@@ -94,7 +94,7 @@ def apply_delta(bundle: Bundle, delta: Delta, *, check: bool = True) -> Bundle:
     if check and (found := digest(bundle)) != delta.base:
         raise InputError(
             f"the tuning was made for the checkpoint with digest {delta.base}, found {found}: load the one that was "
-            "tuned"
+            "tuned, with the same LoRAs"
         )
     config = tuned_config(bundle.config, delta)
     places, leaves = _places(bundle, config), flatten(bundle.params)

@@ -9,6 +9,8 @@ from typing import Any
 from sdipc_jax.checkpoints.bundle import Bundle, Config, Params, SafetySide, SpecialTokens, VisionSide
 from sdipc_jax.checkpoints.delta import apply_delta, load_delta
 from sdipc_jax.checkpoints.keys import DEEP_PROMPTS_FILE, INVERSE_FILE, OVERWRITE
+from sdipc_jax.checkpoints.lora import with_loras
+from sdipc_jax.checkpoints.lora_changes import changes_of
 from sdipc_jax.checkpoints.tensors import load_tree, read_header, read_metadata
 from sdipc_jax.checkpoints.tokenizer import special_tokens
 from sdipc_jax.errors import InputError, printable
@@ -97,7 +99,7 @@ def read_config(model: str | Path = "embedded", clip: str | Path | None = None, 
 
 def configure(settings: CheckpointSettings) -> Config:
     """The configuration of the checkpoint that a command's settings ask for. See `read_config`."""
-    return read_config(settings.model, settings.clip, dtype=settings.dtype)
+    return with_loras(read_config(settings.model, settings.clip, dtype=settings.dtype), settings)
 
 
 def load_weights(config: Config, tuned: str | Path | None = None) -> Bundle:
@@ -115,7 +117,8 @@ def load_weights(config: Config, tuned: str | Path | None = None) -> Bundle:
                 if part in expected:
                     added = {part: expected.pop(part)}
                     trained |= load_tree(folder, component, added, files=[folder / file])
-        params[component] = load_tree(folder, component, expected, unused_prefixes=unused) | trained
+        changes = changes_of(config.loras, component)
+        params[component] = load_tree(folder, component, expected, unused_prefixes=unused, changes=changes) | trained
     bundle = Bundle(params, config)
     return bundle if delta is None else apply_delta(bundle, delta)
 

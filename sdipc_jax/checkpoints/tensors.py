@@ -1,9 +1,10 @@
 """Reading safetensors files tensor by tensor, so that no second copy of the weights is ever in memory."""
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import jax
@@ -20,7 +21,7 @@ _SHOWN = 5
 _ALIGNMENT = 64
 # Hundreds of times what a Stable Diffusion checkpoint needs: parsing a hostile header must not take long.
 _LONGEST_HEADER = 8_000_000
-_RUNS_CODE = (".bin", ".ckpt", ".pkl", ".pt", ".pth")
+RUNS_CODE = (".bin", ".ckpt", ".pkl", ".pt", ".pth")
 
 
 @dataclass(frozen=True)
@@ -67,7 +68,7 @@ def weight_files(folder: Path) -> list[Path]:
             ):
                 if index.is_file():
                     return _shards(index)
-    pickles = sorted(path.name for path in folder.iterdir() if path.suffix in _RUNS_CODE) if folder.is_dir() else []
+    pickles = sorted(path.name for path in folder.iterdir() if path.suffix in RUNS_CODE) if folder.is_dir() else []
     if pickles:
         raise InputError(
             f"{folder}: found {pickles[0]}, expected safetensors: such a file can run code when it is opened, "
@@ -140,6 +141,7 @@ def load_tree(
     *,
     unused_prefixes: tuple[str, ...] = (),
     files: Sequence[Path] | None = None,
+    changes: Mapping[str, Callable[[np.ndarray], np.ndarray]] = MappingProxyType({}),
 ) -> dict[str, Any]:
     """Loads a component's parameter tree.
 
@@ -151,6 +153,7 @@ def load_tree(
         expected: nested dict of `jax.ShapeDtypeStruct`; the dtypes are those that the leaves get.
         unused_prefixes: tensors that may be there and are not wanted.
         files: to read instead of those that `weight_files` finds.
+        changes: what happens to tensors between the file and the leaf's dtype, by their names in PyTorch.
 
     Raises:
         InputError: with the missing, extra and misshapen tensors by name.
@@ -178,12 +181,23 @@ def load_tree(
             f"{folder}: the weights do not fit config.json: {'; '.join(problems[:_SHOWN])}{more}: "
             "use the files of one checkpoint together"
         )
-    return unflatten({path: _place(path, found[name], leaf) for name, (path, leaf) in wanted.items()})
+    return unflatten(
+        {path: _place(path, found[name], leaf, changes.get(name, _same)) for name, (path, leaf) in wanted.items()}
+    )
 
 
-def _place(path: tuple[str, ...], tensor: Tensor, leaf: jax.ShapeDtypeStruct) -> jax.Array:
+def _same(values: np.ndarray) -> np.ndarray:
+    return values
+
+
+def _place(
+    path: tuple[str, ...],
+    tensor: Tensor,
+    leaf: jax.ShapeDtypeStruct,
+    change: Callable[[np.ndarray], np.ndarray],
+) -> jax.Array:
     array = _aligned(leaf)
-    array[...] = from_torch(path, tensor.read())
+    array[...] = from_torch(path, change(tensor.read()))
     # Not by jnp.asarray, which compiles a program for every shape. Copies to accelerators happen in the background:
     # without waiting, those that are not done yet would pile up.
     return jax.block_until_ready(jax.device_put(array))

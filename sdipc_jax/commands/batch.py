@@ -35,7 +35,7 @@ from sdipc_jax.sampling.request import decide
 from sdipc_jax.settings import Defaults
 
 # What decides every row's result; what a row may say itself is part of the row's key.
-_DECISIVE = ("dtype", "cutoff", "keep_fraction", "scale", "mode", "truncate")
+_DECISIVE = ("dtype", "lora_scale", "cutoff", "keep_fraction", "scale", "mode", "truncate")
 _SAMPLING = ("steps", "guidance_scale", "guidance_interval", "cache_interval", "sampler", "eta", "karras")
 _ROWS = ("text", "alpha", "negative_prompt", "seed", "height", "width", "sizes")
 _RESULTS = ("vectors", "container", "format", "quality", "shard_size")
@@ -196,7 +196,10 @@ def _device(job: _Job, make_device: Callable[..., Device]) -> tuple[Device, tupl
     """What runs batches on this process's devices, and what a person should know about it."""
     converter = Converter(job.config, job.settings)
     mesh = make_mesh(None, jax.local_devices())
-    return make_device(converter.bundle, converter.projection, job.settings, job.values, mesh), converter.notes
+    return make_device(converter.bundle, converter.projection, job.settings, job.values, mesh), (
+        *job.config.notes,
+        *converter.notes,
+    )
 
 
 def _run(job: _Job, settings: BatchSettings, report: Report, make_device: Callable[..., Device]) -> BatchOutcome:

@@ -96,7 +96,11 @@ class SamplingJob:
                 for (subject, index), picture, is_flagged in zip(batch, pictures, flagged, strict=False):
                     if folder:
                         folder.add(subject, index, picture, record | ({"flagged": True} if is_flagged else {}))
-        notes = (*notes_of(each.record for each in subjects), *(converter.notes if converter else ()))
+        notes = (
+            *self.config.notes,
+            *notes_of(each.record for each in subjects),
+            *(converter.notes if converter else ()),
+        )
         if folder is None:
             return Outcome([], [], list(failures), notes)
         records = [line for line in folder.records if "file" in line]

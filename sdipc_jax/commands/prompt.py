@@ -41,4 +41,4 @@ def prompt(settings: PromptSettings, report: Report) -> Outcome:
     write_atomically(settings.output, to_safetensors(arrays, metadata))
     report(1.0)
     records = [each.subject.record for each in inputs]
-    return Outcome(records, [settings.output], failures, (*notes_of(records), *converter.notes))
+    return Outcome(records, [settings.output], failures, (*config.notes, *notes_of(records), *converter.notes))

@@ -11,6 +11,7 @@ from sdipc_jax.settings import (
     Count,
     Finite,
     LocalPath,
+    LoraSettings,
     ParallelSettings,
     ProjectionSettings,
     ResultSettings,
@@ -108,7 +109,7 @@ class CtSettings(TuneSettings):
     """Customising on a handful of pictures (SD-IPC-CT); run it again, and it goes on where it stopped."""
 
 
-class ExportSettings(CommandSettings):
+class ExportSettings(LoraSettings, CommandSettings):
     """A tuned checkpoint as a folder of its own, which diffusers opens, with its CLIP in clip/."""
 
     delta: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="TUNED.safetensors")]

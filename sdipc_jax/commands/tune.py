@@ -16,6 +16,7 @@ from tqdm import tqdm
 from sdipc_jax import parallel
 from sdipc_jax.checkpoints.delta import save_delta
 from sdipc_jax.checkpoints.load import load_weights, read_config
+from sdipc_jax.checkpoints.lora import with_loras
 from sdipc_jax.checkpoints.save import save
 from sdipc_jax.commands.settings import ExportSettings, FtSettings, TuneSettings
 from sdipc_jax.datasets.examples import data_digest
@@ -81,7 +82,7 @@ def tune(settings: TuneSettings | ExportSettings, report: Report) -> Tuned:
 
 def export(settings: ExportSettings, report: Report) -> Tuned:
     """A diffusers folder of what was tuned."""
-    config = read_config(settings.model, settings.clip)
+    config = with_loras(read_config(settings.model, settings.clip), settings)
     check_writable(settings.output.parent)
     save(load_weights(config, settings.delta), settings.output, dtype=settings.dtype)
     report(1.0)
@@ -111,7 +112,7 @@ class _Training:
         self.allowed, self.quiet = settings.allow_change, settings.quiet
         if run.tensorboard:
             check_tensorboard()
-        self.config = config = read_config(run.model, run.clip)
+        self.config = config = with_loras(read_config(run.model, run.clip), run)
         _ = config.vision_side
         height, width = run.height or config.defaults.height, run.width or config.defaults.width
         config.latent_shape(height, width)
@@ -136,7 +137,7 @@ class _Training:
         parallel.agree(self.identity)
         stems = unique_stems(labels) if run.each_class else ["tuned"]
         self.results = [run.output_dir / f"{stem}.safetensors" for stem in stems]
-        self.notes: list[str] = []
+        self.notes = [*config.notes]
         small = sum(each.size[0] < height or each.size[1] < width for each in examples)
         if small:
             self.notes.append(

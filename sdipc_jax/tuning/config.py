@@ -11,12 +11,12 @@ from sdipc_jax.datasets.examples import class_name
 from sdipc_jax.errors import InputError, printable
 from sdipc_jax.files import read_yaml
 from sdipc_jax.records import Record
-from sdipc_jax.settings import Count, LocalPath, Side
+from sdipc_jax.settings import Count, LocalPath, LoraSettings, Side
 from sdipc_jax.tuning.settings import TuningSettings
 
 # What decides no number of the result, or something else stands for: digests of weights and pictures, and `steps`.
 _NO_NUMBERS = {
-    *("model", "clip", "data", "epochs", "output_dir", "tensorboard"),
+    *("model", "clip", *LoraSettings.model_fields, "data", "epochs", "output_dir", "tensorboard"),
     *("save_every", "keep", "sample_every", "sample_pictures"),
 }
 # What may change between two parts of a run, for those who ask for it: the state keeps its form and its meaning.
@@ -32,7 +32,7 @@ def _named(found: Any) -> Any:
     return found
 
 
-class RunSettings(TuningSettings):
+class RunSettings(LoraSettings, TuningSettings):
     """The file of `sdipc tune`, on top of how to tune."""
 
     model: str = "embedded"
