@@ -22,7 +22,8 @@ from tests.compare import relative_error
 def test_importing_starts_no_backend_and_nothing_heavy() -> None:
     program = """
 import sys
-import sdipc_jax, jax
+import jax
+from sdipc_jax import *
 loaded = {"torch", "transformers", "matplotlib"} & set(sys.modules)
 assert not loaded, loaded
 # Refused once there is a backend.

@@ -123,7 +123,7 @@ def test_what_is_compiled_ahead_is_what_runs(tiny: Bundle, tiny_folder: Path, tm
     assert not compiled_anew & {"jit_advance", "jit_finish", "jit_encode_images", "jit_text_prompt"}
 
 
-@pytest.mark.parametrize("module", ["sdipc_jax", "sdipc_jax.parallel", "benchmarks.jax_side"])
+@pytest.mark.parametrize("module", ["sdipc_jax.tuning", "sdipc_jax.parallel", "benchmarks.jax_side"])
 def test_products_are_eigens_after_importing(module: str) -> None:
     """XLA reads its flags once, when JAX starts it, which no import may do, and ends the process over unknown ones."""
     program = f"""

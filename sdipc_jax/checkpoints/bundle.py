@@ -1,7 +1,7 @@
 """A checkpoint in memory: parameters as a pytree, everything else static."""
 
 from dataclasses import dataclass, field
-from functools import lru_cache, partial
+from functools import partial
 from typing import Any
 
 import jax
@@ -22,6 +22,7 @@ from sdipc_jax.models import (
     VAEConfig,
 )
 from sdipc_jax.models.deep_prompts import DeepPrompts, PromptedCLIPVisionModel
+from sdipc_jax.models.given import shapes
 from sdipc_jax.models.layers import DType
 from sdipc_jax.pictures.preprocessing import Preprocessing
 from sdipc_jax.samplers import SchedulerConfig
@@ -164,16 +165,6 @@ class Config:
 
     def abstract_params(self) -> Params:
         """The shapes and dtypes of all parameters, a tree for each part of the pipeline."""
-        return jax.tree.map(lambda leaf: leaf, self._traced_params())
-
-    @lru_cache(maxsize=4)  # noqa: B019, configurations are small. Every network is traced for this.
-    def _traced_params(self) -> Params:
-        key = jax.random.key(0)
-
-        def shapes(module: Any, *inputs: tuple[tuple[int, ...], Any]) -> Params:
-            arrays = [jax.ShapeDtypeStruct(shape, dtype) for shape, dtype in inputs]
-            return jax.eval_shape(module.init, key, *arrays)["params"]
-
         f, base = self.vae.downscale, 2 ** (len(self.unet.block_out_channels) - 1)
         latents = ((1, base, base, self.unet.in_channels), jnp.float32)
         context = ((1, 1, self.unet.cross_attention_dim), jnp.float32)

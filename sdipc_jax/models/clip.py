@@ -9,6 +9,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from sdipc_jax.models.attention import dot_product_attention
 from sdipc_jax.models.config import CLIPTextConfig, CLIPVisionConfig
+from sdipc_jax.models.given import Embed, Given
 from sdipc_jax.models.layers import ACTIVATIONS, DType, conv, dense, layer_norm
 
 Config = CLIPTextConfig | CLIPVisionConfig
@@ -131,8 +132,8 @@ class CLIPEncoder(nn.Module):
         return CLIPLayers(self.config, self.tokens, self.dtype, name="layers")(x, mask, deep_prompts, overwrite)
 
 
-def _embed(count: int, features: int, dtype: DType, name: str) -> nn.Embed:
-    return nn.Embed(count, features, dtype=dtype, param_dtype=dtype, name=name)
+def _embed(count: int, features: int, dtype: DType, name: str) -> Embed:
+    return Embed(count, features, dtype=dtype, param_dtype=dtype, name=name)
 
 
 class CLIPTextEmbeddings(nn.Module):
@@ -200,7 +201,7 @@ class CLIPTextModelWithProjection(nn.Module):
         return projection(jnp.take_along_axis(last, ends[:, None, None], axis=1)[:, 0]), states
 
 
-class CLIPVisionEmbeddings(nn.Module):
+class CLIPVisionEmbeddings(Given):
     """A class token before the patches, plus positions."""
 
     config: CLIPVisionConfig

@@ -8,6 +8,7 @@ from flax import linen as nn
 from jaxtyping import Array, Float
 
 from sdipc_jax.models import winograd
+from sdipc_jax.models.given import Dense, Given, LayerNorm
 
 DType = Any
 
@@ -17,12 +18,12 @@ def precision(dtype: DType) -> jax.lax.Precision | None:
     return jax.lax.Precision.HIGHEST if dtype == jnp.float32 else None
 
 
-def dense(features: int, dtype: DType, *, use_bias: bool = True, name: str | None = None) -> nn.Dense:
+def dense(features: int, dtype: DType, *, use_bias: bool = True, name: str | None = None) -> Dense:
     """A linear layer whose weights and arithmetic have `dtype`."""
-    return nn.Dense(features, use_bias=use_bias, dtype=dtype, param_dtype=dtype, precision=precision(dtype), name=name)
+    return Dense(features, use_bias=use_bias, dtype=dtype, param_dtype=dtype, precision=precision(dtype), name=name)
 
 
-class Conv(nn.Conv):
+class Conv(Given, nn.Conv):
     """A convolution that takes Winograd's form wherever `winograd.transformed` has left it a kernel for it."""
 
     def __call__(self, inputs: Float[Array, "N h w C"]) -> Float[Array, "N h2 w2 features"]:
@@ -64,12 +65,12 @@ def conv(
     )
 
 
-def layer_norm(epsilon: float, dtype: DType, *, name: str | None = None) -> nn.LayerNorm:
+def layer_norm(epsilon: float, dtype: DType, *, name: str | None = None) -> LayerNorm:
     """Statistics in float32, in two passes: E[x^2] - E[x]^2 cancels where the mean is large."""
-    return nn.LayerNorm(epsilon=epsilon, dtype=dtype, param_dtype=dtype, use_fast_variance=False, name=name)
+    return LayerNorm(epsilon=epsilon, dtype=dtype, param_dtype=dtype, use_fast_variance=False, name=name)
 
 
-class GroupNorm(nn.Module):
+class GroupNorm(Given):
     """Group normalisation over space and the channels of a group, in float32.
 
     Space is reduced first, channel by channel, and the few numbers left are then pooled by group: on CPUs this is

@@ -6,6 +6,7 @@ from jaxtyping import Array, Bool, Float
 
 from sdipc_jax.models.clip import CLIPVisionModel
 from sdipc_jax.models.config import CLIPVisionConfig
+from sdipc_jax.models.given import Given
 from sdipc_jax.models.layers import DType, dense, precision
 
 _CONCEPTS = 17
@@ -41,7 +42,7 @@ def cosine(a: Float[Array, "N D"], b: Float[Array, "K D"]) -> Float[Array, "N K"
     return jnp.matmul(unit(a), unit(b).T, precision=precision(jnp.float32))
 
 
-class StableDiffusionSafetyChecker(nn.Module):
+class StableDiffusionSafetyChecker(Given):
     """Flags pictures whose CLIP embedding is near one of the checkpoint's concepts."""
 
     config: CLIPVisionConfig
