@@ -23,6 +23,14 @@ if TYPE_CHECKING:
 _COMMANDS = {
     "vary": ("sdipc_jax.commands.settings.VarySettings", "Variations of each picture."),
     "edit": ("sdipc_jax.commands.settings.EditSettings", "The picture with the text's change."),
+    "mix": (
+        "sdipc_jax.commands.settings.MixSettings",
+        "Several pictures as one prompt: their mean, or each in its own place.",
+    ),
+    "interpolate": (
+        "sdipc_jax.commands.settings.InterpolateSettings",
+        "The way from one picture or text to another, as pictures, a strip and an animation.",
+    ),
     "text": ("sdipc_jax.commands.settings.TextSettings", "Plain text to image, with the same samplers."),
     "prompt": (
         "sdipc_jax.commands.settings.PromptSettings",

@@ -103,8 +103,8 @@ def test_what_is_refused_or_asked_first_loads_nothing_heavy(
 @pytest.mark.parametrize(
     "arguments, words",
     [
-        ([], "Expected one of {vary, edit, text, prompt, "),
-        (["varry", "a.png"], "found the command 'varry', expected one of vary, edit, text, prompt, "),
+        ([], "Expected one of {vary, edit, mix, interpolate, "),
+        (["varry", "a.png"], "found the command 'varry', expected one of vary, edit, mix, interpolate, "),
         (["text", "a", "--stepz", "3"], "--stepz"),
         (["text", "a", "--steps"], "Missing value for argument '--steps'"),
         (["edit", "a.png"], "TEXT"),

@@ -1,10 +1,11 @@
 """The command `edit`: a picture and a text in, the picture with the text's change out."""
 
+from sdipc_jax.commands.controls import Controls
 from sdipc_jax.commands.inputs import read_inputs
 from sdipc_jax.commands.job import SamplingJob
 from sdipc_jax.commands.outcome import Outcome
 from sdipc_jax.commands.settings import EditSettings
-from sdipc_jax.prompts.contexts import edit_prompt
+from sdipc_jax.prompts.contexts import edit_prompt, text_prompt
 from sdipc_jax.prompts.converter import Converter
 from sdipc_jax.prompts.tokens import token_ids
 from sdipc_jax.records import Report
@@ -15,7 +16,9 @@ def edit(settings: EditSettings, report: Report) -> Outcome:
     job = SamplingJob(settings)
     tokens = token_ids(job.config, [settings.text], truncate=settings.truncate)
     inputs, failures = read_inputs(job.config, [settings.picture])
+    controls = Controls(job, settings, len(inputs))
     job.check([each.subject for each in inputs])
     converter = Converter(job.config, settings)
     context = edit_prompt(converter.bundle, converter.vectors([each.pixels for each in inputs]), tokens, settings.alpha)
-    return job.run(converter.bundle, context, [each.subject for each in inputs], report, failures, converter)
+    prompts = controls.prompts(converter, context, text_prompt(converter.bundle, tokens))
+    return job.run(converter.bundle, prompts, [each.subject for each in inputs], report, failures, converter)

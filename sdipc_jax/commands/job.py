@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
+from typing import NamedTuple
 
 import jax
 import numpy as np
@@ -26,6 +27,20 @@ from sdipc_jax.settings import (
     ProjectionSettings,
     SamplingSettings,
 )
+
+
+class Prompts(NamedTuple):
+    """What a command has sampled.
+
+    Attributes:
+        context: a prompt for each subject, or R of them (P, R, L, D).
+        weights: of the R prompts, (P or 1, R, layers, evaluations, h, w).
+        negative: what guidance leads away from, if not the negative prompt's text.
+    """
+
+    context: Float[Array, "P L D"] | Float[Array, "P R L D"]
+    weights: np.ndarray | None = None
+    negative: Float[Array, "1 L D"] | None = None
 
 
 class SamplingJob:
@@ -59,7 +74,7 @@ class SamplingJob:
     def run(
         self,
         bundle: Bundle,
-        context: Float[Array, "P L D"],
+        prompts: Prompts | Float[Array, "P L D"],
         subjects: list[Subject],
         report: Report,
         failures: Sequence[Record] = (),
@@ -75,7 +90,8 @@ class SamplingJob:
         if folder:
             for failure in failures:
                 folder.add_record(failure)
-        negative = text_prompt(bundle, self.negative)
+        prompts = prompts if isinstance(prompts, Prompts) else Prompts(prompts)
+        negative = text_prompt(bundle, self.negative) if prompts.negative is None else prompts.negative
         # One device runs the programs that `sdipc compile` has made, which know of no mesh.
         if self.mesh.size > 1:
             bundle = parallel.replicate(self.mesh, bundle)
@@ -92,7 +108,7 @@ class SamplingJob:
                 filled = batch + batch[-1:] * (size - len(batch))
                 # Only with others is there something to wait for in vain.
                 with watchdog.step() if several else nullcontext():
-                    pictures, flagged = self._sample(bundle, context, negative, filled, batch_report)
+                    pictures, flagged = self._sample(bundle, prompts, negative, filled, batch_report)
                 for (subject, index), picture, is_flagged in zip(batch, pictures, flagged, strict=False):
                     if folder:
                         folder.add(subject, index, picture, record | ({"flagged": True} if is_flagged else {}))
@@ -110,7 +126,7 @@ class SamplingJob:
     def _sample(
         self,
         bundle: Bundle,
-        context: Float[Array, "P L D"],
+        prompts: Prompts,
         negative: Float[Array, "1 L D"],
         rows: Sequence[tuple[int, int]],
         report: Callable[[int, int], None],
@@ -121,8 +137,11 @@ class SamplingJob:
         pictures, flagged = parallel.generate(
             self.mesh,
             bundle,
-            context[subjects],
+            prompts.context[subjects],
             report,
+            weights=prompts.weights
+            if prompts.weights is None or len(prompts.weights) == 1
+            else prompts.weights[subjects],
             negative=negative,
             seeds=settings.seed,
             indices=indices,

@@ -1,10 +1,10 @@
 """What people type for each command."""
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal, Self
 
 import tyro
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from sdipc_jax.settings import (
     CommandSettings,
@@ -12,11 +12,15 @@ from sdipc_jax.settings import (
     Finite,
     LocalPath,
     LoraSettings,
+    NumImages,
     ParallelSettings,
+    Positive,
     ProjectionSettings,
     ResultSettings,
     SamplerSettings,
     SamplingSettings,
+    Settings,
+    Share,
     choice,
 )
 
@@ -24,14 +28,40 @@ _PICTURES = tyro.conf.arg(metavar="PICTURE...", help_behavior_hint="")
 _TEXTS = tyro.conf.arg(metavar="TEXT...", help_behavior_hint="")
 
 
-class VarySettings(SamplingSettings, ProjectionSettings):
+def _files(metavar: str, default: str) -> Any:
+    """Help for an option that takes several values, or none."""
+    return tyro.conf.arg(metavar=metavar, help_behavior_hint=f"(default: {default})")
+
+
+class ControlSettings(Settings):
+    """Where, when and in which layers a picture counts; elsewhere the text does, or the empty one."""
+
+    start: Share = 0.0
+    """From which share of the steps on the picture counts."""
+    end: Share = 1.0
+    """Up to which share of the steps it counts."""
+    layers: str = "all"
+    """In which layers of cross-attention, such as `mid,up.1.0`; a name stands for all that begin with it."""
+    mask: Annotated[tuple[Path, ...], _files("MASK...", "everywhere")] = ()
+    """Pictures that are white where the picture counts, one for all or one for each."""
+    negative_picture: Annotated[tuple[Path, ...], _files("PICTURE...", "none")] = ()
+    """Pictures that guidance leads away from, in the place of the negative prompt."""
+
+    @model_validator(mode="after")
+    def _some_steps(self) -> Self:
+        if self.start >= self.end:
+            raise ValueError(f"start is {self.start} and end {self.end}, expected start < end: correct them")
+        return self
+
+
+class VarySettings(SamplingSettings, ProjectionSettings, ControlSettings):
     """Variations of each picture."""
 
     pictures: Annotated[tuple[Path, ...], tyro.conf.Positional, _PICTURES, Field(min_length=1)]
     """Picture files: JPEG, PNG, WebP, GIF, BMP, AVIF."""
 
 
-class EditSettings(SamplingSettings, ProjectionSettings):
+class EditSettings(SamplingSettings, ProjectionSettings, ControlSettings):
     """The picture with the text's change."""
 
     picture: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="PICTURE")]
@@ -40,6 +70,51 @@ class EditSettings(SamplingSettings, ProjectionSettings):
     """What to change, such as "at night"."""
     alpha: Finite = 0.9
     """Weight of the text's end state; the paper's 0.9, its authors' code has 0.6."""
+
+
+class MixSettings(SamplingSettings, ProjectionSettings, ControlSettings):
+    """Several pictures as one prompt: their mean, or each in its own place."""
+
+    pictures: Annotated[tuple[Path, ...], tyro.conf.Positional, _PICTURES, Field(min_length=1)]
+    """JPEG, PNG or WebP files."""
+    weights: Annotated[tuple[Finite, ...], _files("FLOAT...", "equal ones")] = ()
+    """One for each picture; less than 0 leads away from it. With masks: how much each counts in its place."""
+    mean: Literal["direction", "plain"] = "direction"
+    """`direction` gives the mean a prompt's length again, which `plain` does not."""
+    without: Annotated[tuple[str, ...], _files("TEXT_OR_PICTURE...", "nothing")] = ()
+    """What to project out of the mean: files of pictures, or texts."""
+    text: Annotated[str | None, choice("TEXT", "none")] = None
+    """What to change in the mix (eq. 8)."""
+    alpha: Finite = 0.9
+    """Weight of the text's end state."""
+
+    @model_validator(mode="after")
+    def _one_each(self) -> Self:
+        count = len(self.pictures)
+        if self.weights and len(self.weights) != count:
+            raise ValueError(f"found {len(self.weights)} weights for {count} pictures, expected as many: correct them")
+        if len(self.mask) not in (0, count):
+            raise ValueError(
+                f"found {len(self.mask)} masks for {count} pictures, expected as many or none: correct them"
+            )
+        if self.mask and self.without:
+            raise ValueError("found both mask and without, expected one of them: leave the other out")
+        return self
+
+
+class InterpolateSettings(SamplingSettings, ProjectionSettings):
+    """The way from one picture or text to another, as pictures, a strip and an animation."""
+
+    first: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="PICTURE_OR_TEXT")]
+    """Where the way begins: a file, or a text."""
+    second: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="PICTURE_OR_TEXT")]
+    """Where it ends."""
+    frames: Annotated[int, Field(ge=2, le=1000)] = 8
+    """Pictures on the way, both ends among them; all from the same noise."""
+    num_images: NumImages = 1
+    """Ways, each from noise of its own."""
+    frame_seconds: Positive = 0.15
+    """How long the animation shows each picture."""
 
 
 class TextSettings(SamplingSettings):

@@ -1,10 +1,11 @@
 """The command `vary`: pictures in, variations of them out."""
 
+from sdipc_jax.commands.controls import Controls
 from sdipc_jax.commands.inputs import read_inputs
 from sdipc_jax.commands.job import SamplingJob
 from sdipc_jax.commands.outcome import Outcome
 from sdipc_jax.commands.settings import VarySettings
-from sdipc_jax.prompts.contexts import image_prompt
+from sdipc_jax.prompts.contexts import empty_prompt, image_prompt
 from sdipc_jax.prompts.converter import Converter
 from sdipc_jax.records import Report
 
@@ -13,7 +14,9 @@ def vary(settings: VarySettings, report: Report) -> Outcome:
     """Variations of each picture (eqs. 6 and 7)."""
     job = SamplingJob(settings)
     inputs, failures = read_inputs(job.config, settings.pictures)
+    controls = Controls(job, settings, len(inputs))
     job.check([each.subject for each in inputs])
     converter = Converter(job.config, settings)
     context = image_prompt(converter.bundle, converter.vectors([each.pixels for each in inputs]))
-    return job.run(converter.bundle, context, [each.subject for each in inputs], report, failures, converter)
+    prompts = controls.prompts(converter, context, empty_prompt(converter.bundle))
+    return job.run(converter.bundle, prompts, [each.subject for each in inputs], report, failures, converter)

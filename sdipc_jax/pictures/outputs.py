@@ -96,7 +96,8 @@ def check_output(folder: Path, subjects: Sequence[Subject], num_images: int, ove
     wanted = {_file_name(stem, index) for stem in _stems(subjects) for index in range(num_images)} | {_SHEET}
     if overwrite:
         lost = present & (wanted | _last_run(folder))
-        for path in (Path(subject.record.get("input", "")) for subject in subjects):
+        records = [record for subject in subjects for record in (subject.record, *subject.record.get("inputs", ()))]
+        for path in (Path(record.get("input", "")) for record in records):
             if path.name in lost and path.samefile(folder / path.name):
                 raise InputError(
                     f"{printable(path)}: found an input among the files to be replaced: choose another --output-dir"

@@ -27,20 +27,28 @@ def mean(vectors: Rows, weights: Any = None) -> Float[Array, "1 D"]:
         weights: (N,), of any sign; equal ones if None.
 
     Raises:
-        InputError: as many weights are not there, or on the host their sum is 0.
+        InputError: another number of weights, or on the host a sum of 0.
 
     >>> mean(np.array([[1.0, 0.0], [0.0, 1.0]]), [3, 1]).tolist()
     [[0.75, 0.25]]
     """
-    count = len(vectors)
-    weights = np.ones(count) if weights is None else weights
+    weights = np.ones(len(vectors)) if weights is None else weights
+    check_weights(len(vectors), weights)
+    weights = jnp.asarray(weights, jnp.float32)
+    total = jnp.matmul(weights[None], jnp.asarray(vectors, jnp.float32), precision=precision(jnp.float32))
+    return total / jnp.sum(weights)
+
+
+def check_weights(count: int, weights: Any) -> None:
+    """Refuses weights that no mean can be made with; those on a device are taken as they are.
+
+    Raises:
+        InputError: not one for each of `count` vectors, or a sum of 0.
+    """
     if np.shape(weights) != (count,):
         raise InputError(f"weights have shape {np.shape(weights)}, expected ({count},): one for each vector")
     if not isinstance(weights, jax.Array) and not abs(np.sum(weights)) > 1e-6 * np.sum(np.abs(weights)):
         raise InputError(f"weights are {list(weights)}, expected a sum that is not 0: correct them")
-    weights = jnp.asarray(weights, jnp.float32)
-    total = jnp.matmul(weights[None], jnp.asarray(vectors, jnp.float32), precision=precision(jnp.float32))
-    return total / jnp.sum(weights)
 
 
 def mean_direction(vectors: Rows, weights: Any, length: Any) -> Float[Array, "1 D"]:

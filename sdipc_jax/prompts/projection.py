@@ -17,7 +17,7 @@ from typing import Any, Literal
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
 from sdipc_jax.checkpoints.bundle import Bundle, Config
 from sdipc_jax.errors import InputError
@@ -146,12 +146,24 @@ def default_scale(config: Config) -> float | None:
     return config.defaults.scale
 
 
+def end_states(bundle: Bundle, tokens: Int[Array | np.ndarray, "N L"]) -> Float[Array, "N D_text"]:
+    """The state of each text's end token: where a picture's vector lies too."""
+    states = text_prompt(bundle, tokens)
+    return states[jnp.arange(len(tokens)), end_positions(tokens, bundle.config.tokens.end)]
+
+
 def mean_end_norm(bundle: Bundle) -> Float[Array, ""]:
     """The mean norm of the end token's state over built-in captions: what a text state's length is here."""
-    tokens = tokenize(bundle, CAPTIONS, truncate=True)
-    states = text_prompt(bundle, tokens)
-    at_end = states[jnp.arange(len(CAPTIONS)), end_positions(tokens, bundle.config.tokens.end)]
-    return jnp.mean(jnp.linalg.norm(at_end, axis=-1))
+    return jnp.mean(jnp.linalg.norm(_built_in(bundle), axis=-1))
+
+
+def mean_end_state(bundle: Bundle) -> Float[Array, "1 D_text"]:
+    """The mean of the end token's state over built-in captions: what all texts share."""
+    return jnp.mean(_built_in(bundle), axis=0, keepdims=True)
+
+
+def _built_in(bundle: Bundle) -> Float[Array, "N D_text"]:
+    return end_states(bundle, tokenize(bundle, CAPTIONS, truncate=True))
 
 
 def _truncated_pinv(

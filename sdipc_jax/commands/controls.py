@@ -1,0 +1,87 @@
+"""Where, when and in which layers pictures count: options become weights of several prompts."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float
+from PIL import Image
+
+from sdipc_jax.commands.inputs import read_inputs
+from sdipc_jax.commands.job import Prompts, SamplingJob
+from sdipc_jax.commands.settings import ControlSettings
+from sdipc_jax.errors import InputError, printable
+from sdipc_jax.pictures.reading import read_picture
+from sdipc_jax.prompts import algebra
+from sdipc_jax.prompts.contexts import image_prompt
+from sdipc_jax.prompts.converter import Converter
+from sdipc_jax.samplers import SAMPLERS
+from sdipc_jax.sampling import weights
+
+
+class Controls:
+    """The options, checked and with masks read, before anything is loaded.
+
+    Args:
+        count: of the prompts that masks may tell apart.
+
+    Raises:
+        InputError: a layer that does not exist, a mask that cannot be read or is empty, or another number of masks.
+    """
+
+    def __init__(self, job: SamplingJob, settings: ControlSettings, count: int) -> None:
+        config, values = job.config, job.values
+        self.given = bool(settings.mask) or (settings.start, settings.end, settings.layers) != (0.0, 1.0, "all")
+        schedule = SAMPLERS[values.sampler].schedule(config.scheduler, values.steps)
+        self.weights = weights.over_steps(len(schedule.timesteps), settings.start, settings.end)
+        if settings.layers != "all":
+            self.weights = self.weights * weights.over_layers(config.unet, settings.layers.split(","))
+        if len(settings.mask) not in (0, 1, count):
+            raise InputError(
+                f"found {len(settings.mask)} masks for {count} pictures, expected one, or one for each: correct them"
+            )
+        self.masks = [read_mask(path, *config.latent_shape(values.height, values.width)[1:]) for path in settings.mask]
+        self.negative = read_inputs(config, settings.negative_picture)[0] if settings.negative_picture else []
+
+    def prompts(self, converter: Converter, pictures: Float[Array, "P L D"], rest: Float[Array, "#P L D"]) -> Prompts:
+        """Each picture's prompt where it counts, and what stands in its place elsewhere."""
+        negative = self._negative(converter)
+        if not self.given:
+            return Prompts(pictures, None, negative)
+        both = jnp.stack([pictures, jnp.broadcast_to(rest, pictures.shape)], axis=1)
+        places = weights.over_places(np.stack(self.masks)[:, None]) if self.masks else 1.0
+        return Prompts(both, weights.and_the_rest(self.weights * places), negative)
+
+    def together(
+        self,
+        converter: Converter,
+        pictures: Float[Array, "R L D"],
+        rest: Float[Array, "1 L D"],
+        strengths: Sequence[float],
+    ) -> Prompts:
+        """One prompt of all pictures, each in the place of its mask."""
+        context = jnp.concatenate([pictures, rest])[None]
+        places = weights.over_places(np.stack(self.masks)) * np.reshape(strengths, (1, -1, 1, 1, 1, 1))
+        return Prompts(context, weights.and_the_rest(self.weights * places), self._negative(converter))
+
+    def _negative(self, converter: Converter) -> Float[Array, "1 L D"] | None:
+        if not self.negative:
+            return None
+        vectors = converter.vectors([each.pixels for each in self.negative])
+        return image_prompt(converter.bundle, algebra.mean_direction(vectors, None, converter.projection.scale))
+
+
+def read_mask(path: Path, height: int, width: int) -> Float[np.ndarray, "h w"]:
+    """A picture's brightness on the latents' grid, 0 to 1.
+
+    Raises:
+        InputError: it cannot be read, or is black.
+    """
+    picture = Image.fromarray(read_picture(path).pixels).convert("L")
+    mask = np.asarray(picture.resize((width, height), Image.Resampling.BOX), np.float32) / 255
+    if not mask.any():
+        raise InputError(
+            f"{printable(path)}: found a mask that is black, expected white where the picture counts: invert it"
+        )
+    return mask

@@ -1,0 +1,68 @@
+"""The command `mix`: pictures in, pictures of all of them out."""
+
+from pathlib import Path
+
+import jax.numpy as jnp
+import numpy as np
+
+from sdipc_jax.commands.controls import Controls
+from sdipc_jax.commands.inputs import read_inputs
+from sdipc_jax.commands.job import SamplingJob
+from sdipc_jax.commands.outcome import Outcome
+from sdipc_jax.commands.settings import MixSettings
+from sdipc_jax.errors import InputError
+from sdipc_jax.pictures.outputs import Subject
+from sdipc_jax.pictures.sheets import contact_sheet
+from sdipc_jax.prompts import algebra
+from sdipc_jax.prompts.contexts import edit_prompt, image_prompt, text_prompt
+from sdipc_jax.prompts.converter import Converter
+from sdipc_jax.prompts.projection import end_states, mean_end_state
+from sdipc_jax.prompts.tokens import token_ids
+from sdipc_jax.records import Report
+
+_STEMS_IN_NAME = 4
+
+
+def mix(settings: MixSettings, report: Report) -> Outcome:
+    """Several pictures as one prompt."""
+    job = SamplingJob(settings)
+    config = job.config
+    tokens = token_ids(config, [settings.text or ""], truncate=settings.truncate)
+    inputs, failures = read_inputs(config, settings.pictures)
+    if failures:
+        # A mean of the others is not what was asked for.
+        raise InputError(failures[0]["error"])
+    files = [name for name in settings.without if Path(name).is_file()]
+    words = [name for name in settings.without if name not in files]
+    unwanted = read_inputs(config, [Path(name) for name in files])[0] if files else []
+    unwanted_tokens = token_ids(config, words, truncate=settings.truncate)
+    controls = Controls(job, settings, len(inputs))
+    weights = list(settings.weights) or [1.0] * len(inputs)
+    if not settings.mask:
+        algebra.check_weights(len(inputs), weights)
+
+    stems = [each.subject.name for each in inputs]
+    subject = Subject(
+        "+".join(stems[:_STEMS_IN_NAME]) + ("+more" if len(stems) > _STEMS_IN_NAME else ""),
+        {"inputs": [each.subject.record for each in inputs], "weights": weights},
+        np.asarray(contact_sheet([[each.subject.picture for each in inputs if each.subject.picture is not None]])),
+    )
+    job.check([subject])
+    converter = Converter(config, settings)
+    bundle = converter.bundle
+    vectors = converter.vectors([each.pixels for each in inputs])
+    rest = text_prompt(bundle, tokens)
+    if settings.mask:
+        prompts = controls.together(converter, image_prompt(bundle, vectors), rest, weights)
+        return job.run(bundle, prompts, [subject], report, failures, converter)
+    vector = algebra.mean(vectors, weights)
+    if settings.without:
+        # As directions from the middle of all texts: what these share is no part of what a word means.
+        middle = mean_end_state(bundle)
+        parts = [converter.vectors([each.pixels for each in unwanted])] if unwanted else []
+        parts += [end_states(bundle, unwanted_tokens)] if words else []
+        vector = middle + algebra.project_out(vector - middle, jnp.concatenate(parts) - middle)
+    if settings.mean == "direction":
+        vector = algebra.with_length(vector, converter.projection.scale)
+    context = edit_prompt(bundle, vector, tokens, settings.alpha) if settings.text else image_prompt(bundle, vector)
+    return job.run(bundle, controls.prompts(converter, context, rest), [subject], report, failures, converter)
