@@ -134,6 +134,7 @@ def test_vary_writes_pictures_a_sheet_and_a_manifest(
         **{"guidance_scale": 7.5, "sampler": "ddim", "height": 32, "width": 32, "negative_prompt": "", "eta": 0.0},
         **{"karras": False, "truncate": False, "batch_size": 2, "mesh": "data=1"},
         **{"fast": False, "guidance_interval": None, "cache_interval": 1},
+        **{"lora": [], "lora_partial": False, "lora_scale": [1.0]},
         **{"start": 0.0, "end": 1.0, "layers": "all", "mask": [], "negative_picture": []},
     }
 

@@ -76,7 +76,7 @@ class MixSettings(SamplingSettings, ProjectionSettings, ControlSettings):
     """Several pictures as one prompt: their mean, or each in its own place."""
 
     pictures: Annotated[tuple[Path, ...], tyro.conf.Positional, _PICTURES, Field(min_length=1)]
-    """JPEG, PNG or WebP files."""
+    """Picture files: JPEG, PNG, WebP, GIF, BMP, AVIF."""
     weights: Annotated[tuple[Finite, ...], _files("FLOAT...", "equal ones")] = ()
     """One for each picture; less than 0 leads away from it. With masks: how much each counts in its place."""
     mean: Literal["direction", "plain"] = "direction"
