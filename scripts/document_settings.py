@@ -8,11 +8,13 @@ from typing import Any, Literal, get_args, get_origin
 from pydantic.fields import FieldInfo
 
 from sdipc_jax.batch.settings import JobSettings
+from sdipc_jax.datasets.rows import Row
 from sdipc_jax.settings import Settings
 from sdipc_jax.tuning.config import RunSettings
 
 _FILES = (
     ("A job: `sdipc batch JOB.yaml`", JobSettings),
+    ("A row of a job's data set", Row),
     ("A run: `sdipc tune ft CONFIG.yaml` and `sdipc tune ct CONFIG.yaml`", RunSettings),
 )
 _HEAD = """# What a YAML file may say

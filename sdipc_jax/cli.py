@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 from sdipc_jax.errors import InputError, InterruptedRun, MissingProcessError
+from sdipc_jax.records import name_row
 
 if TYPE_CHECKING:
     from sdipc_jax.settings import CommandSettings
@@ -162,7 +163,8 @@ def _run(name: str, settings: "CommandSettings") -> int:
         elif not settings.quiet:
             print(result)
         for failure in failures:
-            print(f"sdipc: {failure['error']}", file=sys.stderr)
+            where = f"{name_row(failure['row'], failure.get('place', ''))}: " if "row" in failure else ""
+            print(f"sdipc: {where}{failure['error']}", file=sys.stderr)
     if summary.get("interrupted"):
         return 75
     return 3 if failures else 0

@@ -102,7 +102,7 @@ def read_yaml(path: Path, file: str, content: str) -> dict[str, Any]:
     """
     name = printable(path)
     try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+        values = yaml.safe_load(path.read_text(encoding="utf-8-sig"))
     except OSError as error:
         raise InputError(f"{name}: {error.strerror}, expected {file}: check the path") from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:

@@ -66,7 +66,7 @@ def test_json_lines(folder: Path) -> None:
     ]
     for line, match in [
         ("{", "line 1: found no JSON"),
-        ('{"picture": "a.png", "text": "x"}', "line 1: found"),
+        ('{"picture": "a.png", "colour": "x"}', "line 1: found"),
         ('{"class": "cat"}', "line 1: found"),
         ('{"picture": 3, "class": "cat"}', "expected texts"),
         ('{"picture": "cat/001.png"}', "no class and no caption"),
@@ -89,7 +89,7 @@ def test_all_bad_pictures_are_named_at_once(folder: Path) -> None:
 def test_data_that_is_not_there_is_refused(folder: Path, tmp_path: Path) -> None:
     with pytest.raises(InputError, match="no pictures of dog"):
         find_examples(settings(folder, classes=["cat", "dog"]))
-    with pytest.raises(InputError, match="No such file"):
+    with pytest.raises(InputError, match="nothing is there"):
         find_examples(settings(tmp_path / "none"))
     (tmp_path / "empty").mkdir()
     with pytest.raises(InputError, match="found no pictures"):

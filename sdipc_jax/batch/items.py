@@ -14,7 +14,7 @@ from sdipc_jax.batch.settings import JobSettings
 from sdipc_jax.batch.storage import read_input
 from sdipc_jax.checkpoints.bundle import Config
 from sdipc_jax.datasets.rows import RawRow, Row
-from sdipc_jax.errors import InputError
+from sdipc_jax.errors import InputError, shortened
 from sdipc_jax.pictures.preprocessing import preprocess
 from sdipc_jax.pictures.reading import decode_picture
 from sdipc_jax.prompts.tokens import token_ids
@@ -35,7 +35,8 @@ class Item:
         row: its number in the job.
         key: sha256 of its inputs' bytes and all settings that count: equal rows have equal keys.
         record: what its JSON line says of it, without its id.
-        error: why it cannot be used; then the rest is empty.
+        error: why it cannot be used, in a line that can be shown; then the rest is empty.
+        place: where the row stands in the data set.
         pixels: its pictures, preprocessed.
         tokens: its text's.
         negative: its negative prompt's tokens.
@@ -48,6 +49,7 @@ class Item:
     pixels: tuple[Float32[np.ndarray, "S S 3"], ...] = ()
     tokens: Int32[np.ndarray, " L"] | None = None
     negative: Int32[np.ndarray, " L"] | None = None
+    place: str = ""
 
     @property
     def size(self) -> Size:
@@ -74,11 +76,21 @@ class Reader:
         """What rows may ask for; the first is the job's own."""
         return ((self.values.height, self.values.width), *self.job.sizes)
 
+    def check(self, raw: RawRow) -> str | None:
+        """What is wrong with a row, its pictures aside, if anything."""
+        try:
+            row, _ = raw.parse(self.job.columns)
+            if not self.job.vectors:
+                self._tokens(self._settings(row))
+        except InputError as error:
+            return shortened(str(error))
+        return None
+
     def __call__(self, raw: RawRow) -> Item:
         try:
             row, inputs = raw.parse(self.job.columns)
         except InputError as error:
-            return Item(raw.number, self._key({"values": raw.values}), {}, str(error))
+            return Item(raw.number, self._key({"values": raw.values}), {}, shortened(str(error)), place=raw.place)
         pixels, notes, contents, errors = [], list[str](), list[str | None](), []
         for each in inputs:
             digest = None
@@ -108,13 +120,16 @@ class Reader:
             except InputError as error:
                 errors.append(str(error))
         if errors:
-            return Item(raw.number, key, record, errors[0])
-        return Item(raw.number, key, record, None, tuple(pixels), *tokens)
+            return Item(raw.number, key, record, shortened(errors[0]), place=raw.place)
+        return Item(raw.number, key, record, None, tuple(pixels), tokens[0], tokens[1], raw.place)
 
     def _settings(self, row: Row) -> Record:
         """How the row's picture is sampled; without a seed of its own, its id will give the index."""
         job, (height, width) = self.job, self.sizes[0]
         text = job.text if row.text is None else row.text
+        if text is not None and not text.strip():
+            # An empty text changes nothing: it is no edit towards the empty prompt.
+            text = None
         return {
             "text": text,
             "alpha": None if text is None else job.alpha if row.alpha is None else row.alpha,

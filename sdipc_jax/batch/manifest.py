@@ -55,10 +55,12 @@ class Manifest:
     Attributes:
         folder: where results go.
         job: what the job is, as job.json has it.
+        notes: what the survey of the data set told. It is written down, but does not make another job.
     """
 
     folder: epath.Path
     job: Record
+    notes: tuple[str, ...] = ()
 
     @cached_property
     def digest(self) -> str:
@@ -75,16 +77,17 @@ class Manifest:
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
             if not path.exists():
-                _write_once(path, (json.dumps(self.job, indent=2) + "\n").encode())
+                _write_once(path, (json.dumps(self.job | {"notes": self.notes}, indent=2) + "\n").encode())
             found = json.loads(path.read_text())
+            found.pop("notes", None)
         except OSError as error:
             raise InputError(
                 f"{printable(path)}: {error.strerror or error}, expected a folder to write to: "
                 "choose another output_dir"
             ) from None
-        except ValueError:
+        except (ValueError, AttributeError, TypeError):
             raise InputError(
-                f"{printable(path)}: found no JSON, expected a job's record: choose another output_dir"
+                f"{printable(path)}: found no JSON object, expected a job's record: choose another output_dir"
             ) from None
         differences = list(_differences(found, json.loads(json.dumps(self.job))))
         if differences:
@@ -176,7 +179,8 @@ class Manifest:
             "digest": _sha256([self.digest, *(header.digest for header in headers)]),
             "pictures": _sha256(header.pictures for header in headers),
         }
-        storage.write(self.folder / _MANIFEST, (json.dumps(summary | {"job": self.job}, indent=2) + "\n").encode())
+        written = summary | {"notes": self.notes, "job": self.job}
+        storage.write(self.folder / _MANIFEST, (json.dumps(written, indent=2) + "\n").encode())
         return summary
 
 

@@ -22,7 +22,7 @@ from sdipc_jax.batch.settings import JobSettings
 from sdipc_jax.batch.shards import Shard, container, encode, file_name
 from sdipc_jax.batch.threads import Ahead, Behind, map_ahead
 from sdipc_jax.datasets.rows import RawRow
-from sdipc_jax.errors import InputError, printable
+from sdipc_jax.errors import InputError, printable, shortened
 from sdipc_jax.parallel import Watchdog
 from sdipc_jax.records import Record
 
@@ -128,7 +128,7 @@ class Run:
             for item in group:
                 item_id = ids.give(item.key)
                 if item.error is not None:
-                    failed.append(failure(item.row, item_id, item.record, item.error))
+                    failed.append(failure(item.row, item_id, item.record, item.error, item.place))
                     self.progress.fail(failed[-1])
                     continue
                 batch = pending.setdefault(item.size, [])
@@ -188,6 +188,7 @@ class _Writer:
         self.job, self.manifest, self.kept, self.progress, self.encoders = job, manifest, kept, progress, encoders
         self.shard: Shard | None = None
         self.records: list[Record] = []
+        self.places: dict[int, str] = {}
 
     def __call__(self, event: Results | End) -> None:
         if isinstance(event, End):
@@ -197,6 +198,7 @@ class _Writer:
         shard = self._open(batch.items[0].row // self.job.shard_size)
         files = self.encoders.map(partial(encode, job=self.job), results)
         for item, item_id, data, is_flagged in zip(batch.items, batch.ids, files, flagged, strict=True):
+            self.places[item.row] = item.place
             self._add(shard, _success(item, item_id, data, self.job, bool(is_flagged)), data)
 
     def close(self) -> None:
@@ -207,7 +209,7 @@ class _Writer:
 
     def _open(self, number: int) -> Shard:
         if self.shard is None:
-            self.records = []
+            self.records, self.places = [], {}
             self.shard = shard = container(self.job)(self.manifest.folder, number)
             if kept := self.kept(number):
                 for record, data in shard.read(self.manifest.folder, number, kept):
@@ -219,11 +221,14 @@ class _Writer:
         try:
             shard.add(record, data)
         except (OSError, InputError) as error:
-            record = failure(record["row"], record["id"], record, f"cannot be written: {_reason(error)}")
+            record = self._failure(record, f"cannot be written: {_reason(error)}")
             self.progress.fail(record)
         else:
             self.progress.done += 1
         self.records.append(record)
+
+    def _failure(self, record: Record, reason: str) -> Record:
+        return failure(record["row"], record["id"], record, reason, self.places.get(record["row"], ""))
 
     def _finish(self, end: End) -> None:
         shard = self._open(end.shard)
@@ -235,7 +240,7 @@ class _Writer:
             reason, files = f"cannot be written: {_reason(error)}", {}
             lost = [record for record in records if record["status"] == "done" and record["id"] not in kept]
             self.progress.done -= len(lost)
-            failed = {each["id"]: failure(each["row"], each["id"], each, reason) for each in lost}
+            failed = {each["id"]: self._failure(each, reason) for each in lost}
             for each in failed.values():
                 self.progress.fail(each)
             if kept:
@@ -255,11 +260,12 @@ class _Writer:
         self.progress.shards += 1
 
 
-def failure(row: int, item_id: str, record: Record, reason: str) -> Record:
-    """The line of a row that failed."""
-    left_out = ("row", "id", "status", "file", "sha256", "flagged", "error")
+def failure(row: int, item_id: str, record: Record, reason: str, place: str) -> Record:
+    """The line of a row that failed: with where it stands in the data set, if that is known, and why."""
+    left_out = ("row", "id", "status", "place", "file", "sha256", "flagged", "error")
     rest = {name: value for name, value in record.items() if name not in left_out}
-    return {"row": row, "id": item_id, "status": "failed", "error": reason} | rest
+    where = {"place": place} if place else {}
+    return {"row": row, "id": item_id, "status": "failed"} | where | {"error": shortened(reason)} | rest
 
 
 def _success(item: Item, item_id: str, data: bytes, job: JobSettings, flagged: bool) -> Record:

@@ -14,7 +14,7 @@ from sdipc_jax.batch.planning import Plan, Stage, plan
 from sdipc_jax.batch.sampler import Batch
 from sdipc_jax.batch.settings import BatchSettings, JobSettings
 from sdipc_jax.batch.shards import encode
-from sdipc_jax.datasets.sources import Source
+from sdipc_jax.datasets.rows import Source
 from sdipc_jax.errors import InputError
 from sdipc_jax.records import Record
 
@@ -31,12 +31,14 @@ class Measured:
         sample: seconds of one device, compilation left out.
         encode: seconds of one core.
         bytes: stored, with its records.
+        start: seconds before the first picture, of the whole job: loading, and compiling for each of its sizes.
     """
 
     read: float
     sample: float
     encode: float
     bytes: float
+    start: float
 
 
 @dataclass(frozen=True)
@@ -53,11 +55,12 @@ class PlanOutcome:
 
     def __str__(self) -> str:
         if self.measured is None:
-            return str(self.plan)
+            return f"{self.plan}\nloading and compiling are not counted: leave out --seconds or --bytes to measure them"
         found = self.measured
         return (
             f"measured here, a picture: {found.read:.3g} s to read, {found.sample:.3g} s to sample, "
-            f"{found.encode:.3g} s to encode, {found.bytes:.0f} bytes\n{self.plan}"
+            f"{found.encode:.3g} s to encode, {found.bytes:.0f} bytes; {found.start:.3g} s to load and "
+            f"compile\n{self.plan}"
         )
 
 
@@ -89,13 +92,17 @@ def plan_job(
         bytes_per_picture=stored,
         shard_size=job.shard_size,
         hosts=hosts,
+        startup_seconds=0.0 if measured is None else measured.start,
         price_per_hour=settings.price,
     )
     return PlanOutcome(found, measured)
 
 
-def measure(job: JobSettings, source: Source, reader: Reader, device: Device, devices: int) -> Measured:
+def measure(job: JobSettings, source: Source, reader: Reader, device: Device, devices: int, loading: float) -> Measured:
     """Times the first batch of rows that can be used, after a run that compiles.
+
+    Args:
+        loading: seconds that it took to have the device ready.
 
     Raises:
         InputError: none of the first rows can be used.
@@ -112,7 +119,7 @@ def measure(job: JobSettings, source: Source, reader: Reader, device: Device, de
     # A batch takes as long as a full one.
     good = list(itertools.islice(itertools.cycle(good), count))
     batch = Batch(good[0].size, good, [item.key for item in good])
-    run_batch(job, device, batch)
+    first, _ = _timed(lambda: run_batch(job, device, batch))
     sample, (_, results, _) = _timed(lambda: run_batch(job, device, batch))
     encoding, files = _timed(lambda: [encode(each, job) for each in results])
     lines = sum(len(json.dumps(item.record | {"id": _ID, "sha256": _ID})) for item in good)
@@ -120,7 +127,9 @@ def measure(job: JobSettings, source: Source, reader: Reader, device: Device, de
     if not job.vectors and job.container == "tar":
         # The record again beside the picture, a header of 512 bytes for each, half a block of padding.
         stored += lines + count * 2 * (512 + 256)
-    return Measured(read / len(rows), sample / count * devices, encoding / count, stored / count)
+    sizes = 1 if job.vectors else len(reader.sizes)
+    start = loading + sizes * max(0.0, first - sample)
+    return Measured(read / len(rows), sample / count * devices, encoding / count, stored / count, start)
 
 
 def _timed(work: Callable[[], Any]) -> tuple[float, Any]:

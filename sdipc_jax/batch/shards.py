@@ -1,5 +1,6 @@
 """What a shard of results is: a tar file, a folder, or a file of vectors. Whole under its name or not there at all."""
 
+import contextlib
 import hashlib
 import io
 import json
@@ -20,6 +21,7 @@ from safetensors.numpy import save
 
 from sdipc_jax.batch import storage
 from sdipc_jax.batch.settings import JobSettings
+from sdipc_jax.pictures.sheets import contact_sheet, thumbnail
 from sdipc_jax.records import Record
 
 # A file's name, from the output folder, with its bytes and sha256.
@@ -27,6 +29,7 @@ Files = dict[str, tuple[int, str]]
 
 _BLOCK = tarfile.BLOCKSIZE
 _LOSSLESS = 100
+_ON_A_SHEET, _IN_A_LINE = 64, 8
 
 
 class Shard(ABC):
@@ -97,11 +100,15 @@ class TarShard(Shard):
 
 
 class FolderShard(Shard):
-    """`shard-00000/`: the pictures as files; their records stand in the shard's manifest alone."""
+    """`shard-00000/`: the pictures as files; their records stand in the shard's manifest alone.
+
+    `shard-00000.png`, which is no part of it, shows the first of them.
+    """
 
     def __init__(self, folder: epath.Path, shard: int) -> None:
         self.path = folder / shard_name(shard)
         self.files: Files = {}
+        self.shown: dict[int, tuple[str, np.ndarray]] = {}
         storage.remove_leftovers(folder, shard_name(shard))
         self.spool, self.held = self.path, -1
         if storage.is_local(folder):
@@ -114,13 +121,33 @@ class FolderShard(Shard):
     def add(self, record: Record, data: bytes) -> None:
         storage.write(self.spool / record["file"], data)
         self.files[f"{self.path.name}/{record['file']}"] = (len(data), hashlib.sha256(data).hexdigest())
+        row = record["row"]
+        if len(self.shown) < _ON_A_SHEET or row < max(self.shown):
+            with Image.open(io.BytesIO(data)) as image:
+                self.shown[row] = (f"{row} {Path(record['inputs'][0]).stem}", thumbnail(np.asarray(image)))
+        if len(self.shown) > _ON_A_SHEET:
+            del self.shown[max(self.shown)]
 
     def finish(self) -> Files:
+        # The sheet is for people: the shard does not depend on it.
+        with contextlib.suppress(OSError):
+            storage.write(self.path.with_name(f"{self.path.name}.png"), self._sheet())
         if storage.is_local(self.path):
             # Whoever is killed between the two finds the shard missing and makes it again.
             shutil.rmtree(self.path, ignore_errors=True)
             storage.publish(Path(self.spool), self.path)
         return self.files
+
+    def _sheet(self) -> bytes:
+        rows = [self.shown[row] for row in sorted(self.shown)]
+        lines = [rows[first : first + _IN_A_LINE] for first in range(0, len(rows), _IN_A_LINE)]
+        sheet = contact_sheet(
+            [[picture for _, picture in line] for line in lines],
+            [", ".join(name for name, _ in line) for line in lines],
+        )
+        stream = io.BytesIO()
+        sheet.save(stream, "PNG")
+        return stream.getvalue()
 
     def close(self) -> None:
         if storage.is_local(self.path):

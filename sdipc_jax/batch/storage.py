@@ -65,7 +65,7 @@ def _read_remote(path: epath.Path) -> bytes:
     try:
         length = path.stat().length
         data = path.read_bytes() if 0 < length <= MAX_BYTES else b""
-    except OSError as error:
+    except (OSError, ImportError, ValueError) as error:  # A back end that is not installed says which package it takes.
         raise InputError(f"{name}: {error}, expected a file that can be read: check the path") from error
     if not data:
         raise InputError(f"{name}: found {length} bytes, expected 1 to {MAX_BYTES}: get the picture again")

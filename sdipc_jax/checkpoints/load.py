@@ -168,7 +168,7 @@ def _read_json(folder: Path, name: str) -> dict[str, Any]:
     path = folder / name
     shown = printable(path)
     try:
-        values = json.loads(path.read_text(encoding="utf-8"))
+        values = json.loads(path.read_text(encoding="utf-8-sig"))
     except FileNotFoundError:
         raise InputError(f"{shown}: not found, expected a whole checkpoint folder: fetch it again") from None
     except (OSError, ValueError, RecursionError) as error:

@@ -82,7 +82,7 @@ def weight_files(folder: Path) -> list[Path]:
 
 def _shards(index: Path) -> list[Path]:
     try:
-        names = sorted(set(json.loads(index.read_text())["weight_map"].values()))
+        names = sorted(set(json.loads(index.read_text(encoding="utf-8-sig"))["weight_map"].values()))
     except (ValueError, KeyError, AttributeError, TypeError):
         raise InputError(
             f"{index}: not a safetensors index, expected an object with 'weight_map': fetch it again"

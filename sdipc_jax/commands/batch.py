@@ -2,6 +2,7 @@
 
 import itertools
 import os
+import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
@@ -10,6 +11,7 @@ from pathlib import Path
 
 import jax
 from etils import epath
+from tqdm import tqdm
 
 from sdipc_jax.batch.items import Reader
 from sdipc_jax.batch.manifest import Header, Manifest
@@ -22,15 +24,16 @@ from sdipc_jax.batch.storage import is_local
 from sdipc_jax.checkpoints.bundle import Config
 from sdipc_jax.checkpoints.digests import digests
 from sdipc_jax.checkpoints.load import configure
-from sdipc_jax.datasets.rows import Row
-from sdipc_jax.datasets.sources import Folder, Source, open_source
+from sdipc_jax.datasets.folder import Folder, ImageFolder
+from sdipc_jax.datasets.rows import Row, Source, Survey, standard_names
+from sdipc_jax.datasets.sources import open_source
 from sdipc_jax.errors import InputError, printable
 from sdipc_jax.files import read_yaml
 from sdipc_jax.interruption import Interruption, locked
 from sdipc_jax.parallel import make_mesh
 from sdipc_jax.prompts.converter import Converter
 from sdipc_jax.prompts.tokens import token_ids
-from sdipc_jax.records import Record, Report, digest_of
+from sdipc_jax.records import Record, Report, digest_of, name_row
 from sdipc_jax.sampling.request import decide
 from sdipc_jax.settings import Defaults
 
@@ -38,6 +41,9 @@ from sdipc_jax.settings import Defaults
 _DECISIVE = ("dtype", "lora_scale", "cutoff", "keep_fraction", "scale", "mode", "truncate")
 _SAMPLING = ("steps", "guidance_scale", "guidance_interval", "cache_interval", "sampler", "eta", "karras")
 _ROWS = ("text", "alpha", "negative_prompt", "seed", "height", "width", "sizes")
+# A job of so many rows, and of so many bytes to be read for them, is looked through before the device is busy.
+_CHECKED_ROWS, _CHECKED_BYTES = 10_000, 2**28
+_SHOWN_ROWS = 3
 _RESULTS = ("vectors", "container", "format", "quality", "shard_size")
 
 
@@ -120,7 +126,7 @@ class _Job:
     config: Config
     values: Defaults
     source: Source
-    rows: int
+    survey: Survey
     manifest: Manifest
     reader: Reader
 
@@ -133,11 +139,15 @@ class _Job:
             config.latent_shape(height, width)
         texts = [each for each in (settings.text, settings.negative_prompt) if each is not None]
         token_ids(config, texts, truncate=settings.truncate)
-        source = open_source(settings.source, settings.columns)
+        columns = settings.columns
+        source = open_source(settings.source, None if columns is None else columns.values())
         _check_apart(source, settings.output_dir)
-        sha256, rows = source.fingerprint()
-        if rows == 0:
-            raise InputError(f"source is {settings.source!r}, but there are no pictures, expected one: check the path")
+        survey = source.survey()
+        if survey.rows == 0:
+            told = "".join(f"; {note}" for note in survey.notes)
+            raise InputError(
+                f"source is {settings.source!r}, but there are no pictures{told}, expected one: check the path"
+            )
         _check_columns(source, settings)
         typed = settings.model_dump(mode="json") | values.model_dump(mode="json", exclude_none=True)
         # A scale that is measured follows from the checkpoint.
@@ -145,10 +155,16 @@ class _Job:
         if not settings.vectors:
             decisive |= {name: typed[name] for name in _SAMPLING}
         record = decisive | {name: typed[name] for name in (*_ROWS, *_RESULTS)}
-        record["source"] = {"sha256": sha256, "rows": rows, "columns": settings.columns}
-        manifest = Manifest(epath.Path(settings.output_dir), record)
+        # How many rows a damaged file had is not known.
+        rows = {"damaged": survey.damaged} if survey.damaged else {"rows": survey.rows}
+        record["source"] = {"sha256": survey.sha256, **rows, "columns": columns}
+        manifest = Manifest(epath.Path(settings.output_dir), record, (*survey.damaged, *survey.notes))
         reader = Reader(config, settings, values, digest_of(decisive))
-        return cls(settings, config, values, source, rows, manifest, reader)
+        return cls(settings, config, values, source, survey, manifest, reader)
+
+    @property
+    def rows(self) -> int:
+        return self.survey.rows
 
     @property
     def shards(self) -> int:
@@ -186,8 +202,10 @@ def _plan(job: _Job, settings: BatchSettings, make_device: Callable[..., Device]
     devices = jax.local_device_count()
 
     def measured() -> Measured:
+        started = time.perf_counter()
         device, _ = _device(job, make_device)
-        return measure(job.settings, job.source, job.reader, device, devices)
+        loading = time.perf_counter() - started
+        return measure(job.settings, job.source, job.reader, device, devices, loading)
 
     return plan_job(settings, job.settings, job.rows, devices, measured)
 
@@ -208,8 +226,12 @@ def _run(job: _Job, settings: BatchSettings, report: Report, make_device: Callab
     mine = range(index, job.shards, count)
     work = _left(job.manifest, mine, settings)
     started = time.perf_counter()
-    progress, notes, interrupted = Progress(), tuple(work.notes), False
+    progress, notes, interrupted = Progress(), (*job.manifest.notes, *work.notes), False
     if work.whole or work.partly:
+        notes += tuple(_refused(job))
+        if not settings.quiet:
+            for line in (f"{job.rows} rows, {job.shards} shards", *notes):
+                tqdm.write(f"sdipc: {line}", file=sys.stderr)
         device, told = _device(job, make_device)
         notes += told
         total = _rows_of(work, job)
@@ -265,9 +287,20 @@ def _process(settings: BatchSettings) -> tuple[int, int]:
     return index, count
 
 
+def _refused(job: _Job) -> Iterator[str]:
+    """What can be told of a small job's rows before the device is busy: those whose texts or sizes will not do."""
+    if job.rows > _CHECKED_ROWS or job.survey.size > _CHECKED_BYTES:
+        return
+    bad = [(raw, problem) for raw in job.source.rows(lambda row: True) if (problem := job.reader.check(raw))]
+    if bad:
+        shown = "; ".join(f"{name_row(raw.number, raw.place)}: {problem}" for raw, problem in bad[:_SHOWN_ROWS])
+        more = f"; and {len(bad) - _SHOWN_ROWS} more" if len(bad) > _SHOWN_ROWS else ""
+        yield f"{len(bad)} of {job.rows} rows will fail: {shown}{more}"
+
+
 def _check_apart(source: Source, output: str) -> None:
     """Refuses results among the inputs: the next run would take them for inputs."""
-    if isinstance(source, Folder) and is_local(source.path):
+    if isinstance(source, Folder | ImageFolder) and is_local(source.path):
         folder = Path(source.path).resolve()
         if "://" not in output and Path(output).resolve().is_relative_to(folder):
             raise InputError(
@@ -284,11 +317,14 @@ def _check_columns(source: Source, settings: JobSettings) -> None:
                 f"columns names {name!r}, expected one of a row's settings, {', '.join(Row.model_fields)}: correct it"
             )
     first = next(iter(source.rows(lambda row: row == 0)), None)
-    unknown = [] if first is None or settings.columns is not None else sorted(set(first.values) - set(Row.model_fields))
+    unknown = []
+    if first is not None and settings.columns is None:
+        unknown = sorted(set(standard_names(first.values).values()) - set(Row.model_fields))
     if first is not None and first.error is None and unknown:
         raise InputError(
             f"the first row has the column {printable(str(unknown[0]))!r}, which is no setting of a row: say with "
-            "`columns` which are to be read, such as `columns: {picture: picture}`"
+            f"`columns` which of {', '.join(printable(str(name)) for name in first.values)} are to be read, such as "
+            "`columns: {picture: picture}`"
         )
 
 

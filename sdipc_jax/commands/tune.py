@@ -116,7 +116,7 @@ class _Training:
         _ = config.vision_side
         height, width = run.height or config.defaults.height, run.width or config.defaults.width
         config.latent_shape(height, width)
-        self.examples = examples = find_examples(run)
+        self.examples = examples = find_examples(run, told := list[str]())
         labels = list(dict.fromkeys(each.label for each in examples)) if run.each_class else [""]
         self.concepts = [
             [number for number, each in enumerate(examples) if label in ("", each.label)] for label in labels
@@ -137,7 +137,7 @@ class _Training:
         parallel.agree(self.identity)
         stems = unique_stems(labels) if run.each_class else ["tuned"]
         self.results = [run.output_dir / f"{stem}.safetensors" for stem in stems]
-        self.notes = [*config.notes]
+        self.notes = [*config.notes, *told]
         small = sum(each.size[0] < height or each.size[1] < width for each in examples)
         if small:
             self.notes.append(

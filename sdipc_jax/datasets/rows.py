@@ -1,7 +1,9 @@
 """A row of a data set: as it stands there, and as the settings and pictures that it asks for."""
 
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Annotated, Any, Self
+from typing import Annotated, Any, Protocol, Self
+from urllib.parse import unquote, urlsplit
 
 from etils import epath
 from pydantic import Field, model_validator
@@ -10,6 +12,9 @@ from sdipc_jax.errors import InputError, printable
 from sdipc_jax.settings import Finite, Seed, Settings, Side
 
 _Path = Annotated[str, Field(min_length=1)]
+
+# What the columns of Hugging Face's image folders are called here.
+OTHER_NAMES = {"file_name": "picture"}
 
 
 class Row(Settings):
@@ -22,7 +27,7 @@ class Row(Settings):
     weights: tuple[Finite, ...] = ()
     """Of the pictures in that average; as many, and with a sum that is not 0."""
     text: str | None = None
-    """What to change (eq. 8)."""
+    """What to change (eq. 8), instead of the job's text; empty changes nothing."""
     alpha: Finite | None = None
     """Weight of the text."""
     negative_prompt: str | None = None
@@ -73,13 +78,39 @@ class RawRow:
         number: its place in the job, from 0.
         values: its columns, unchecked.
         base: the folder that its paths start from; None where no paths can be read.
+        place: where it stands, such as `rows.jsonl, line 3`; empty where its picture's name says it.
         error: why it cannot be read at all.
     """
 
     number: int
     values: dict[str, Any]
     base: epath.Path | None = None
+    place: str = ""
     error: str | None = None
+
+    def chosen(self, columns: dict[str, str] | None, others: Mapping[str, str] = OTHER_NAMES) -> dict[str, Any]:
+        """Its settings, unchecked: those columns that are asked for under the settings' names, and none that is null.
+
+        Args:
+            others: what columns of other names are where `columns` is None, if none has the right name.
+
+        Raises:
+            InputError: it cannot be read, or lacks a column.
+        """
+        if self.error is not None:
+            raise InputError(self.error)
+        if columns is None:
+            values = {name: self.values[column] for column, name in standard_names(self.values, others).items()}
+        else:
+            missing = [column for column in columns.values() if column not in self.values]
+            if missing:
+                there = ", ".join(printable(name) for name in self.values) or "none"
+                raise InputError(
+                    f"found no column {missing[0]!r}, expected one as `columns` says; there are {there}: correct the "
+                    "row"
+                )
+            values = {name: self.values[column] for name, column in columns.items()}
+        return {name: value for name, value in values.items() if value is not None}
 
     def parse(self, columns: dict[str, str] | None) -> tuple[Row, list[Input]]:
         """Its settings and pictures.
@@ -87,37 +118,112 @@ class RawRow:
         Raises:
             InputError: they are not what a row can hold.
         """
-        if self.error is not None:
-            raise InputError(self.error)
-        values = self.values
-        if columns is not None:
-            missing = [column for column in columns.values() if column not in values]
-            if missing:
-                raise InputError(f"found no column {missing[0]!r}, expected one as `columns` says: correct the row")
-            values = {name: values[column] for name, column in columns.items()}
-        values = {name: value for name, value in values.items() if value is not None}
+        values = self.chosen(columns)
         single = "picture" in values
         given = [values["picture"]] if single else values.get("pictures")
-        pictures = [_picture(value) for value in given] if isinstance(given, list | tuple) else []
+        pictures = [picture_of(value) for value in given] if isinstance(given, list | tuple) else []
         # The schema judges names as they can be shown: those from a disk need not be valid Unicode.
         shown = [printable(name) if isinstance(name, str) else name for name, _ in pictures]
         if pictures:
             values |= {"picture": shown[0]} if single else {"pictures": shown}
+        for name, value in values.items():
+            if isinstance(value, bytes):
+                raise InputError(f"{name} is {len(value)} bytes that are no text, expected one: correct the row")
         row = Row(**values)
-        inputs = []
-        for name, data in pictures:
-            if data is None and self.base is None:
-                raise InputError(f"found the path {name!r}, expected the picture's bytes: correct the row")
-            inputs.append(Input(name, _at(self.base, name) if data is None else data))
-        return row, inputs
+        return row, [self.input(name, data) for name, data in pictures]
+
+    def input(self, name: str, data: bytes | None) -> Input:
+        """A picture of the row.
+
+        Raises:
+            InputError: it is a path where none can be, or an address that cannot be opened here.
+        """
+        if data is not None:
+            return Input(name, data)
+        if self.base is None:
+            raise InputError(f"found the path {name!r}, expected the picture's bytes: correct the row")
+        return Input(name, _at(self.base, name))
 
 
-def _picture(value: Any) -> tuple[Any, bytes | None]:
-    """The name and the bytes in a column: a path, bytes, or Hugging Face's {bytes, path}."""
-    if isinstance(value, dict) and value.keys() == {"bytes", "path"}:
-        return value["path"] or "picture", value["bytes"]
-    return ("picture", value) if isinstance(value, bytes) else (value, None)
+Wanted = Callable[[int], bool]
 
 
-def _at(base: epath.Path | None, name: str) -> epath.Path:
-    return epath.Path(name) if base is None or "://" in name else base / name
+@dataclass(frozen=True)
+class Survey:
+    """What a look at the whole data set tells, without its pictures.
+
+    Attributes:
+        sha256: tells whether it is the same as before.
+        rows: how many, with one for what is lost of each damaged file.
+        damaged: the files that are, each with what is wrong.
+        notes: what a person should know, such as what was passed over.
+        size: bytes that are read for all rows, those of pictures in files of their own left out.
+    """
+
+    sha256: str
+    rows: int
+    damaged: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
+    size: int = 0
+
+
+class Source(Protocol):
+    """A data set. Rows have an order, and the same one every time."""
+
+    def survey(self) -> Survey:
+        """Looks at all of it.
+
+        Raises:
+            InputError: nothing of it can be read.
+        """
+        ...
+
+    def rows(self, wanted: Wanted) -> Iterator[RawRow]:
+        """The rows whose numbers are wanted, in order. What is not wanted is passed over as cheaply as can be. What
+        cannot be read any more is a row with an error: as many come as the survey has counted."""
+        ...
+
+
+def standard_names(columns: Iterable[str], others: Mapping[str, str] = OTHER_NAMES) -> dict[str, str]:
+    """The setting that each column is where nobody says, by its own name or by another; what is none keeps its name."""
+    found = list(columns)
+    taken = set(found)
+    names = {}
+    for column in found:
+        name = others.get(column, column)
+        names[column] = column if column != name and name in taken else name
+        taken.add(names[column])
+    return names
+
+
+def picture_of(value: Any) -> tuple[Any, bytes | None]:
+    """The name and the bytes in a column: a path, bytes, their numbers, or a struct that has `bytes` or `path`."""
+    name: Any = "picture"
+    if isinstance(value, dict) and ("bytes" in value or "path" in value):
+        name, value = value.get("path") or name, value.get("bytes")
+        if value is None or isinstance(value, str):
+            return name, None
+    if isinstance(value, list) and value and all(isinstance(each, int) and 0 <= each < 256 for each in value):
+        value = bytes(value)
+    return (name, value) if isinstance(value, bytes) else (value, None)
+
+
+def missing_rows(wanted: Wanted, numbers: Iterable[int], place: str, reason: str) -> Iterator[RawRow]:
+    """Rows that were counted and cannot be read: each that is wanted, with the reason."""
+    for number in numbers:
+        if wanted(number):
+            yield RawRow(number, {}, place=place, error=reason)
+
+
+def _at(base: epath.Path, name: str) -> epath.Path:
+    scheme, separator, _ = name.partition("://")
+    if not separator:
+        return base / name
+    try:
+        return epath.Path(unquote(urlsplit(name).path) if scheme == "file" else name)
+    except Exception as error:  # A KeyError for what etils does not know, and whatever its back ends raise.
+        reason = "" if isinstance(error, KeyError) else f" ({error})"
+        raise InputError(
+            f"{printable(name)}: found an address of {printable(scheme)}://{reason}, expected a path, or gs:// or "
+            "s3:// with pip install 'etils[epath-gcs]' or 'etils[epath-s3]': fetch the picture first and name the file"
+        ) from None

@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal, Self
 import yaml
 from pydantic import BeforeValidator, model_validator
 
-from sdipc_jax.datasets.examples import class_name
+from sdipc_jax.datasets.examples import EXAMPLE_COLUMNS, class_name
 from sdipc_jax.errors import InputError, printable
 from sdipc_jax.files import read_yaml
 from sdipc_jax.records import Record
@@ -16,7 +16,7 @@ from sdipc_jax.tuning.settings import TuningSettings
 
 # What decides no number of the result, or something else stands for: digests of weights and pictures, and `steps`.
 _NO_NUMBERS = {
-    *("model", "clip", *LoraSettings.model_fields, "data", "epochs", "output_dir", "tensorboard"),
+    *("model", "clip", *LoraSettings.model_fields, "data", "columns", "epochs", "output_dir", "tensorboard"),
     *("save_every", "keep", "sample_every", "sample_pictures"),
 }
 # What may change between two parts of a run, for those who ask for it: the state keeps its form and its meaning.
@@ -40,8 +40,12 @@ class RunSettings(LoraSettings, TuningSettings):
     clip: Path | None = None
     """Folder of the CLIP that the checkpoint was trained with; by default clip/ in the checkpoint's folder."""
     data: LocalPath
-    """A folder of pictures with one subfolder a class (or of one class, without subfolders), or a .jsonl file with
-    `picture` (from the file's folder), `class` and `caption` on each line."""
+    """A folder of pictures with one subfolder a class (or of one class, without subfolders), a .jsonl file with
+    `picture` (from the file's folder), `class` and `caption` on each line, .tar shards or .parquet files with the same.
+    A caption may also stand in a .txt of the picture's name beside it."""
+    columns: dict[str, str] | None = None
+    """Which column is which, such as `{picture: image, caption: text}`; every other column is ignored. Without it,
+    there must be no others."""
     classes: Annotated[dict[str, str], BeforeValidator(_named)] | None = None
     """The classes to use, all if left out: a list, or a mapping from the folders' names to those for captions."""
     per_class: Count | None = None
@@ -75,6 +79,9 @@ class RunSettings(LoraSettings, TuningSettings):
     def _checked(self) -> Self:
         if self.mode == "ft" and self.each_class:
             raise ValueError("each_class is set in mode ft, expected mode ct: customise, or leave it out")
+        if unknown := [name for name in self.columns or {} if name not in EXAMPLE_COLUMNS]:
+            expected = ", ".join(EXAMPLE_COLUMNS)
+            raise ValueError(f"columns names {unknown[0]!r}, expected some of {expected}: correct it")
         return self
 
     @property
@@ -104,12 +111,15 @@ def read_run(file: Path, mode: Literal["ft", "ct"], overrides: Sequence[str] = (
     """
     name = printable(file)
     found = read_yaml(file, "a run's settings in YAML", "a run's settings")
+    _check_names(found.get("classes"), yaml.load(file.read_bytes(), yaml.BaseLoader).get("classes"))
     for override in overrides:
         key, separator, value = override.partition("=")
         if not separator:
             raise InputError(f"found {override!r}, expected KEY=VALUE, such as steps=30: write it so")
         try:
             found[key] = yaml.safe_load(value)
+            if key == "classes":
+                _check_names(found[key], yaml.load(value, yaml.BaseLoader))
         except yaml.YAMLError:
             raise InputError(f"found {override!r}, expected a value as in YAML: put it in quotes") from None
     if found.setdefault("mode", mode) != mode:
@@ -118,6 +128,22 @@ def read_run(file: Path, mode: Literal["ft", "ct"], overrides: Sequence[str] = (
         return RunSettings(**found)
     except InputError as error:
         raise InputError(f"{name}: {error}") from None
+
+
+def _check_names(found: Any, typed: Any) -> None:
+    """Refuses names that YAML takes for something else, such as `no` and `007`.
+
+    Args:
+        found: a list, or a mapping of names to names.
+        typed: the same as it was typed.
+    """
+    if isinstance(found, dict) and isinstance(typed, dict):
+        found, typed = [*found, *found.values()], [*typed, *typed.values()]
+    if not (isinstance(found, list) and isinstance(typed, list)):
+        return
+    for value, name in zip(found, typed, strict=False):
+        if isinstance(name, str) and not isinstance(value, str) and str(value) != name:
+            raise InputError(f"classes has {name}, which YAML reads as {value}, expected a name: put it in quotes")
 
 
 def check_unchanged(before: Record, now: Record, allowed: Sequence[str]) -> list[str]:

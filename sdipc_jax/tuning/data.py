@@ -14,14 +14,16 @@ from sdipc_jax.tuning.config import RunSettings
 _MIDDLE = 0.5
 
 
-def find_examples(settings: RunSettings) -> list[Example]:
+def find_examples(settings: RunSettings, notes: list[str] | None = None) -> list[Example]:
     """All pictures of the run, in the order of their classes and names. See `datasets.examples.find`."""
     return find(
         settings.data,
+        columns=settings.columns,
         classes=settings.classes,
         per_class=settings.per_class,
         caption=settings.caption,
         needs_words=settings.text_weight > 0,
+        notes=[] if notes is None else notes,
     )
 
 
