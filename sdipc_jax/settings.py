@@ -10,7 +10,9 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Fie
 
 from sdipc_jax.errors import InputError
 
-SamplerName = Literal["ddim", "pndm", "euler", "euler-a", "dpm++2m", "lcm", "tcd"]
+# `checkpoint` is the class of the scheduler's file, as diffusers runs it.
+SamplerName = Literal["ddim", "pndm", "euler", "euler-a", "dpm++2m", "lcm", "tcd", "checkpoint"]
+SafetyName = Literal["auto", "on", "off"]
 
 Finite = Annotated[float, Field(allow_inf_nan=False)]
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
@@ -212,7 +214,7 @@ class SamplerSettings(CheckpointSettings):
     sampler: Annotated[
         SamplerName | None, choice("|".join(get_args(SamplerName)), "the checkpoint's own, else ddim")
     ] = None
-    """The sampling method."""
+    """The sampling method; `checkpoint` is the class of the checkpoint's scheduler."""
     height: Annotated[Side | None, choice("INT")] = None
     """In pixels."""
     width: Annotated[Side | None, choice("INT")] = None
@@ -227,6 +229,8 @@ class SamplerSettings(CheckpointSettings):
     """12 steps of dpm++2m, deep features kept for every second, where nothing else is asked for: another picture."""
     truncate: bool = False
     """Cut texts that are too long instead of refusing them."""
+    safety: SafetyName = "auto"
+    """The safety checker: `auto` is on if the checkpoint has one, `on` refuses those without, `off` leaves it out."""
 
 
 class ParallelSettings(Settings):

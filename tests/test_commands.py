@@ -133,7 +133,7 @@ def test_vary_writes_pictures_a_sheet_and_a_manifest(
         **{"dtype": "float32", "offline": False, "cutoff": 0.3, "mode": "tspace", "num_images": 2, "steps": 4},
         **{"guidance_scale": 7.5, "sampler": "ddim", "height": 32, "width": 32, "negative_prompt": "", "eta": 0.0},
         **{"karras": False, "truncate": False, "batch_size": 2, "mesh": "data=1"},
-        **{"fast": False, "guidance_interval": None, "cache_interval": 1},
+        **{"fast": False, "guidance_interval": None, "cache_interval": 1, "safety": "off"},
         **{"lora": [], "lora_partial": False, "lora_scale": [1.0]},
         **{"start": 0.0, "end": 1.0, "layers": "all", "mask": [], "negative_picture": []},
     }
@@ -552,7 +552,7 @@ def refuse(capsys: pytest.CaptureFixture[str], *arguments: object) -> str:
         (["text", "a", "--mesh", "data=3"], "mesh is 'data=3', but there are 2 devices, expected at most data=2"),
         (["text", "a", "--process-id", 1], "num_processes None and process_id 1, expected all three or none"),
         (["text", "a", "--num-processes", 0], "num_processes is '0', expected greater than or equal to 1"),
-        (["text", "a", "--sampler", "magic"], "sampler is 'magic', expected 'ddim', 'pndm', 'euler', 'euler-a' or"),
+        (["text", "a", "--sampler", "magic"], "sampler is 'magic', expected 'ddim', 'pndm', 'euler', 'euler-a', "),
         (["text", "a", "--magic", 3], "--magic"),
         (["text", "a", "--seed", -1], "seed is -1"),
         (["text", "a", "--seed", 2**32], "seed is 4294967296, expected less than or equal to 4294967295"),

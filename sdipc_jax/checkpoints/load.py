@@ -4,7 +4,7 @@ import dataclasses
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from sdipc_jax.checkpoints.bundle import Bundle, Config, Params, SafetySide, SpecialTokens, VisionSide
 from sdipc_jax.checkpoints.delta import apply_delta, load_delta
@@ -18,8 +18,8 @@ from sdipc_jax.models import CLIPTextConfig, CLIPVisionConfig, UNetConfig, VAECo
 from sdipc_jax.models.config import Architecture
 from sdipc_jax.models.deep_prompts import DeepPrompts
 from sdipc_jax.pictures.preprocessing import Preprocessing
-from sdipc_jax.samplers import SchedulerConfig
-from sdipc_jax.settings import CheckpointSettings, Defaults
+from sdipc_jax.samplers import SchedulerConfig, default_sampler
+from sdipc_jax.settings import CheckpointSettings, Defaults, SafetyName, SamplerSettings
 
 EMBEDDED = Path(__file__).parent.parent / "embedded"
 
@@ -46,6 +46,7 @@ def load(
     tuned: str | Path | None = None,
     *,
     dtype: str = "float32",
+    safety: SafetyName = "auto",
 ) -> Bundle:
     """Loads a checkpoint.
 
@@ -54,18 +55,27 @@ def load(
         clip: a transformers CLIP folder; by default `clip/` in the model's folder.
         tuned: a tuning's delta file, made for this checkpoint.
         dtype: of the weights and arithmetic of UNet, CLIP and VAE, `float32` or `bfloat16`.
+        safety: `auto` has the safety checker where the checkpoint does, `on` refuses one without, `off` does without.
 
     Raises:
         InputError: no such folder, an unknown class or option, weights that do not fit, a delta for another checkpoint.
     """
-    return load_weights(read_config(model, clip, dtype=dtype), tuned)
+    return load_weights(read_config(model, clip, dtype=dtype, safety=safety), tuned)
 
 
-def read_config(model: str | Path = "embedded", clip: str | Path | None = None, *, dtype: str = "float32") -> Config:
+def read_config(
+    model: str | Path = "embedded",
+    clip: str | Path | None = None,
+    *,
+    dtype: str = "float32",
+    safety: SafetyName = "auto",
+) -> Config:
     """Reads all that is known of a checkpoint without its weights, and checks that the parts fit. See `load`."""
     if dtype not in _DTYPES:
         raise InputError(f"dtype is {dtype!r}, expected one of {', '.join(_DTYPES)}")
-    folder = _model_folder(model)
+    if safety not in get_args(SafetyName):
+        raise InputError(f"safety is {safety!r}, expected one of {', '.join(get_args(SafetyName))}")
+    folder = _model_folder(model, safety)
     unet = UNetConfig.from_json(_read_part(folder / "unet", "unet"), "unet/config.json")
     vae = VAEConfig.from_json(_read_part(folder / "vae", "vae"), "vae/config.json")
     text = CLIPTextConfig.from_json(_read_part(folder / "text_encoder", "text_encoder"), "text_encoder/config.json")
@@ -81,16 +91,17 @@ def read_config(model: str | Path = "embedded", clip: str | Path | None = None, 
             f"{folder}: the UNet takes {unet.in_channels} and gives {unet.out_channels} channels, expected the "
             f"VAE's {vae.latent_channels}: inpainting and depth checkpoints are not supported"
         )
+    scheduler = SchedulerConfig.from_json(_read_json(folder, "scheduler/scheduler_config.json"))
     config = Config(
         folder=str(folder),
         unet=unet,
         vae=vae,
         text=text,
-        scheduler=SchedulerConfig.from_json(_read_json(folder, "scheduler/scheduler_config.json")),
+        scheduler=scheduler,
         tokens=_read_tokens(folder, text),
-        defaults=_read_defaults(folder, unet.sample_size * vae.downscale),
+        defaults=_read_defaults(folder, unet.sample_size * vae.downscale, default_sampler(scheduler)),
         clip=_read_clip(folder, clip, text),
-        safety=_read_safety(folder),
+        safety=None if safety == "off" else _read_safety(folder, safety),
         dtype=dtype,
     )
     config.latent_shape(config.defaults.height, config.defaults.width)
@@ -99,7 +110,9 @@ def read_config(model: str | Path = "embedded", clip: str | Path | None = None, 
 
 def configure(settings: CheckpointSettings) -> Config:
     """The configuration of the checkpoint that a command's settings ask for. See `read_config`."""
-    return with_loras(read_config(settings.model, settings.clip, dtype=settings.dtype), settings)
+    safety = settings.safety if isinstance(settings, SamplerSettings) else "auto"
+    config = read_config(settings.model, settings.clip, dtype=settings.dtype, safety=safety)
+    return with_loras(config, settings)
 
 
 def load_weights(config: Config, tuned: str | Path | None = None) -> Bundle:
@@ -123,7 +136,7 @@ def load_weights(config: Config, tuned: str | Path | None = None) -> Bundle:
     return bundle if delta is None else apply_delta(bundle, delta)
 
 
-def _model_folder(model: str | Path) -> Path:
+def _model_folder(model: str | Path, safety: SafetyName) -> Path:
     folder = EMBEDDED if model == "embedded" else Path(model)
     name = printable(model)
     if folder.is_file():
@@ -141,11 +154,11 @@ def _model_folder(model: str | Path) -> Path:
             "tokenizer/ and scheduler/: give another folder"
         )
     if (folder / "model_index.json").is_file():
-        _check_index(folder, _read_json(folder, "model_index.json"))
+        _check_index(folder, _read_json(folder, "model_index.json"), safety)
     return folder
 
 
-def _check_index(folder: Path, index: Mapping[str, Any]) -> None:
+def _check_index(folder: Path, index: Mapping[str, Any], safety: SafetyName) -> None:
     """Refuses parts and classes that are not built; nothing is ever imported by its name."""
     where = f"{printable(folder)}: model_index.json"
     pipeline = str(index.get("_class_name", "StableDiffusionPipeline"))
@@ -158,9 +171,10 @@ def _check_index(folder: Path, index: Mapping[str, Any]) -> None:
         if str(entry[-1]) not in known:
             expected = " or ".join(sorted(known)) or "no such part"
             raise InputError(f"{where}: {name} is a {entry[-1]}, expected {expected}: use another checkpoint")
-        if name == "safety_checker" and not (folder / name).is_dir():
+        if name == "safety_checker" and safety != "off" and not (folder / name).is_dir():
             raise InputError(
-                f"{where}: names a safety_checker, but there is no such folder: fetch the whole checkpoint"
+                f"{where}: names a safety_checker, but there is no such folder: fetch the whole checkpoint, or pass "
+                "--safety off"
             )
 
 
@@ -219,10 +233,12 @@ def _read_tokens(folder: Path, text: CLIPTextConfig) -> SpecialTokens:
         ) from None
 
 
-def _read_defaults(folder: Path, size: int) -> Defaults:
-    values = _read_json(folder, "sdipc.json") if (folder / "sdipc.json").is_file() else {}
+def _read_defaults(folder: Path, size: int, sampler: str) -> Defaults:
+    values: dict[str, Any] = {"height": size, "width": size, "sampler": sampler}
+    if (folder / "sdipc.json").is_file():
+        values |= _read_json(folder, "sdipc.json")
     try:
-        return Defaults(**({"height": size, "width": size} | values))
+        return Defaults(**values)
     except InputError as error:
         raise InputError(f"{printable(folder / 'sdipc.json')}: {error}") from None
 
@@ -279,8 +295,13 @@ def _read_prompts(file: Path) -> DeepPrompts | None:
     return DeepPrompts(shape[1], read_metadata(file).get(OVERWRITE) == "true")
 
 
-def _read_safety(folder: Path) -> SafetySide | None:
+def _read_safety(folder: Path, safety: SafetyName) -> SafetySide | None:
     if not (folder / "safety_checker").is_dir():
+        if safety == "on":
+            raise InputError(
+                f"{printable(folder)}: no safety_checker/ folder, expected one with --safety on: fetch the whole "
+                "checkpoint, or leave the option out"
+            )
         return None
     source = "safety_checker/config.json"
     values = _read_part(folder / "safety_checker", "safety_checker")

@@ -34,6 +34,7 @@ from sdipc_jax.parallel import make_mesh
 from sdipc_jax.prompts.converter import Converter
 from sdipc_jax.prompts.tokens import token_ids
 from sdipc_jax.records import Record, Report, digest_of, name_row
+from sdipc_jax.sampling.advice import advice
 from sdipc_jax.sampling.request import decide
 from sdipc_jax.settings import Defaults
 
@@ -214,10 +215,8 @@ def _device(job: _Job, make_device: Callable[..., Device]) -> tuple[Device, tupl
     """What runs batches on this process's devices, and what a person should know about it."""
     converter = Converter(job.config, job.settings)
     mesh = make_mesh(None, jax.local_devices())
-    return make_device(converter.bundle, converter.projection, job.settings, job.values, mesh), (
-        *job.config.notes,
-        *converter.notes,
-    )
+    notes = (*job.config.notes, *advice(job.config, job.settings, job.values), *converter.notes)
+    return make_device(converter.bundle, converter.projection, job.settings, job.values, mesh), notes
 
 
 def _run(job: _Job, settings: BatchSettings, report: Report, make_device: Callable[..., Device]) -> BatchOutcome:

@@ -20,7 +20,7 @@ from sdipc_jax.pictures.sheets import contact_sheet, save_png
 from sdipc_jax.prompts.contexts import image_prompt
 from sdipc_jax.prompts.projection import closed_form, convert
 from sdipc_jax.records import Report
-from sdipc_jax.samplers import SAMPLERS
+from sdipc_jax.samplers import SAMPLERS, chosen_sampler
 
 _SHEET_PICTURES, _SHEET_VARIATIONS = 10, 6
 _FULL_COUNT, _FULL_SEEDS = 256, 3
@@ -60,7 +60,8 @@ def evaluate(settings: EvaluateSettings, report: Report) -> Evaluation:
     config = configure(settings)
     _ = config.vision_side
     defaults = config.defaults
-    SAMPLERS[settings.sampler or defaults.sampler].schedule(config.scheduler, settings.steps or defaults.steps)
+    name = chosen_sampler(config.scheduler, settings.sampler or defaults.sampler)
+    SAMPLERS[name].schedule(config.scheduler, settings.steps or defaults.steps)
     result, option = settings.result
     check_result(result, option, settings.overwrite)
     corpus = load_corpus(settings.corpus)

@@ -20,6 +20,7 @@ from sdipc_jax.prompts.contexts import text_prompt
 from sdipc_jax.prompts.converter import Converter
 from sdipc_jax.prompts.tokens import token_ids
 from sdipc_jax.records import Record, Report
+from sdipc_jax.sampling.advice import advice
 from sdipc_jax.sampling.decoding import to_uint8
 from sdipc_jax.sampling.request import decide
 from sdipc_jax.settings import (
@@ -53,6 +54,7 @@ class SamplingJob:
         if isinstance(settings, ProjectionSettings):
             _ = config.vision_side
         self.values = decide(config, settings)
+        self.advice = tuple(advice(config, settings, self.values))
         shape = config.latent_shape(self.values.height, self.values.width)
         self.latents = None
         if settings.latents is not None:
@@ -114,6 +116,7 @@ class SamplingJob:
                         folder.add(subject, index, picture, record | ({"flagged": True} if is_flagged else {}))
         notes = (
             *self.config.notes,
+            *self.advice,
             *notes_of(each.record for each in subjects),
             *(converter.notes if converter else ()),
         )
@@ -161,5 +164,6 @@ class SamplingJob:
     def _record(self) -> Record:
         """Every setting, those left out as the checkpoint has them."""
         left_out = {"pictures", "picture", "texts", "seed", "output_dir", *ParallelSettings.model_fields}
-        settings = plain(self.settings, left_out) | {"mesh": f"{AXIS}={self.mesh.size}"}
+        decided = {"mesh": f"{AXIS}={self.mesh.size}", "safety": "off" if self.config.safety is None else "on"}
+        settings = plain(self.settings, left_out) | decided
         return settings | self.values.model_dump(include=set(settings))

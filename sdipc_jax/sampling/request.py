@@ -16,7 +16,7 @@ from sdipc_jax.errors import InputError
 from sdipc_jax.models import winograd
 from sdipc_jax.models.weighted import cross_attention_layers
 from sdipc_jax.prompts.contexts import empty_prompt
-from sdipc_jax.samplers import SAMPLERS
+from sdipc_jax.samplers import SAMPLERS, chosen_sampler
 from sdipc_jax.sampling.noise import draw_noise, keys_of
 from sdipc_jax.sampling.weights import weighted
 from sdipc_jax.settings import BOTH_INTERVALS, FAST, Defaults, SamplerSettings
@@ -97,9 +97,7 @@ def begin(
 ) -> tuple[Request, State]:
     """The loop's inputs and its first state. See `sample.generate`."""
     config, defaults = bundle.config, bundle.config.defaults
-    name = defaults.sampler if sampler is None else sampler
-    if name not in SAMPLERS:
-        raise InputError(f"sampler is {name!r}, expected one of {', '.join(SAMPLERS)}")
+    name = chosen_sampler(config.scheduler, defaults.sampler if sampler is None else sampler)
     shape = config.latent_shape(
         defaults.height if height is None else height, defaults.width if width is None else width
     )
@@ -161,14 +159,16 @@ def decide(config: Config, settings: SamplerSettings) -> Defaults:
     """What is typed, and where nothing is, what `fast` stands for and what the checkpoint asks for.
 
     Raises:
-        InputError: the sampler does not take these steps, or both intervals are asked for.
+        InputError: the sampler does not take these steps, or is the scheduler's and not built, or both intervals are
+            asked for.
     """
     chosen = {name: getattr(settings, name, None) for name in Defaults.model_fields}
     defaults = config.defaults.model_copy(update=FAST if settings.fast else {})
     values = defaults.model_copy(update={name: value for name, value in chosen.items() if value is not None})
-    SAMPLERS[values.sampler].schedule(config.scheduler, values.steps, karras=settings.karras)
+    sampler = chosen_sampler(config.scheduler, values.sampler)
+    SAMPLERS[sampler].schedule(config.scheduler, values.steps, karras=settings.karras)
     guidance, cached = choose_intervals(defaults, settings.guidance_interval, settings.cache_interval)
-    return values.model_copy(update={"guidance_interval": guidance, "cache_interval": cached})
+    return values.model_copy(update={"sampler": sampler, "guidance_interval": guidance, "cache_interval": cached})
 
 
 def choose_intervals(
