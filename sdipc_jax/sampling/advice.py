@@ -36,5 +36,5 @@ def _few_steps(config: Config, settings: SamplerSettings) -> str | None:
     """What shows that a model was distilled to a few steps; None if nothing does."""
     if is_for_few_steps(config.scheduler):
         return f"its {FILE}"
-    names = (Path(each).name for each in (settings.model, *(settings.lora or ())))
+    names = (Path(each).name for each in (settings.model, *settings.lora))
     return next((f"the name {printable(name)}" for name in names if _FEW_STEPS.search(name.lower())), None)
