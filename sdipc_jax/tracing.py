@@ -1,8 +1,27 @@
-"""What can be told of a program while it is traced."""
+"""What can be told of a program while it is traced, and what is settled for all programs."""
 
-from typing import Any
+import functools
+from collections.abc import Callable
+from typing import Any, ParamSpec, TypeVar
 
 import jax
+
+Arguments, Result = ParamSpec("Arguments"), TypeVar("Result")
+
+
+def under_our_rules(function: Callable[Arguments, Result]) -> Callable[Arguments, Result]:
+    """Traces a function as if JAX's own switches were at what its numbers were checked with.
+
+    `jax_threefry_partitionable` decides what is drawn from a key: pictures and results of tuning would depend on the
+    environment. `jax_numpy_rank_promotion` is for the code of those who set it.
+    """
+
+    @functools.wraps(function)
+    def traced(*args: Arguments.args, **kwargs: Arguments.kwargs) -> Result:
+        with jax.threefry_partitionable(True), jax.numpy_rank_promotion("allow"):
+            return function(*args, **kwargs)
+
+    return traced
 
 
 def platform() -> str:

@@ -27,6 +27,7 @@ from sdipc_jax.models.layers import DType
 from sdipc_jax.pictures.preprocessing import Preprocessing
 from sdipc_jax.samplers import SchedulerConfig
 from sdipc_jax.settings import Defaults
+from sdipc_jax.tracing import under_our_rules
 
 Params = dict[str, Any]
 
@@ -163,6 +164,7 @@ class Config:
                 raise InputError(f"{name} is {side}, expected a multiple of {f}: try {max(f, round(side / f) * f)}")
         return self.unet.in_channels, height // f, width // f
 
+    @under_our_rules
     def abstract_params(self) -> Params:
         """The shapes and dtypes of all parameters, a tree for each part of the pipeline."""
         f, base = self.vae.downscale, 2 ** (len(self.unet.block_out_channels) - 1)
@@ -193,6 +195,7 @@ class Config:
         return tree
 
 
+@under_our_rules
 def apply(module: nn.Module, params: Params, *inputs: Any, **options: Any) -> Any:
     """A network's output."""
     return module.apply({"params": params}, *inputs, **options)

@@ -186,7 +186,7 @@ def _places(bundle: Bundle, config: Config) -> Mapping[str, tuple[tuple[str, ...
     leaves = {("unet", *path): leaf for path, leaf in flatten(bundle.params["unet"]).items()}
     if config.clip is not None and config.clip.prompts is not None:
         model = CLIPDeepPrompts(config.clip.vision, config.clip.prompts.length, config.compute_dtype)
-        shapes = jax.eval_shape(model.init, jax.random.key(0))["params"]
+        shapes = jax.eval_shape(lambda: model.init(jax.random.key(0)))["params"]
         leaves |= flatten(shapes, ("clip", "deep_prompts"))
     if config.clip is not None and config.clip.trained_inverse:
         shape = (config.clip.projection_dim, config.text.hidden_size)

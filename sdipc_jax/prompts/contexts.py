@@ -10,6 +10,7 @@ from jaxtyping import Array, Float, Int
 
 from sdipc_jax.checkpoints.bundle import Bundle, apply
 from sdipc_jax.errors import InputError
+from sdipc_jax.tracing import under_our_rules
 
 Tokens = Int[Array | np.ndarray, "N L"]
 
@@ -52,6 +53,7 @@ def image_prompt(bundle: Bundle, vectors: Float[Array, "N D_text"]) -> Float[Arr
     )
 
 
+@under_our_rules
 def edit_prompt(
     bundle: Bundle,
     vectors: Float[Array, "#N D_text"],

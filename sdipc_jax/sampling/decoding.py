@@ -9,12 +9,14 @@ from sdipc_jax.checkpoints.bundle import Bundle
 from sdipc_jax.models import winograd
 from sdipc_jax.sampling.request import State
 from sdipc_jax.sampling.safety import flag_pictures
+from sdipc_jax.tracing import under_our_rules
 
 # The largest batch that the VAE decodes at once, in pixels: its activations are what takes most memory.
 _DECODED_PIXELS = 512 * 512
 
 
 @jax.jit
+@under_our_rules
 def finish(bundle: Bundle, state: State) -> tuple[Float[Array, "N H W 3"], Bool[Array, " N"]]:
     """Decodes latents to pictures in [0, 1], and blackens those that the safety checker flags."""
     config, latents = bundle.config, state[0]

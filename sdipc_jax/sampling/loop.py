@@ -12,10 +12,11 @@ from sdipc_jax.models.weighted import WeightedContexts, cross_attention_layers
 from sdipc_jax.samplers import SAMPLERS
 from sdipc_jax.sampling.noise import draw_noise
 from sdipc_jax.sampling.request import Request, State
-from sdipc_jax.tracing import varying_axes
+from sdipc_jax.tracing import under_our_rules, varying_axes
 
 
 @jax.jit
+@under_our_rules
 def advance(bundle: Bundle, request: Request, state: State, first: Any, last: Any) -> State:
     """Evaluations `first` to `last` (excluded) of the loop. The bounds are traced: one program for any piece.
 

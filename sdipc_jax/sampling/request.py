@@ -20,6 +20,7 @@ from sdipc_jax.samplers import SAMPLERS, chosen_sampler
 from sdipc_jax.sampling.noise import draw_noise, keys_of
 from sdipc_jax.sampling.weights import weighted
 from sdipc_jax.settings import BOTH_INTERVALS, FAST, Defaults, SamplerSettings
+from sdipc_jax.tracing import under_our_rules
 
 
 @partial(
@@ -76,6 +77,7 @@ class Request:
 State = tuple[Float[Array, "N h w C"], Any]
 
 
+@under_our_rules
 def begin(
     bundle: Bundle,
     context: Float[Array, "N L D"] | Float[Array, "N R L D"],

@@ -12,6 +12,7 @@ from jaxtyping import Array, Float, Int, Key
 from sdipc_jax.checkpoints.bundle import Params, apply
 from sdipc_jax.errors import InputError
 from sdipc_jax.prompts.projection import convert
+from sdipc_jax.tracing import under_our_rules
 from sdipc_jax.tuning.settings import TuningSettings
 from sdipc_jax.tuning.trainable import Frozen, merge
 
@@ -50,6 +51,7 @@ class Draws(NamedTuple):
     keep: Float[Array, "N layers P D"] | None
 
 
+@under_our_rules
 def draw(key: Key[Array, ""], rows: Int[Array, " N"], frozen: Frozen, settings: TuningSettings, batch: Batch) -> Draws:
     """The random numbers of the pictures with these numbers."""
     steps, shape = len(frozen.alpha_bars), batch["latents"].shape[1:]

@@ -16,6 +16,7 @@ from sdipc_jax.models.deep_prompts import CLIPDeepPrompts, DeepPrompts
 from sdipc_jax.prompts.contexts import empty_prompt
 from sdipc_jax.prompts.projection import Projection, closed_form
 from sdipc_jax.samplers.noise_levels import DDIMOptions, alpha_bars, read_options
+from sdipc_jax.tracing import under_our_rules
 from sdipc_jax.tuning.settings import TuningSettings
 
 
@@ -103,6 +104,7 @@ def _prompts(bundle: Bundle, settings: TuningSettings) -> DeepPrompts:
     return asked
 
 
+@under_our_rules
 def _prompt_params(bundle: Bundle, prompts: DeepPrompts, settings: TuningSettings) -> Params:
     if bundle.config.vision_side.prompts is not None:
         return bundle.params["clip"]["deep_prompts"]
@@ -110,6 +112,7 @@ def _prompt_params(bundle: Bundle, prompts: DeepPrompts, settings: TuningSetting
     return jax.jit(model.init)(_key(settings))["params"]
 
 
+@under_our_rules
 def _layer(projection: Projection, settings: TuningSettings) -> Float[Array, "D_joint D_text"]:
     if settings.variant == "fc_init":
         return projection.inverse
