@@ -14,7 +14,7 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
-from sdipc_jax.errors import InputError, InterruptedRun, MissingProcessError
+from sdipc_jax.errors import InputError, InterruptedRun, MissingProcessError, shortened
 from sdipc_jax.records import name_row
 
 if TYPE_CHECKING:
@@ -56,10 +56,19 @@ _COMMANDS = {
     ),
 }
 
+_WITH_DASH = (
+    ": found {!r}, which begins with a dash: put -- before it, behind all options, or join an option's value with =, "
+    "as in --negative-prompt=-red"
+)
+
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs one command and gives its exit code."""
     arguments = sys.argv[1:] if arguments is None else arguments
+    for stream in (sys.stdout, sys.stderr):
+        # What a terminal cannot say is no reason to end when the work is done.
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
     try:
         return _run(*_parse(arguments))
     except InputError as error:
@@ -108,7 +117,7 @@ def _parse(arguments: Sequence[str]) -> tuple[str, "CommandSettings"]:
     except SystemExit as stop:
         if not stop.code:
             raise
-        raise InputError(_one_line(errors.getvalue())) from None
+        raise InputError(_one_line(errors.getvalue(), arguments)) from None
     return name, settings
 
 
@@ -127,12 +136,15 @@ def _named(summary: str) -> Callable[[], None]:
     return command
 
 
-def _one_line(box: str) -> str:
+def _one_line(box: str, arguments: Sequence[str]) -> str:
     """The message of tyro's error box: its text down to the first rule."""
     lines = [line.strip("│ ") for line in box.splitlines() if not line.startswith(("╭", "╰"))]
     rule = next((place for place, line in enumerate(lines) if line.startswith("──")), len(lines))
     message = re.sub(r"^Error parsing ([A-Z]\w+: )?", "", " ".join(lines[:rule]))
-    return message.rstrip(".") + "; see sdipc --help"
+    # Options have two dashes and no spaces.
+    text = next((each for each in arguments if re.match(r"-[^-]|--[\w-]*[^\w=-]", each)), None)
+    advice = "" if text is None else _WITH_DASH.format(shortened(text, 80))
+    return f"{shortened(message.rstrip('.'))}{advice}; see sdipc --help"
 
 
 def _run(name: str, settings: "CommandSettings") -> int:
@@ -147,10 +159,14 @@ def _run(name: str, settings: "CommandSettings") -> int:
     if isinstance(settings, ResultSettings) and not joins_others:
         check_result(*settings.result, settings.overwrite)
     from sdipc_jax import parallel
-    from sdipc_jax.compilation import keep_compiled, use_eigen
+    from sdipc_jax.compilation import is_told_where_to_keep, keep_compiled, use_eigen
 
     use_eigen()
-    keep_compiled()
+    told = keep_compiled() is not None or is_told_where_to_keep()
+    if not (told or settings.quiet or settings.json_):
+        print("sdipc: compiled programs are not kept: the cache folder cannot be written", file=sys.stderr)
+    if not joins_others:
+        parallel.check_devices()
     module = importlib.import_module(f"sdipc_jax.commands.{name}")
     with _progress(shown=not settings.quiet and not settings.json_) as report:
         result = getattr(module, name)(settings, report)

@@ -22,16 +22,31 @@ _WITH_FUSIONS = ("0.10", "0.11")
 def use_eigen() -> None:
     """Has XLA compile convolutions and products for CPUs with Eigen. To be called before anything is compiled.
 
-    Adds to `XLA_FLAGS`, for this process and those that it starts, unless they say what YNNPACK is for already.
+    Adds to `XLA_FLAGS`, for this process and those that it starts, unless they say what YNNPACK is for already, or name
+    a file of flags: XLA takes what does not begin with a dash for one.
     """
     flags = os.environ.get("XLA_FLAGS", "")
+    if flags.strip() and not flags.lstrip().startswith("-"):
+        return
     if _FUSIONS not in flags and version("jaxlib").rpartition(".")[0] in _WITH_FUSIONS:
         os.environ["XLA_FLAGS"] = f"{flags} {_FUSIONS}={_REDUCTIONS}".strip()
 
 
 def cache_folder() -> Path:
-    """`sdipc_jax/compiled` in the user's cache folder."""
+    """`sdipc_jax/compiled` in the user's cache folder.
+
+    Raises:
+        RuntimeError: the user has no home, and nothing else says where to keep things.
+    """
     return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache", "sdipc_jax", "compiled").expanduser()
+
+
+def is_told_where_to_keep() -> bool:
+    """Whether JAX has been told already where compiled programs are kept, or that they are not."""
+    import jax
+
+    config: Any = jax.config
+    return config.jax_compilation_cache_dir is not None or not config.jax_enable_compilation_cache
 
 
 def keep_compiled() -> Path | None:
@@ -49,14 +64,14 @@ def keep_compiled() -> Path | None:
     import jax
 
     config: Any = jax.config
-    if config.jax_compilation_cache_dir is not None or not config.jax_enable_compilation_cache:
+    if is_told_where_to_keep():
         return None
-    folder = cache_folder()
     try:
+        folder = cache_folder()
         for made in (folder.parent, folder):
             made.mkdir(mode=0o700, parents=True, exist_ok=True)
         status = folder.stat()
-    except OSError:
+    except (OSError, RuntimeError):
         return None
     if hasattr(os, "getuid") and (status.st_uid != os.getuid() or status.st_mode & _WRITABLE_BY_OTHERS):
         raise InputError(

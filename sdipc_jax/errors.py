@@ -1,5 +1,6 @@
 """Errors that a message says all of: refused input, missing processes, a run that was asked to stop."""
 
+import sys
 from pathlib import Path
 
 
@@ -45,5 +46,10 @@ def shortened(text: str, longest: int = _LONGEST) -> str:
 
 
 def printable(path: str | Path) -> str:
-    """The path as a message can show it, on one line."""
-    return str(path) if str(path).isprintable() else ascii(str(path))
+    """The path as a message can show it, on one line, in what the terminal can say."""
+    text = str(path)
+    try:
+        text.encode(getattr(sys.stdout, "encoding", None) or "utf-8")
+    except (UnicodeEncodeError, LookupError):
+        return ascii(text)
+    return text if text.isprintable() else ascii(text)

@@ -1,6 +1,7 @@
 """Files: written whole or not at all, nowhere that they would not do, and settings read from YAML."""
 
 import contextlib
+import errno
 import os
 import secrets
 import tempfile
@@ -12,6 +13,8 @@ import yaml
 from sdipc_jax.errors import InputError, printable
 
 _TEMPORARY = ".sdipc-"
+# What file systems answer that know no fsync of a folder, as some in user space and over networks.
+_NOT_FOR_FOLDERS = {errno.EINVAL, errno.ENOTSUP, errno.ENOSYS, errno.EBADF}
 
 
 def write_atomically(path: Path, data: bytes) -> None:
@@ -45,11 +48,14 @@ def remove_leftovers(folder: Path) -> None:
 
 
 def rename(source: str | os.PathLike[str], target: str | os.PathLike[str]) -> None:
-    """Renames, and waits until the new name is on the disk."""
+    """Renames, and waits until the new name is on the disk, where the file system has such a wait for folders."""
     os.replace(source, target)
     folder = os.open(os.path.dirname(os.path.abspath(target)), os.O_RDONLY)
     try:
         os.fsync(folder)
+    except OSError as error:
+        if error.errno not in _NOT_FOR_FOLDERS:
+            raise
     finally:
         os.close(folder)
 

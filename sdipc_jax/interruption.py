@@ -79,17 +79,35 @@ class Interruption:
                 self._requested.set()
 
 
+def try_lock(descriptor: int) -> bool:
+    """Locks an open file or folder for this process; False where the system or the file system has no locks.
+
+    Raises:
+        BlockingIOError: another process holds it.
+    """
+    try:
+        import fcntl  # Not on every system.
+
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise
+    except (ImportError, OSError):
+        return False
+    return True
+
+
 @contextlib.contextmanager
-def locked(folder: Path) -> Iterator[None]:
+def locked(folder: Path) -> Iterator[str | None]:
     """Keeps every other process out of a folder, which is made if it is missing.
 
     The lock goes with the process that holds it: one that was killed locks nothing.
 
+    Yields:
+        What a person should know where the file system has no locks, else None.
+
     Raises:
         InputError: another process is at work there, or the folder cannot be written.
     """
-    import fcntl  # Not on every system.
-
     path = folder / _LOCK
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -100,8 +118,8 @@ def locked(folder: Path) -> Iterator[None]:
         ) from None
     with stream:
         try:
-            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
+            has_lock = try_lock(stream.fileno())
+        except BlockingIOError:
             stream.seek(0)
             holder = stream.read().strip()
             raise InputError(
@@ -112,7 +130,7 @@ def locked(folder: Path) -> Iterator[None]:
         stream.write(f"{os.getpid()}\n")
         stream.flush()
         try:
-            yield
+            yield None if has_lock else f"{printable(folder)} cannot be locked: start no second process there"
         finally:
             # Others may hold the file open by now: emptied, not removed.
             with contextlib.suppress(OSError):

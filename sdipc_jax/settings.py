@@ -1,6 +1,7 @@
 """The settings that people type: one schema each for Python, the command line and files."""
 
 import re
+from datetime import date
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self, get_args
 
@@ -8,7 +9,7 @@ import pydantic
 import tyro
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
-from sdipc_jax.errors import InputError
+from sdipc_jax.errors import InputError, shortened
 
 # `checkpoint` is the class of the scheduler's file, as diffusers runs it.
 SamplerName = Literal["ddim", "pndm", "euler", "euler-a", "dpm++2m", "lcm", "tcd", "checkpoint"]
@@ -74,6 +75,10 @@ class Settings(BaseModel):
             raise InputError(_describe(error)) from None
 
 
+# How a name in a file becomes something else.
+READ_BY_YAML = "YAML reads no, yes, on, off, numbers and dates as such: put each in quotes, such as 'no' or '007'"
+
+
 def _describe(error: pydantic.ValidationError) -> str:
     first = error.errors()[0]
     name = ".".join(str(part) for part in first["loc"]).removesuffix("_")
@@ -85,8 +90,10 @@ def _describe(error: pydantic.ValidationError) -> str:
         return f"found no {name}, expected at least one: name it"
     found = str(first["input"]) if isinstance(first["input"], Path) else first["input"]
     expected = first["msg"].removeprefix("Input should be ").removeprefix("Value error, ")
+    if first["type"] in ("string_type", "path_type") and isinstance(found, (bool, int, float, date)):
+        expected += f", since {READ_BY_YAML}"
     # A rule about several settings has no name, and says it all.
-    return f"{name} is {found!r}, expected {expected}: correct it" if name else expected
+    return f"{name} is {shortened(repr(found))}, expected {shortened(expected)}: correct it" if name else expected
 
 
 BOTH_INTERVALS = "found both guidance_interval and cache_interval, expected one of them: leave the other out"

@@ -2,14 +2,14 @@
 
 import functools
 from collections.abc import Callable
-from typing import Any, ParamSpec, TypeVar
+from typing import Any, TypeVar
 
 import jax
 
-Arguments, Result = ParamSpec("Arguments"), TypeVar("Result")
+Function = TypeVar("Function", bound=Callable[..., Any])
 
 
-def under_our_rules(function: Callable[Arguments, Result]) -> Callable[Arguments, Result]:
+def under_our_rules(function: Function) -> Function:
     """Traces a function as if JAX's own switches were at what its numbers were checked with.
 
     `jax_threefry_partitionable` decides what is drawn from a key: pictures and results of tuning would depend on the
@@ -17,11 +17,11 @@ def under_our_rules(function: Callable[Arguments, Result]) -> Callable[Arguments
     """
 
     @functools.wraps(function)
-    def traced(*args: Arguments.args, **kwargs: Arguments.kwargs) -> Result:
+    def traced(*args: Any, **kwargs: Any) -> Any:
         with jax.threefry_partitionable(True), jax.numpy_rank_promotion("allow"):
             return function(*args, **kwargs)
 
-    return traced
+    return traced  # type: ignore[return-value]
 
 
 def platform() -> str:

@@ -77,6 +77,12 @@ class BatchSettings(CommandSettings):
             raise ValueError("found one of process-index and process-count, expected both: give the other one too")
         return self
 
+    def launcher(self) -> str | None:
+        """What says which process this is and of how many, where no option does: the variable with their number."""
+        if self.process_count is not None:
+            return None
+        return next((count for index, count in _LAUNCHERS if {index, count} <= os.environ.keys()), None)
+
     def process(self) -> tuple[int, int]:
         """(index, count), from the options or the launcher's environment; neither needs `jax.distributed`.
 
@@ -85,8 +91,8 @@ class BatchSettings(CommandSettings):
         """
         found: tuple[Any, Any] = (self.process_index, self.process_count)
         if self.process_count is None:
-            pairs = ((os.environ.get(index), os.environ.get(count)) for index, count in _LAUNCHERS)
-            found = next((pair for pair in pairs if None not in pair), (0, 1))
+            pairs = {count: index for index, count in _LAUNCHERS}
+            found = (0, 1) if (name := self.launcher()) is None else (os.environ[pairs[name]], os.environ[name])
         try:
             index, count = map(int, found)
         except ValueError:

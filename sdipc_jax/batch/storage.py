@@ -16,6 +16,7 @@ from etils import epath
 
 from sdipc_jax.errors import InputError, printable
 from sdipc_jax.files import rename
+from sdipc_jax.interruption import try_lock
 from sdipc_jax.pictures.reading import MAX_BYTES, read_bytes
 
 Result = TypeVar("Result")
@@ -83,7 +84,7 @@ def write(path: epath.Path, data: bytes) -> None:
         temporary = Path(path).with_name(temporary_name(path.name))
         try:
             with temporary.open("xb") as stream:
-                _lock(stream.fileno())
+                try_lock(stream.fileno())
                 put(stream, data)
                 sync(stream)
             rename(temporary, path)
@@ -138,30 +139,25 @@ def temporary_name(name: str) -> str:
 def hold(spool: Path) -> int:
     """Marks a temporary file or folder as being written by this process, as long as the descriptor is open."""
     descriptor = os.open(spool, os.O_RDONLY)
-    _lock(descriptor)
+    try_lock(descriptor)
     return descriptor
 
 
 def remove_leftovers(folder: epath.Path, name: str) -> None:
     """Removes what killed processes have left of files whose names begin so: nothing that is finished, or that another
-    process holds."""
+    process holds or may hold."""
     for path in spool_folder(folder).glob(f".{name}*.tmp"):
         with contextlib.suppress(OSError):
             descriptor = os.open(path, os.O_RDONLY)
             try:
-                _lock(descriptor)
+                if not try_lock(descriptor):
+                    continue
                 if path.is_dir():
                     shutil.rmtree(path)
                 else:
                     path.unlink()
             finally:
                 os.close(descriptor)
-
-
-def _lock(descriptor: int) -> None:
-    import fcntl  # Not on every system.
-
-    fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
 
 
 def digest(path: epath.Path) -> str:

@@ -7,7 +7,6 @@ mode, step and the digest of the checkpoint that was tuned.
 
 import dataclasses
 import hashlib
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -19,11 +18,10 @@ import jax.numpy as jnp
 import ml_dtypes
 import numpy as np
 from jaxtyping import Array
-from safetensors.numpy import save as to_safetensors
 
 from sdipc_jax.checkpoints.bundle import Bundle, Config, Params
 from sdipc_jax.checkpoints.keys import OVERWRITE, flatten, from_torch, to_torch, torch_name, torch_shape, unflatten
-from sdipc_jax.checkpoints.tensors import read_header, read_metadata
+from sdipc_jax.checkpoints.tensors import read_header, read_metadata, to_safetensors
 from sdipc_jax.errors import InputError
 from sdipc_jax.files import write_atomically
 from sdipc_jax.models.deep_prompts import CLIPDeepPrompts, DeepPrompts
@@ -122,7 +120,7 @@ def save_delta(delta: Delta, file: str | Path) -> None:
     metadata = {"mode": delta.mode, "step": str(int(delta.step)), "base": delta.base}
     if _EMBEDDINGS in tensors:
         metadata[OVERWRITE] = str(delta.overwrite_first_layer).lower()
-    write_atomically(target, _in_order(to_safetensors(tensors, metadata)))
+    write_atomically(target, to_safetensors(tensors, metadata))
 
 
 def load_delta(file: str | Path) -> Delta:
@@ -147,16 +145,6 @@ def load_delta(file: str | Path) -> Delta:
         base=metadata["base"],
         overwrite_first_layer=metadata.get(OVERWRITE) == "true",
     )
-
-
-def _in_order(file: bytes) -> bytes:
-    """A safetensors file with its metadata sorted: safetensors writes them in any order, and equal deltas should be
-    equal files."""
-    length = int.from_bytes(file[:8], "little")
-    header = json.loads(file[8 : 8 + length])
-    header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
-    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
-    return file[:8] + text.ljust(length) + file[8 + length :]
 
 
 def _name(path: tuple[str, ...]) -> str:

@@ -10,7 +10,7 @@ from typing import Any
 import jax
 import ml_dtypes
 import numpy as np
-import safetensors
+import safetensors.numpy
 
 from sdipc_jax.checkpoints.keys import canonical_name, flatten, from_torch, torch_name, torch_shape, unflatten
 from sdipc_jax.errors import InputError
@@ -209,3 +209,13 @@ def _aligned(leaf: jax.ShapeDtypeStruct) -> np.ndarray:
     memory = np.empty(size + _ALIGNMENT, np.uint8)
     start = -memory.ctypes.data % _ALIGNMENT
     return memory[start : start + size].view(leaf.dtype).reshape(leaf.shape)
+
+
+def to_safetensors(arrays: Mapping[str, np.ndarray], metadata: Mapping[str, str]) -> bytes:
+    """A safetensors file: the same bytes for the same arrays and metadata, which safetensors writes in any order."""
+    file = safetensors.numpy.save(dict(arrays), dict(metadata))
+    length = int.from_bytes(file[:8], "little")
+    header = json.loads(file[8 : 8 + length])
+    header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
+    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+    return file[:8] + text.ljust(length) + file[8 + length :]

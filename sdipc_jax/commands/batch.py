@@ -24,6 +24,7 @@ from sdipc_jax.batch.storage import is_local
 from sdipc_jax.checkpoints.bundle import Config
 from sdipc_jax.checkpoints.digests import digests
 from sdipc_jax.checkpoints.load import configure
+from sdipc_jax.commands.outcome import say
 from sdipc_jax.datasets.folder import Folder, ImageFolder
 from sdipc_jax.datasets.rows import Row, Source, Survey, standard_names
 from sdipc_jax.datasets.sources import open_source
@@ -221,6 +222,9 @@ def _device(job: _Job, make_device: Callable[..., Device]) -> tuple[Device, tupl
 
 def _run(job: _Job, settings: BatchSettings, report: Report, make_device: Callable[..., Device]) -> BatchOutcome:
     index, count = _process(settings)
+    told_by = settings.launcher()
+    if told_by and count > 1:
+        say(settings, f"process {index} of {count}, as {told_by} says: --process-index and --process-count change that")
     job.manifest.claim()
     mine = range(index, job.shards, count)
     work = _left(job.manifest, mine, settings)
@@ -234,7 +238,8 @@ def _run(job: _Job, settings: BatchSettings, report: Report, make_device: Callab
         device, told = _device(job, make_device)
         notes += told
         total = _rows_of(work, job)
-        with Interruption() as interruption, _alone(job.manifest, index, count):
+        with Interruption() as interruption, _alone(job.manifest, index, count) as note:
+            notes += (note,) if note else ()
             run = Run(
                 job=job.settings,
                 manifest=job.manifest,
@@ -353,7 +358,7 @@ def _kept(manifest: Manifest, work: _Work, shard: int) -> list[Record]:
     return [record for record in manifest.records(shard) if record["status"] == "done"]
 
 
-def _alone(manifest: Manifest, index: int, count: int) -> AbstractContextManager[None]:
+def _alone(manifest: Manifest, index: int, count: int) -> AbstractContextManager[str | None]:
     """Refuses to do the same part of the job twice at once, where the folder is on a file system."""
     if not is_local(manifest.folder):
         return nullcontext()

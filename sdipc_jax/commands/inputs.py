@@ -6,16 +6,18 @@ from pathlib import Path
 
 import numpy as np
 from jaxtyping import Float32
-from safetensors import SafetensorError
-from safetensors.numpy import load_file
+from safetensors import SafetensorError, safe_open
 
 from sdipc_jax.checkpoints.bundle import Config
-from sdipc_jax.errors import InputError, printable
+from sdipc_jax.errors import InputError, printable, shortened
 from sdipc_jax.pictures.outputs import Subject
 from sdipc_jax.pictures.preprocessing import preprocess
 from sdipc_jax.pictures.reading import read_picture
 from sdipc_jax.pictures.sheets import thumbnail
 from sdipc_jax.records import Record
+
+# As safetensors and NumPy call them.
+_DTYPES = {"F16": "float16", "F32": "float32", "F64": "float64", "BF16": "bfloat16"}
 
 
 @dataclass(frozen=True)
@@ -58,11 +60,16 @@ def read_latents(path: Path, shape: tuple[int, ...]) -> np.ndarray:
     name = printable(path)
     expected = f"expected 'latents' of float32 {shape}, one row a picture"
     try:
-        found = load_file(path).get("latents")
+        with safe_open(path, "np") as file:
+            tensor = file.get_slice("latents") if "latents" in file.keys() else None  # noqa: SIM118
+            kind = None if tensor is None else (tensor.get_dtype(), tuple(tensor.get_shape()))
+            # NumPy does not have all the types that a file can.
+            found = file.get_tensor("latents") if kind == ("F32", shape) else None
     except (OSError, SafetensorError) as error:
-        raise InputError(f"{name}: no readable safetensors file ({error}), {expected}: check the path") from None
-    if found is None or found.dtype != np.float32 or found.shape != shape:
-        what = "no tensor 'latents'" if found is None else f"latents of {found.dtype} {found.shape}"
+        reason = shortened(str(error))
+        raise InputError(f"{name}: no readable safetensors file ({reason}), {expected}: check the path") from None
+    if found is None:
+        what = "no tensor 'latents'" if kind is None else f"latents of {_DTYPES.get(kind[0], kind[0])} {kind[1]}"
         raise InputError(f"{name}: found {what}, {expected}: save them anew, or change --num-images or the size")
     if not np.isfinite(found).all():
         raise InputError(f"{name}: latents hold NaN or infinity, expected noise of unit variance: draw them anew")

@@ -1,12 +1,15 @@
 """What a command did, for people and as JSON."""
 
+import sys
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from tqdm import tqdm
+
 from sdipc_jax.errors import printable
 from sdipc_jax.records import Record
-from sdipc_jax.settings import Settings
+from sdipc_jax.settings import CommandSettings, Settings
 
 
 @dataclass(frozen=True)
@@ -46,6 +49,12 @@ def notes_of(records: Iterable[Record]) -> Iterator[str]:
     for record in records:
         if "notes" in record:
             yield f"{printable(record['input'])}: {'; '.join(record['notes'])}"
+
+
+def say(settings: CommandSettings, message: str) -> None:
+    """Tells a person something while the work goes on, beside the bar."""
+    if not (settings.quiet or settings.json_):
+        tqdm.write(f"sdipc: {message}", file=sys.stderr)
 
 
 def plain(settings: Settings, left_out: set[str]) -> Record:

@@ -3,10 +3,10 @@
 import json
 
 import numpy as np
-from safetensors.numpy import save as to_safetensors
 
 from sdipc_jax.checkpoints.digests import digests
 from sdipc_jax.checkpoints.load import configure
+from sdipc_jax.checkpoints.tensors import to_safetensors
 from sdipc_jax.commands.inputs import read_inputs
 from sdipc_jax.commands.outcome import Outcome, notes_of, plain
 from sdipc_jax.commands.settings import PromptSettings

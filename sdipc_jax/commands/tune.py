@@ -98,8 +98,10 @@ def train(settings: TuneSettings, report: Report) -> Tuned:
     """
     run = read_run(settings.config, "ft" if isinstance(settings, FtSettings) else "ct", settings.changes)
     mesh = parallel.start(settings)
-    with Interruption() as interruption, locked(run.output_dir) if parallel.is_first() else nullcontext():
-        return _Training(run, settings, mesh, interruption, report).run()
+    with Interruption() as interruption, locked(run.output_dir) if parallel.is_first() else nullcontext() as note:
+        training = _Training(run, settings, mesh, interruption, report)
+        training.notes += [note] if note else []
+        return training.run()
 
 
 class _Training:

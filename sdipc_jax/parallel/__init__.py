@@ -4,7 +4,7 @@ Imports sampling and checkpoints.
 """
 
 from sdipc_jax.batches import pad
-from sdipc_jax.parallel.mesh import AXIS, make_mesh, on_each_device, place, replicate
+from sdipc_jax.parallel.mesh import AXIS, check_devices, make_mesh, on_each_device, place, replicate
 from sdipc_jax.parallel.processes import abandon, agree, gather, initialize, is_first, start
 from sdipc_jax.parallel.sampling import generate
 from sdipc_jax.parallel.watchdog import Watchdog
@@ -14,6 +14,7 @@ __all__ = [
     "Watchdog",
     "abandon",
     "agree",
+    "check_devices",
     "gather",
     "generate",
     "initialize",

@@ -9,12 +9,31 @@ import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from sdipc_jax.errors import InputError
+from sdipc_jax.errors import InputError, shortened
 
 # The mesh's one axis, over which the rows of a batch are divided.
 AXIS = "data"
 
 Tree = TypeVar("Tree")
+
+
+def check_devices() -> None:
+    """Refuses a kind of device that is asked for and not there.
+
+    Raises:
+        InputError: with what was asked for, and by what.
+    """
+    try:
+        jax.local_devices()
+    except (RuntimeError, AssertionError) as error:
+        # JAX tells the reason, or where it asserts nothing at all.
+        reason = shortened(" ".join(str(error).split()).partition(" (set ")[0], 150) or "JAX finds none"
+        config: Any = jax.config
+        raise InputError(
+            f"JAX_PLATFORMS is {config.jax_platforms or 'not set'}, but no such device works here ({reason}), "
+            "expected one that this machine has: unset it, set JAX_PLATFORMS=cpu, or install JAX for it, as with "
+            "pip install 'sdipc-jax[cuda]'"
+        ) from None
 
 
 def make_mesh(spec: str | None = None, devices: Sequence[jax.Device] | None = None) -> Mesh:
@@ -30,6 +49,7 @@ def make_mesh(spec: str | None = None, devices: Sequence[jax.Device] | None = No
     >>> make_mesh("data=1").shape["data"]
     1
     """
+    check_devices()
     devices = jax.devices() if devices is None else devices
     processes = {device.process_index for device in devices}
     here = f"there are {len(devices)} devices" + (f" in {len(processes)} processes" if len(processes) > 1 else "")

@@ -11,7 +11,7 @@ from sdipc_jax.datasets.examples import EXAMPLE_COLUMNS, class_name
 from sdipc_jax.errors import InputError, printable
 from sdipc_jax.files import read_yaml
 from sdipc_jax.records import Record
-from sdipc_jax.settings import Count, LocalPath, LoraSettings, Side
+from sdipc_jax.settings import READ_BY_YAML, Count, LocalPath, LoraSettings, Side
 from sdipc_jax.tuning.settings import TuningSettings
 
 # What decides no number of the result, or something else stands for: digests of weights and pictures, and `steps`.
@@ -27,6 +27,9 @@ CHANGEABLE = {
 
 
 def _named(found: Any) -> Any:
+    names = [*found, *found.values()] if isinstance(found, dict) else found if isinstance(found, (list, tuple)) else ()
+    if not all(isinstance(name, str) for name in names):
+        raise ValueError(f"names as text, since {READ_BY_YAML}")
     if isinstance(found, (list, tuple)):
         return {str(name): class_name(str(name)) for name in found}
     return found
