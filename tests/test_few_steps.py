@@ -6,6 +6,7 @@ import re
 from pathlib import Path
 from typing import Any
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -14,11 +15,13 @@ from sdipc_jax import cli, parallel
 from sdipc_jax.checkpoints.bundle import Config
 from sdipc_jax.checkpoints.load import read_config
 from sdipc_jax.errors import InputError
-from sdipc_jax.samplers import SchedulerConfig, chosen_sampler, default_sampler
+from sdipc_jax.models.unet import TimestepEmbedding
+from sdipc_jax.samplers import SAMPLERS, SchedulerConfig, chosen_sampler, default_sampler
 from sdipc_jax.sampling.advice import advice
-from sdipc_jax.sampling.request import decide
-from sdipc_jax.settings import SamplerSettings
-from tests.tiny import SCHEDULER, tiny_bundle, write_checkpoint
+from sdipc_jax.sampling.loop import advance
+from sdipc_jax.sampling.request import begin, decide
+from sdipc_jax.settings import Defaults, SamplerSettings
+from tests.tiny import SCHEDULER, SMALL_UNET, tiny_bundle, write_checkpoint
 
 TRAILING = {"timestep_spacing": "trailing"}
 TURBO = {"_class_name": "EulerAncestralDiscreteScheduler", **TRAILING}
@@ -179,3 +182,35 @@ def test_the_command(few: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
     (record,) = (json.loads(line) for line in (tmp_path / "on/manifest.jsonl").read_text().splitlines())
     assert (record["settings"]["safety"], record["settings"]["sampler"]) == ("on", "lcm")
     assert "without guidance: try --steps 4 --guidance-scale 0" in capsys.readouterr().out
+
+
+def test_a_full_lcm_is_told_the_guidance_scale(tmp_path: Path) -> None:
+    """It runs on the prompts alone, and a scale of 1 or less is another one too."""
+    unet = dataclasses.replace(SMALL_UNET, time_cond_proj_dim=6)
+    defaults = Defaults(steps=1, height=8, width=8, sampler="lcm")
+    bundle = tiny_bundle(tmp_path / "tiny", unet=unet, defaults=defaults)
+    assert bundle.params["unet"]["time_embedding"]["cond_proj"]["kernel"].shape == (6, 16)
+    context = jnp.asarray(np.random.default_rng(0).standard_normal((3, 20, 24), np.float32))
+    scales = np.float32([8.5, 1.0, 0.5])
+    request, state = begin(bundle, context, seeds=0, guidance_scale=scales)
+    assert request.context.shape == context.shape
+    noise = state[0]
+    found = np.asarray(advance(bundle, request, state, 0, 1)[0])
+    params = {"params": bundle.params["unet"]}
+    output = bundle.config.unet_model.apply(params, noise, jnp.full(3, 999.0), context, guidance_scale=scales)
+    expected, _ = SAMPLERS["lcm"].step(request.schedule, 0, noise, output, (), jnp.zeros_like(noise), 0.0)
+    np.testing.assert_allclose(found, expected, atol=1e-4)
+    settings = SamplerSettings(model="lcm-dreamshaper")
+    assert not list(advice(bundle.config, settings, decide(bundle.config, settings)))
+
+
+def test_the_guidance_embedding_by_hand() -> None:
+    x, condition = np.ones((1, 2), np.float32), np.float32([[0.5, -1.0, 2.0]])
+    network = TimestepEmbedding(2)
+    kernel = np.float32([[1, 0], [0, 1], [1, 1]])
+    dense = {"kernel": np.eye(2, dtype=np.float32), "bias": np.zeros(2, np.float32)}
+    params = {"linear_1": dense, "linear_2": dense, "cond_proj": {"kernel": kernel}}
+    summed = x + condition @ kernel
+    np.testing.assert_allclose(
+        network.apply({"params": params}, x, condition), summed / (1 + np.exp(-summed)), rtol=1e-6
+    )

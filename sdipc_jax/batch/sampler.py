@@ -122,7 +122,7 @@ class Sampler:
             values.steps,
             values.sampler,
             self.job.karras,
-            guidance > 1,
+            guidance > 1 or self.bundle.config.unet.embeds_guidance,
             values.guidance_interval,
             values.cache_interval,
         )

@@ -24,7 +24,12 @@ from sdipc_jax.settings import CheckpointSettings, Defaults, SafetyName, Sampler
 EMBEDDED = Path(__file__).parent.parent / "embedded"
 
 # What model_index.json may name, and the configurations of the parts besides.
-_PIPELINES = {"StableDiffusionPipeline", "StableDiffusionImg2ImgPipeline", "FlaxStableDiffusionPipeline"}
+_PIPELINES = {
+    "StableDiffusionPipeline",
+    "StableDiffusionImg2ImgPipeline",
+    "LatentConsistencyModelPipeline",
+    "FlaxStableDiffusionPipeline",
+}
 _CLASSES: dict[str, set[str]] = {
     "unet": {"UNet2DConditionModel"},
     "vae": {"AutoencoderKL"},

@@ -185,6 +185,7 @@ class UNetConfig(Architecture):
         "addition_embed_type": str,
         "addition_time_embed_dim": int,
         "projection_class_embeddings_input_dim": int,
+        "time_cond_proj_dim": int,
     }
     FIXED: ClassVar[Mapping[str, Any]] = {
         "downsample_padding": 1,
@@ -203,7 +204,6 @@ class UNetConfig(Architecture):
         "time_embedding_dim": None,
         "time_embedding_act_fn": None,
         "timestep_post_act": None,
-        "time_cond_proj_dim": None,
         "conv_in_kernel": 3,
         "conv_out_kernel": 3,
         "attention_type": "default",
@@ -237,6 +237,7 @@ class UNetConfig(Architecture):
     addition_embed_type: str | None = None
     addition_time_embed_dim: int | None = None
     projection_class_embeddings_input_dim: int | None = None
+    time_cond_proj_dim: int | None = None
 
     def __post_init__(self) -> None:
         levels = len(self.block_out_channels)
@@ -257,6 +258,11 @@ class UNetConfig(Architecture):
             _check_blocks("mid_block_type", (self.mid_block_type,), ("UNetMidBlock2DCrossAttn", "UNetMidBlock2D"))
         self._check_depths()
         self._check_addition()
+
+    @property
+    def embeds_guidance(self) -> bool:
+        """Whether the network is told the guidance scale, and so needs no negative half (full LCMs)."""
+        return self.time_cond_proj_dim is not None
 
     def depth_down(self, level: int, layer: int) -> int:
         """Blocks of the transformer after a layer on the way down."""

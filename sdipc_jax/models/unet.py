@@ -155,13 +155,17 @@ class UpBlock(Block):
 
 
 class TimestepEmbedding(nn.Module):
-    """Two linear layers on the sinusoids of the timestep."""
+    """Two linear layers on the sinusoids of the timestep, to which a projected condition is added first."""
 
     features: int
     dtype: DType = jnp.float32
 
     @nn.compact
-    def __call__(self, x: Float[Array, "N C"]) -> Float[Array, "N features"]:
+    def __call__(
+        self, x: Float[Array, "N C"], condition: Float[Array, "N D"] | None = None
+    ) -> Float[Array, "N features"]:
+        if condition is not None:
+            x = x + dense(x.shape[-1], self.dtype, use_bias=False, name="cond_proj")(condition)
         x = silu(dense(self.features, self.dtype, name="linear_1")(x))
         return dense(self.features, self.dtype, name="linear_2")(x)
 
@@ -183,6 +187,7 @@ class UNet2DConditionModel(nn.Module):
         with_deep: bool = False,
         text_embeds: Float[Array, "N P"] | None = None,
         time_ids: Float[Array, "N K"] | None = None,
+        guidance_scale: Float[Array, " N"] | None = None,
     ) -> Any:
         """Runs the network once.
 
@@ -196,6 +201,7 @@ class UNet2DConditionModel(nn.Module):
             text_embeds: SDXL's pooled text embedding.
             time_ids: SDXL's sizes in pixels: original height and width, the crop's top and left, target height and
                 width.
+            guidance_scale: what full LCMs are told instead of being run twice; 1 if left out.
 
         Returns:
             The prediction, (N, h, w, C_out), or a pair of it and the deep features.
@@ -203,7 +209,14 @@ class UNet2DConditionModel(nn.Module):
         config = self.config
         base = config.block_out_channels[0]
         time = timestep_embedding(timesteps, base, flip_sin_to_cos=config.flip_sin_to_cos, freq_shift=config.freq_shift)
-        time = TimestepEmbedding(4 * base, self.dtype, name="time_embedding")(time.astype(self.dtype))
+        condition = None
+        if config.time_cond_proj_dim is not None:
+            guidance = jnp.ones_like(time[:, 0]) if guidance_scale is None else guidance_scale
+            # Luo et al. 2023, section 4.1, whose omega is one less than the scale.
+            condition = timestep_embedding(
+                1000 * (guidance - 1), config.time_cond_proj_dim, flip_sin_to_cos=False, freq_shift=1
+            ).astype(self.dtype)
+        time = TimestepEmbedding(4 * base, self.dtype, name="time_embedding")(time.astype(self.dtype), condition)
         if config.addition_time_embed_dim is not None:
             if text_embeds is None or time_ids is None:
                 raise InputError("this UNet reads a pooled text and sizes too, expected text_embeds and time_ids")

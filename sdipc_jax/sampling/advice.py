@@ -25,7 +25,7 @@ def advice(config: Config, settings: SamplerSettings, values: Defaults) -> Itera
             reason = str(error).removeprefix(f"{FILE}: ").rpartition(": ")[0]
             yield f"the checkpoint's own scheduler is not built ({reason}): {values.sampler} takes its place"
     shown = _few_steps(config, settings)
-    if shown and values.guidance_scale > _MOST_GUIDANCE.get(values.sampler, 1.0):
+    if shown and not config.unet.embeds_guidance and values.guidance_scale > _MOST_GUIDANCE.get(values.sampler, 1.0):
         yield (
             f"guidance_scale is {values.guidance_scale:g}, but to judge by {shown} this model was made for few steps "
             "without guidance: try --steps 4 --guidance-scale 0"

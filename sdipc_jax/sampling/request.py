@@ -131,7 +131,7 @@ def begin(
         )
     context, weights = weighted(context, weights, (len(cross_attention_layers(config.unet)), len(schedule.timesteps)))
     guided = None
-    if _unguided(guidance_scale):
+    if config.unet.embeds_guidance or _unguided(guidance_scale):
         prompts = context
     else:
         if weights is not None:
