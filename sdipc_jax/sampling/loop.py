@@ -40,8 +40,10 @@ def advance(bundle: Bundle, request: Request, state: State, first: Any, last: An
             step = i if weights.shape[3] > 1 else 0
             context = WeightedContexts(context, weights[:, :, :, step], cross_attention_layers(config.unet))
         unet = {"params": bundle.params["unet"], winograd.COLLECTION: request.winograd}
-        told = {"guidance_scale": guidance[:, 0, 0, 0]} if config.unet.embeds_guidance else {}
-        return config.unet_model.apply(unet, inputs, timesteps, context, *deep, with_deep=with_deep, **told)
+        told = guidance[:, 0, 0, 0] if config.unet.embeds_guidance else None
+        return config.unet_model.apply(
+            unet, inputs, timesteps, context, *deep, with_deep=with_deep, guidance_scale=told
+        )
 
     def guide(prediction: Float[Array, "M h w C"]) -> Float[Array, "N h w C"]:
         prediction = prediction.astype(jnp.float32)

@@ -58,8 +58,8 @@ def generate(
             not on its batch.
         latents: noise of unit variance to start from, instead of the seed's.
         steps, guidance_scale, sampler, height, width: the checkpoint's defaults if None. Guidance of 1 or less is
-            no guidance, as in diffusers, and a full LCM is told the scale and has no negative half; where the host knows that of all pictures, another program runs, which
-            leaves the negative half of the work away.
+            no guidance, as in diffusers; where the host knows that of all pictures, another program runs, which
+            leaves the negative half of the work away. A full LCM is told the scale and never has that half.
         guidance_interval: the lowest and the highest timestep at which guidance acts, as shares of the timesteps of
             training, 0 to 1; at the others the negative half of the work is left away (Kynkaanniemi et al. 2024, who
             count in noise levels).
