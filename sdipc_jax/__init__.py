@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from sdipc_jax import checkpoints, compilation, parallel, tuning
-    from sdipc_jax.checkpoints import Bundle, Config, load, merge_lora, save
+    from sdipc_jax.checkpoints import Bundle, Config, add_embedding, load, merge_lora, save
     from sdipc_jax.errors import InputError
     from sdipc_jax.prompts import (
         Projection,
@@ -32,6 +32,7 @@ __all__ = [
     "Config",
     "InputError",
     "Projection",
+    "add_embedding",
     "checkpoints",
     "closed_form",
     "compilation",
@@ -55,7 +56,7 @@ __all__ = [
 
 # Where the names are that are no modules themselves: the imports above, for those who run the code.
 _ROOMS = {
-    "checkpoints": ("Bundle", "Config", "load", "merge_lora", "save"),
+    "checkpoints": ("Bundle", "Config", "add_embedding", "load", "merge_lora", "save"),
     "errors": ("InputError",),
     "prompts": (
         *("Projection", "closed_form", "convert", "edit_prompt", "empty_prompt", "encode_images", "image_prompt"),

@@ -176,6 +176,11 @@ class CheckpointSettings(LoraSettings):
     """Folder of the CLIP that the checkpoint was trained with."""
     tuned: Annotated[Path | None, choice("FILE", "the checkpoint as it is")] = None
     """A tuning's delta file (safetensors), made for this checkpoint."""
+    embedding: Annotated[tuple[str, ...], *_several("FILE", "none")] = ()
+    """Embeddings (safetensors) that are words of texts, called as their files without the ending."""
+    clip_skip: Annotated[int, Field(ge=0)] = 0
+    """Layers of the text encoder that are left out before its final norm, for texts that guidance leads to; 1 is the
+    layer before the last."""
     dtype: Literal["float32", "bfloat16"] = "float32"
     """Of the weights and arithmetic of UNet, CLIP and VAE."""
 
@@ -205,7 +210,29 @@ MANIFEST = "manifest.jsonl"
 FAST: dict[str, Any] = {"steps": 12, "sampler": "dpm++2m", "cache_interval": 2, "guidance_interval": None}
 
 
-class SamplerSettings(CheckpointSettings):
+class WordingSettings(Settings):
+    """How texts are read."""
+
+    truncate: bool = False
+    """Cut texts that are too long instead of refusing them."""
+    long_text: Annotated[Literal["chunk"] | None, choice("chunk", "refused")] = None
+    """Read a text that is too long in chunks of 75 tokens, each encoded on its own."""
+    prompt_weights: bool = False
+    """Read (word:1.3), (word) and [word] as weights of what is in brackets."""
+
+    @model_validator(mode="after")
+    def _one_way(self) -> Self:
+        if self.truncate and self.long_text is not None:
+            raise ValueError("found both truncate and long_text, expected one of them: leave the other out")
+        return self
+
+    @property
+    def wording(self) -> dict[str, Any]:
+        """How texts are read, as `read_texts` takes it."""
+        return {name: getattr(self, name) for name in WordingSettings.model_fields}
+
+
+class SamplerSettings(WordingSettings, CheckpointSettings):
     """How pictures are sampled from a prompt."""
 
     seed: Seed = 0
@@ -234,8 +261,6 @@ class SamplerSettings(CheckpointSettings):
     """Karras et al.'s noise levels, for dpm++2m."""
     fast: bool = False
     """12 steps of dpm++2m, deep features kept for every second, where nothing else is asked for: another picture."""
-    truncate: bool = False
-    """Cut texts that are too long instead of refusing them."""
     safety: SafetyName = "auto"
     """The safety checker: `auto` is on if the checkpoint has one, `on` refuses those without, `off` leaves it out."""
 

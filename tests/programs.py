@@ -23,6 +23,7 @@ from sdipc_jax.parallel import make_mesh
 from sdipc_jax.parallel.sampling import advance_on, finish_on
 from sdipc_jax.prompts.contexts import edit_prompt, image_prompt, text_prompt
 from sdipc_jax.prompts.projection import Projection, convert
+from sdipc_jax.prompts.tokens import Texts
 from sdipc_jax.prompts.vision import encode_images
 from sdipc_jax.sampling.decoding import finish
 from sdipc_jax.sampling.loop import advance
@@ -185,12 +186,12 @@ def training_batch(config: Config, *, text: bool) -> Batch:
 
 def _of_batches(config: Config) -> Iterator[tuple[str, Any]]:
     bundle, mesh = abstract(config), make_mesh("data=1")
-    tokens = array(COUNT, config.tokens.length, dtype=jnp.int32)
+    texts = Texts(array(COUNT, config.tokens.length, dtype=jnp.int32))  # type: ignore[arg-type]
     numbers = array(COUNT, dtype=jnp.uint32)
     rows = batch_sampler._Rows(
         vectors=array(COUNT, config.text.hidden_size),
-        tokens=tokens,
-        negative=tokens,
+        tokens=texts,
+        negative=texts,
         alpha=array(COUNT),
         seeds=numbers,
         indices=numbers,

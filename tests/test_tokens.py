@@ -81,7 +81,7 @@ def test_too_long_prompts_are_refused_with_the_word_that_would_be_cut(
         tokenize(tiny, ["fits", text])
     assert str(refusal.value) == (
         f"the prompt has {count} tokens, expected at most 18: it would be cut at {word!r}; "
-        "shorten it or pass --truncate"
+        "shorten it or pass --truncate or --long-text chunk"
     )
 
 

@@ -8,7 +8,7 @@ from functools import lru_cache
 from typing import Any
 
 import numpy as np
-from jaxtyping import Float32, Int32
+from jaxtyping import Float32
 
 from sdipc_jax.batch.settings import JobSettings
 from sdipc_jax.batch.storage import read_input
@@ -17,7 +17,7 @@ from sdipc_jax.datasets.rows import RawRow, Row
 from sdipc_jax.errors import InputError, shortened
 from sdipc_jax.pictures.preprocessing import preprocess
 from sdipc_jax.pictures.reading import decode_picture
-from sdipc_jax.prompts.tokens import token_ids
+from sdipc_jax.prompts.tokens import Texts, read_texts, with_chunks
 from sdipc_jax.records import Record, digest_of
 from sdipc_jax.settings import Defaults
 
@@ -47,14 +47,19 @@ class Item:
     record: Record
     error: str | None = None
     pixels: tuple[Float32[np.ndarray, "S S 3"], ...] = ()
-    tokens: Int32[np.ndarray, " L"] | None = None
-    negative: Int32[np.ndarray, " L"] | None = None
+    tokens: Texts | None = None
+    negative: Texts | None = None
     place: str = ""
 
     @property
     def size(self) -> Size:
         """(height, width) of the picture to be made."""
         return self.record.get("height", 0), self.record.get("width", 0)
+
+    @property
+    def program(self) -> tuple[Size, int]:
+        """What items must have in common to be done together: size, and how many tokens their prompts have."""
+        return self.size, 0 if self.tokens is None else self.tokens.tokens.shape[-1]
 
 
 @dataclass(frozen=True)
@@ -113,7 +118,7 @@ class Reader:
         key = self._key(record | {"inputs": named, "input_sha256": None})
         if notes:
             record["notes"] = notes
-        tokens: list[np.ndarray | None] = [None, None]
+        tokens: list[Texts | None] = [None, None]
         if not errors and not self.job.vectors:
             try:
                 tokens = [*self._tokens(record)]
@@ -140,13 +145,15 @@ class Reader:
             "width": row.width or width,
         }
 
-    def _tokens(self, record: Record) -> list[np.ndarray]:
+    def _tokens(self, record: Record) -> list[Texts]:
         size = record["height"], record["width"]
         if size not in self.sizes:
             known = ", ".join(f"{height}x{width}" for height, width in self.sizes)
             raise InputError(f"height x width is {size[0]}x{size[1]}, expected one of the job's sizes, {known}: add it")
         texts = (record["text"] or "", record["negative_prompt"])
-        return [_tokens_of(self.config, text, self.job.truncate) for text in texts]
+        found = [_texts_of(self.config, text, tuple(self.job.wording.items())) for text in texts]
+        longest = max(each.tokens.shape[-1] for each in found)
+        return [with_chunks(self.config, each, longest) for each in found]
 
     def _key(self, content: Any) -> str:
         return digest_of([self.identity, content])
@@ -178,6 +185,7 @@ def index_of(item_id: str) -> int:
 
 
 @lru_cache(maxsize=4096)
-def _tokens_of(config: Config, text: str, truncate: bool) -> Int32[np.ndarray, " L"]:
+def _texts_of(config: Config, text: str, wording: tuple[tuple[str, Any], ...]) -> Texts:
     with _TOKENIZING:
-        return token_ids(config, [text], truncate=truncate)[0]
+        tokens, weights = read_texts(config, [text], **dict(wording))
+    return Texts(tokens[0], None if weights is None else weights[0])

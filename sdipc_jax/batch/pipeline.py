@@ -123,7 +123,7 @@ class Run:
             if self.stopping(self.progress):
                 return
             ids = Ids({record["id"] for record in self.kept(shard)})
-            pending: dict[Size, list[tuple[Item, str]]] = {}
+            pending: dict[tuple[Size, int], list[tuple[Item, str]]] = {}
             failed = []
             for item in group:
                 item_id = ids.give(item.key)
@@ -131,16 +131,16 @@ class Run:
                     failed.append(failure(item.row, item_id, item.record, item.error, item.place))
                     self.progress.fail(failed[-1])
                     continue
-                batch = pending.setdefault(item.size, [])
+                batch = pending.setdefault(item.program, [])
                 batch.append((item, item_id))
                 if len(batch) == self.batch_size:
-                    yield Batch(item.size, *zip(*pending.pop(item.size), strict=True))
-            for size, batch in pending.items():
+                    yield Batch(item.size, *zip(*pending.pop(item.program), strict=True))
+            for (size, _), batch in pending.items():
                 yield Batch(size, *zip(*batch, strict=True))
             yield End(shard, failed)
 
     def _work(self, events: Iterator[Batch | End], behind: Behind[Results | End]) -> None:
-        compiled: set[Size] = set()
+        compiled: set[tuple[Size, int]] = set()
         started: float | None = None
         compiling = 0.0
         with Watchdog() as watchdog:
@@ -151,13 +151,13 @@ class Run:
                     return
                 else:
                     begun = time.perf_counter()
-                    if event.size in compiled:
+                    if event.items[0].program in compiled:
                         with watchdog.step():
                             results = run_batch(self.job, self.device, event)
                         self.progress.busy += time.perf_counter() - begun
                     else:
                         results = run_batch(self.job, self.device, event)
-                        compiled.add(event.size)
+                        compiled.add(event.items[0].program)
                         compiling += time.perf_counter() - begun
                     self.progress.batches += 1
                     if started is None:

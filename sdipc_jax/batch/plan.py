@@ -113,7 +113,7 @@ def measure(job: JobSettings, source: Source, reader: Reader, device: Device, de
     reader(rows[0])
     read, items = _timed(lambda: [reader(row) for row in rows])
     good = [item for item in items if item.error is None]
-    good = [item for item in good if item.size == good[0].size][:count]
+    good = [item for item in good if item.program == good[0].program][:count]
     if not good:
         raise InputError(f"none of the first {len(rows)} rows can be used: {items[0].error}")
     # A batch takes as long as a full one.

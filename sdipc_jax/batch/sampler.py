@@ -17,7 +17,7 @@ from sdipc_jax.batch.settings import JobSettings
 from sdipc_jax.batches import in_batches, pad
 from sdipc_jax.checkpoints.bundle import Bundle
 from sdipc_jax.parallel import AXIS, on_each_device, place, replicate
-from sdipc_jax.prompts.contexts import edit_prompt, text_prompt
+from sdipc_jax.prompts.contexts import edit_prompt, negative_prompt
 from sdipc_jax.prompts.projection import Projection, convert
 from sdipc_jax.prompts.vision import encode_images
 from sdipc_jax.sampling.decoding import finish
@@ -102,8 +102,8 @@ class Sampler:
         records = [item.record for item in batch.items]
         rows = _Rows(
             vectors=self.vectors(batch.items),
-            tokens=np.stack([item.tokens for item in batch.items if item.tokens is not None]),
-            negative=np.stack([item.negative for item in batch.items if item.negative is not None]),
+            tokens=_stack([item.tokens for item in batch.items]),
+            negative=_stack([item.negative for item in batch.items]),
             # With an empty text and alpha 0 eq. 8 is eq. 7, bit for bit: one program for both.
             alpha=np.array([each["alpha"] or 0.0 for each in records], np.float32),
             seeds=np.array([each["seed"] for each in records], np.uint32),
@@ -133,6 +133,11 @@ class Sampler:
         return np.asarray(pictures)[: len(records)], np.asarray(flagged)[: len(records)]
 
 
+def _stack(texts: Sequence[Any]) -> Any:
+    """Rows of texts, an array of each."""
+    return jax.tree.map(lambda *rows: np.stack(rows), *texts)
+
+
 @partial(jax.jit, static_argnums=0)
 def _encode(
     mesh: Mesh, bundle: Bundle, projection: Projection, pixels: Float[Array, "N S S 3"]
@@ -150,8 +155,8 @@ def _sample(
     def sample(bundle: Bundle, rows: _Rows, guidance_scale: Array, eta: Array) -> tuple[Array, Array]:
         request, state = begin(
             bundle,
-            edit_prompt(bundle, rows.vectors, rows.tokens, rows.alpha),
-            negative=text_prompt(bundle, rows.negative),
+            edit_prompt(bundle, rows.vectors, rows.tokens.tokens, rows.alpha, rows.tokens.weights),
+            negative=negative_prompt(bundle, *rows.negative),
             seeds=rows.seeds,
             indices=rows.indices,
             steps=static.steps,

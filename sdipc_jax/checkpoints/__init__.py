@@ -4,8 +4,9 @@ Imports samplers, pictures and models.
 """
 
 from sdipc_jax.checkpoints.bundle import Bundle, Config
+from sdipc_jax.checkpoints.embeddings import add_embedding
 from sdipc_jax.checkpoints.load import load
 from sdipc_jax.checkpoints.lora import merge_lora
 from sdipc_jax.checkpoints.save import save
 
-__all__ = ["Bundle", "Config", "load", "merge_lora", "save"]
+__all__ = ["Bundle", "Config", "add_embedding", "load", "merge_lora", "save"]

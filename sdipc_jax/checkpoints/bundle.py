@@ -43,6 +43,22 @@ class SpecialTokens:
 
 
 @dataclass(frozen=True)
+class Embedding:
+    """A word that a file adds to the text encoders.
+
+    Attributes:
+        word: what it is called in texts: the file's name without its ending.
+        vectors: how many tokens it is.
+        tensors: the component that reads each of the file's tensors, and the tensor's name.
+    """
+
+    word: str
+    file: str
+    vectors: int
+    tensors: tuple[tuple[str, str], ...]
+
+
+@dataclass(frozen=True)
 class VisionSide:
     """What is read from the CLIP: its vision tower with its preprocessing, and the width of the joint space.
 
@@ -105,11 +121,10 @@ class Config:
     dtype: str = "float32"
     # What is fused into the weights. Programs are the same with and without, and so are not compiled anew for it.
     loras: tuple[Lora, ...] = field(default=(), compare=False)
-
-    @property
-    def notes(self) -> tuple[str, ...]:
-        """What a person should know of how it was put together."""
-        return tuple(note for lora in self.loras for note in lora.notes)
+    # What a person should know of how it was put together.
+    notes: tuple[str, ...] = field(default=(), compare=False)
+    embeddings: tuple[Embedding, ...] = ()
+    clip_skip: int = 0
 
     @property
     def compute_dtype(self) -> DType:
@@ -127,6 +142,11 @@ class Config:
     @property
     def text_model(self) -> CLIPTextModel:
         return CLIPTextModel(self.text, self.compute_dtype)
+
+    @property
+    def text_towers(self) -> dict[str, CLIPTextConfig]:
+        """The text encoders by the names of their components."""
+        return {"text_encoder": self.text}
 
     @property
     def vision_model(self) -> CLIPVisionModel | PromptedCLIPVisionModel:
@@ -175,6 +195,12 @@ class Config:
             "vae": shapes(self.vae_model, ((1, f, f, 3), jnp.float32)),
             "text_encoder": shapes(self.text_model, ((1, self.tokens.length), jnp.int32)),
         }
+        if self.embeddings:
+            count = sum(each.vectors for each in self.embeddings)
+            tree["embeddings"] = {
+                component: jax.ShapeDtypeStruct((count, tower.hidden_size), self.compute_dtype)
+                for component, tower in self.text_towers.items()
+            }
         if self.clip is not None:
             vision, joint = self.clip.vision, self.clip.projection_dim
             model = self.clip.model(self.compute_dtype)

@@ -9,7 +9,7 @@ from sdipc_jax.checkpoints.tensors import weight_files
 
 
 def digests(config: Config, tuned: Path | None) -> dict[str, str]:
-    """The sha256 of each file that decides what is made: weights, configurations, tokenizer, LoRAs, a tuning."""
+    """The sha256 of each file that decides what is made: weights, configurations, tokenizer, what is added."""
     folders = {name: Path(config.folder, name) for name in ("unet", "vae", "text_encoder")}
     if config.safety is not None:
         folders["safety_checker"] = Path(config.folder, "safety_checker")
@@ -23,6 +23,7 @@ def digests(config: Config, tuned: Path | None) -> dict[str, str]:
         trained = (Path(config.clip.folder, name) for name in (DEEP_PROMPTS_FILE, INVERSE_FILE))
         files |= {f"clip/{file.name}": file for file in trained if file.is_file()}
     files |= {f"lora/{place}/{lora.file.name}": lora.file for place, lora in enumerate(config.loras, 1)}
+    files |= {f"embedding/{each.word}": Path(each.file) for each in config.embeddings}
     if tuned is not None:
         files["tuned"] = tuned
     digest = {}

@@ -8,6 +8,7 @@ from typing import Any, get_args
 
 from sdipc_jax.checkpoints.bundle import Bundle, Config, Params, SafetySide, SpecialTokens, VisionSide
 from sdipc_jax.checkpoints.delta import apply_delta, load_delta
+from sdipc_jax.checkpoints.embeddings import load_rows, with_embeddings
 from sdipc_jax.checkpoints.keys import DEEP_PROMPTS_FILE, INVERSE_FILE, OVERWRITE
 from sdipc_jax.checkpoints.lora import with_loras
 from sdipc_jax.checkpoints.lora_changes import changes_of
@@ -117,14 +118,21 @@ def configure(settings: CheckpointSettings) -> Config:
     """The configuration of the checkpoint that a command's settings ask for. See `read_config`."""
     safety = settings.safety if isinstance(settings, SamplerSettings) else "auto"
     config = read_config(settings.model, settings.clip, dtype=settings.dtype, safety=safety)
-    return with_loras(config, settings)
+    if settings.clip_skip >= config.text.num_hidden_layers:
+        raise InputError(
+            f"clip_skip is {settings.clip_skip}, expected less than the text encoder's {config.text.num_hidden_layers} "
+            "layers: lower it"
+        )
+    config = dataclasses.replace(config, clip_skip=settings.clip_skip)
+    return with_embeddings(with_loras(config, settings), settings.embedding)
 
 
 def load_weights(config: Config, tuned: str | Path | None = None) -> Bundle:
     """Loads the weights that a configuration asks for, one tensor at a time, and applies a delta file. See `load`."""
     delta = None if tuned is None else load_delta(tuned)
-    params = {}
-    for component, expected in config.abstract_params().items():
+    expected_params = config.abstract_params()
+    params = {"embeddings": load_rows(config)} if expected_params.pop("embeddings", None) else {}
+    for component, expected in expected_params.items():
         unused: tuple[str, ...] = ()
         trained: Params = {}
         folder = Path(config.folder, component)

@@ -48,7 +48,7 @@ def with_loras(config: Config, settings: LoraSettings) -> Config:
         read_lora(Path(file), config, scale, partial=settings.lora_partial, shapes=shapes)
         for file, scale in zip(settings.lora, settings.scales, strict=True)
     ]
-    return dataclasses.replace(config, loras=(*config.loras, *loras))
+    return _with(config, loras)
 
 
 def merge_lora(bundle: Bundle, file: str | Path, scale: float = 1.0, *, partial: bool = False) -> Bundle:
@@ -71,8 +71,12 @@ def merge_lora(bundle: Bundle, file: str | Path, scale: float = 1.0, *, partial:
         if name in fuse.get(path[0], {}):
             new = fuse[path[0]][name](to_torch(path, np.asarray(leaf)))
             leaves[path] = jnp.asarray(from_torch(path, new), leaf.dtype)
-    config = dataclasses.replace(config, loras=(*config.loras, lora))
-    return dataclasses.replace(bundle, params=unflatten(leaves), config=config)
+    return dataclasses.replace(bundle, params=unflatten(leaves), config=_with(config, [lora]))
+
+
+def _with(config: Config, loras: Sequence[Lora]) -> Config:
+    notes = (note for lora in loras for note in lora.notes)
+    return dataclasses.replace(config, loras=(*config.loras, *loras), notes=(*config.notes, *notes))
 
 
 def read_lora(

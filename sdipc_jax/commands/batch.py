@@ -33,14 +33,25 @@ from sdipc_jax.files import read_yaml
 from sdipc_jax.interruption import Interruption, locked
 from sdipc_jax.parallel import make_mesh
 from sdipc_jax.prompts.converter import Converter
-from sdipc_jax.prompts.tokens import token_ids
+from sdipc_jax.prompts.tokens import read_texts
 from sdipc_jax.records import Record, Report, digest_of, name_row
 from sdipc_jax.sampling.advice import advice
 from sdipc_jax.sampling.request import decide
 from sdipc_jax.settings import Defaults
 
 # What decides every row's result; what a row may say itself is part of the row's key.
-_DECISIVE = ("dtype", "lora_scale", "cutoff", "keep_fraction", "scale", "mode", "truncate")
+_DECISIVE = (
+    "dtype",
+    "lora_scale",
+    "cutoff",
+    "keep_fraction",
+    "scale",
+    "mode",
+    "truncate",
+    "long_text",
+    "prompt_weights",
+    "clip_skip",
+)
 _SAMPLING = ("steps", "guidance_scale", "guidance_interval", "cache_interval", "sampler", "eta", "karras")
 _ROWS = ("text", "alpha", "negative_prompt", "seed", "height", "width", "sizes")
 # A job of so many rows, and of so many bytes to be read for them, is looked through before the device is busy.
@@ -140,7 +151,7 @@ class _Job:
         for height, width in ((values.height, values.width), *settings.sizes):
             config.latent_shape(height, width)
         texts = [each for each in (settings.text, settings.negative_prompt) if each is not None]
-        token_ids(config, texts, truncate=settings.truncate)
+        read_texts(config, texts, **settings.wording)
         columns = settings.columns
         source = open_source(settings.source, None if columns is None else columns.values())
         _check_apart(source, settings.output_dir)

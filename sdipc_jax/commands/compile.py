@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import jax
@@ -12,7 +12,7 @@ from sdipc_jax.checkpoints.bundle import Bundle
 from sdipc_jax.checkpoints.delta import load_delta, tuned_config
 from sdipc_jax.checkpoints.load import configure
 from sdipc_jax.commands.settings import CompileSettings
-from sdipc_jax.prompts.contexts import text_prompt
+from sdipc_jax.prompts.contexts import text_prompt, without_skip
 from sdipc_jax.prompts.vision import encode_images
 from sdipc_jax.records import Report
 from sdipc_jax.sampling.decoding import finish
@@ -77,7 +77,9 @@ def compile(settings: CompileSettings, report: Report) -> Compiled:
         if config.clip is not None:
             side = config.clip.vision.image_size
             yield "picture encoder", encode_images.lower(bundle, jax.ShapeDtypeStruct((1, side, side, 3), jnp.float32))
-        yield "text encoder", text_prompt.lower(bundle, tokens)
+        weights = jax.ShapeDtypeStruct(tokens.shape, jnp.float32) if settings.prompt_weights else None
+        for each in dict.fromkeys((bundle.config, without_skip(bundle).config)):
+            yield "text encoder", text_prompt.lower(replace(bundle, config=each), tokens, weights)
         if request.winograd:
             height, width = state[0].shape[1:3]
             yield "kernels", winograd_kernels.lower(bundle, height, width)

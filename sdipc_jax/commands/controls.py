@@ -14,7 +14,7 @@ from sdipc_jax.commands.settings import ControlSettings
 from sdipc_jax.errors import InputError, printable
 from sdipc_jax.pictures.reading import read_picture
 from sdipc_jax.prompts import algebra
-from sdipc_jax.prompts.contexts import image_prompt
+from sdipc_jax.prompts.contexts import as_long, image_prompt
 from sdipc_jax.prompts.converter import Converter
 from sdipc_jax.samplers import SAMPLERS
 from sdipc_jax.sampling import weights
@@ -49,6 +49,7 @@ class Controls:
         negative = self._negative(converter)
         if not self.given:
             return Prompts(pictures, None, negative)
+        pictures, rest = as_long(pictures, rest, converter.config.tokens.length)
         both = jnp.stack([pictures, jnp.broadcast_to(rest, pictures.shape)], axis=1)
         places = weights.over_places(np.stack(self.masks)[:, None]) if self.masks else 1.0
         return Prompts(both, weights.and_the_rest(self.weights * places), negative)
@@ -61,7 +62,7 @@ class Controls:
         strengths: Sequence[float],
     ) -> Prompts:
         """One prompt of all pictures, each in the place of its mask."""
-        context = jnp.concatenate([pictures, rest])[None]
+        context = jnp.concatenate(as_long(pictures, rest, converter.config.tokens.length))[None]
         places = weights.over_places(np.stack(self.masks)) * np.reshape(strengths, (1, -1, 1, 1, 1, 1))
         return Prompts(context, weights.and_the_rest(self.weights * places), self._negative(converter))
 

@@ -7,18 +7,18 @@ from sdipc_jax.commands.outcome import Outcome
 from sdipc_jax.commands.settings import EditSettings
 from sdipc_jax.prompts.contexts import edit_prompt, text_prompt
 from sdipc_jax.prompts.converter import Converter
-from sdipc_jax.prompts.tokens import token_ids
 from sdipc_jax.records import Report
 
 
 def edit(settings: EditSettings, report: Report) -> Outcome:
     """The picture with the text's change (eq. 8)."""
     job = SamplingJob(settings)
-    tokens = token_ids(job.config, [settings.text], truncate=settings.truncate)
+    texts = job.read([settings.text])
     inputs, failures = read_inputs(job.config, [settings.picture])
     controls = Controls(job, settings, len(inputs))
     job.check([each.subject for each in inputs])
     converter = Converter(job.config, settings)
-    context = edit_prompt(converter.bundle, converter.vectors([each.pixels for each in inputs]), tokens, settings.alpha)
-    prompts = controls.prompts(converter, context, text_prompt(converter.bundle, tokens))
+    vectors = converter.vectors([each.pixels for each in inputs])
+    context = edit_prompt(converter.bundle, vectors, texts.tokens, settings.alpha, texts.weights)
+    prompts = controls.prompts(converter, context, text_prompt(converter.bundle, *texts))
     return job.run(converter.bundle, prompts, [each.subject for each in inputs], report, failures, converter)

@@ -16,9 +16,9 @@ from sdipc_jax.commands.inputs import read_latents
 from sdipc_jax.commands.outcome import Outcome, notes_of, plain
 from sdipc_jax.parallel import AXIS, Watchdog
 from sdipc_jax.pictures.outputs import OutputFolder, Subject, check_output
-from sdipc_jax.prompts.contexts import text_prompt
+from sdipc_jax.prompts.contexts import negative_prompt
 from sdipc_jax.prompts.converter import Converter
-from sdipc_jax.prompts.tokens import token_ids
+from sdipc_jax.prompts.tokens import Texts, read_texts, with_chunks
 from sdipc_jax.records import Record, Report
 from sdipc_jax.sampling.advice import advice
 from sdipc_jax.sampling.decoding import to_uint8
@@ -59,7 +59,13 @@ class SamplingJob:
         self.latents = None
         if settings.latents is not None:
             self.latents = read_latents(settings.latents, (settings.num_images, *shape))
-        self.negative = token_ids(config, [settings.negative_prompt], truncate=settings.truncate)
+        self.negative = read_texts(config, [settings.negative_prompt], **settings.wording)
+
+    def read(self, texts: Sequence[str]) -> Texts:
+        """Prompts, with as many chunks as the negative prompt, or that with as many as they have."""
+        found = read_texts(self.config, texts, **self.settings.wording)
+        self.negative = with_chunks(self.config, self.negative, found.tokens.shape[-1])
+        return with_chunks(self.config, found, self.negative.tokens.shape[-1])
 
     def check(self, subjects: Sequence[Subject]) -> None:
         """Refuses an output folder that will not do, and processes that do not agree; the last moment to refuse."""
@@ -93,7 +99,7 @@ class SamplingJob:
             for failure in failures:
                 folder.add_record(failure)
         prompts = prompts if isinstance(prompts, Prompts) else Prompts(prompts)
-        negative = text_prompt(bundle, self.negative) if prompts.negative is None else prompts.negative
+        negative = negative_prompt(bundle, *self.negative) if prompts.negative is None else prompts.negative
         # One device runs the programs that `sdipc compile` has made, which know of no mesh.
         if self.mesh.size > 1:
             bundle = parallel.replicate(self.mesh, bundle)

@@ -27,7 +27,7 @@ def mix(settings: MixSettings, report: Report) -> Outcome:
     """Several pictures as one prompt."""
     job = SamplingJob(settings)
     config = job.config
-    tokens = token_ids(config, [settings.text or ""], truncate=settings.truncate)
+    texts = job.read([settings.text or ""])
     inputs, failures = read_inputs(config, settings.pictures)
     if failures:
         # A mean of the others is not what was asked for.
@@ -51,7 +51,7 @@ def mix(settings: MixSettings, report: Report) -> Outcome:
     converter = Converter(config, settings)
     bundle = converter.bundle
     vectors = converter.vectors([each.pixels for each in inputs])
-    rest = text_prompt(bundle, tokens)
+    rest = text_prompt(bundle, *texts)
     if settings.mask:
         prompts = controls.together(converter, image_prompt(bundle, vectors), rest, weights)
         return job.run(bundle, prompts, [subject], report, failures, converter)
@@ -64,5 +64,8 @@ def mix(settings: MixSettings, report: Report) -> Outcome:
         vector = middle + algebra.project_out(vector - middle, jnp.concatenate(parts) - middle)
     if settings.mean == "direction":
         vector = algebra.with_length(vector, converter.projection.scale)
-    context = edit_prompt(bundle, vector, tokens, settings.alpha) if settings.text else image_prompt(bundle, vector)
+    if settings.text:
+        context = edit_prompt(bundle, vector, texts.tokens, settings.alpha, texts.weights)
+    else:
+        context = image_prompt(bundle, vector)
     return job.run(bundle, controls.prompts(converter, context, rest), [subject], report, failures, converter)

@@ -13,7 +13,7 @@ from sdipc_jax.commands.settings import PromptSettings
 from sdipc_jax.files import check_result, write_atomically
 from sdipc_jax.prompts.contexts import edit_prompt, image_prompt
 from sdipc_jax.prompts.converter import Converter
-from sdipc_jax.prompts.tokens import token_ids
+from sdipc_jax.prompts.tokens import read_texts
 from sdipc_jax.records import Report
 
 
@@ -22,14 +22,14 @@ def prompt(settings: PromptSettings, report: Report) -> Outcome:
     config = configure(settings)
     _ = config.vision_side
     check_result(*settings.result, settings.overwrite)
-    tokens = None if settings.text is None else token_ids(config, [settings.text], truncate=settings.truncate)
+    texts = None if settings.text is None else read_texts(config, [settings.text], **settings.wording)
     inputs, failures = read_inputs(config, settings.pictures)
     converter = Converter(config, settings)
     vectors = converter.vectors([each.pixels for each in inputs])
-    if tokens is None:
+    if texts is None:
         context = image_prompt(converter.bundle, vectors)
     else:
-        context = edit_prompt(converter.bundle, vectors, tokens, settings.alpha)
+        context = edit_prompt(converter.bundle, vectors, texts.tokens, settings.alpha, texts.weights)
     arrays = {"prompt_embeds": np.asarray(context), "image_vectors": np.asarray(vectors)}
     metadata = {
         "files": json.dumps([each.subject.record["input"] for each in inputs]),

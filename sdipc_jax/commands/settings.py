@@ -21,6 +21,7 @@ from sdipc_jax.settings import (
     SamplingSettings,
     Settings,
     Share,
+    WordingSettings,
     choice,
 )
 
@@ -124,7 +125,7 @@ class TextSettings(SamplingSettings):
     """Prompts."""
 
 
-class PromptSettings(ProjectionSettings, ResultSettings):
+class PromptSettings(WordingSettings, ProjectionSettings, ResultSettings):
     """Pictures as prompts, in a file: `prompt_embeds` for diffusers' argument of that name, and `image_vectors`."""
 
     pictures: Annotated[tuple[Path, ...], tyro.conf.Positional, _PICTURES, Field(min_length=1)]
@@ -135,8 +136,6 @@ class PromptSettings(ProjectionSettings, ResultSettings):
     """What to change in the pictures (eq. 8)."""
     alpha: Finite = 0.9
     """Weight of the text's end state."""
-    truncate: bool = False
-    """Cut a text that is too long instead of refusing it."""
 
     @property
     def result(self) -> tuple[Path, str]:

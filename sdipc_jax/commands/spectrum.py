@@ -16,7 +16,7 @@ from sdipc_jax.commands.settings import SpectrumSettings
 from sdipc_jax.errors import printable
 from sdipc_jax.files import check_result, write_atomically
 from sdipc_jax.prompts.captions import CAPTIONS
-from sdipc_jax.prompts.contexts import end_positions, text_prompt
+from sdipc_jax.prompts.contexts import end_positions, plain, text_prompt
 from sdipc_jax.prompts.converter import Converter
 from sdipc_jax.prompts.projection import Projection
 from sdipc_jax.prompts.tokens import tokenize
@@ -88,6 +88,7 @@ def spectrum(settings: SpectrumSettings, report: Report) -> Spectrum:
 
 def measure(bundle: Bundle, projection: Projection, features: Float[Array, "1 D_image"] | None = None) -> Spectrum:
     """Measures a converter, and what it keeps of one picture's features."""
+    bundle = plain(bundle)
     tokens = tokenize(bundle, CAPTIONS, truncate=True)
     states = text_prompt(bundle, tokens)
     ends = np.asarray(states[jnp.arange(len(CAPTIONS)), end_positions(tokens, bundle.config.tokens.end)], np.float64)

@@ -6,15 +6,14 @@ from sdipc_jax.commands.outcome import Outcome
 from sdipc_jax.commands.settings import TextSettings
 from sdipc_jax.pictures.outputs import Subject
 from sdipc_jax.prompts.contexts import text_prompt
-from sdipc_jax.prompts.tokens import token_ids
 from sdipc_jax.records import Report
 
 
 def text(settings: TextSettings, report: Report) -> Outcome:
     """Plain text to image."""
     job = SamplingJob(settings)
-    tokens = token_ids(job.config, settings.texts, truncate=settings.truncate)
+    texts = job.read(settings.texts)
     subjects = [Subject(prompt, {"text": prompt}) for prompt in settings.texts]
     job.check(subjects)
     bundle = load_weights(job.config, settings.tuned)
-    return job.run(bundle, text_prompt(bundle, tokens), subjects, report)
+    return job.run(bundle, text_prompt(bundle, *texts), subjects, report)

@@ -13,7 +13,7 @@ from sdipc_jax.evaluate.corpus import Corpus
 from sdipc_jax.evaluate.metrics import cosines, ranks, unit
 from sdipc_jax.evaluate.tables import Estimate, Table
 from sdipc_jax.pictures.preprocessing import preprocess
-from sdipc_jax.prompts.contexts import end_positions, text_prompt
+from sdipc_jax.prompts.contexts import end_positions, text_prompt, without_skip
 from sdipc_jax.prompts.projection import Projection, truncated_pinv
 from sdipc_jax.prompts.tokens import tokenize
 from sdipc_jax.prompts.vision import encode_images
@@ -56,7 +56,7 @@ def end_states(bundle: Bundle, texts: list[str]) -> Float32[np.ndarray, "N D_tex
     """The state of each text's end token, in T-space."""
 
     def at_end(tokens: np.ndarray) -> Any:
-        states = text_prompt(bundle, tokens)
+        states = text_prompt(without_skip(bundle), tokens)
         return states[jnp.arange(len(tokens)), end_positions(tokens, bundle.config.tokens.end)]
 
     tokens = tokenize(bundle, texts, truncate=True)

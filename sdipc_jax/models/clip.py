@@ -137,15 +137,18 @@ def _embed(count: int, features: int, dtype: DType, name: str) -> Embed:
 
 
 class CLIPTextEmbeddings(nn.Module):
-    """Token plus position."""
+    """Token plus position. Ids from the vocabulary's end on are rows of a table of their own, if there is one."""
 
     config: CLIPTextConfig
     dtype: DType = jnp.float32
 
     @nn.compact
-    def __call__(self, tokens: Int[Array, "N L"]) -> Float[Array, "N L D"]:
+    def __call__(self, tokens: Int[Array, "N L"], rows: Float[Array, "V D"] | None = None) -> Float[Array, "N L D"]:
         config = self.config
         words = _embed(config.vocab_size, config.hidden_size, self.dtype, "token_embedding")(tokens)
+        if rows is not None:
+            beyond = tokens - config.vocab_size
+            words = jnp.where((beyond >= 0)[..., None], rows.astype(words.dtype)[jnp.maximum(beyond, 0)], words)
         places = _embed(config.max_position_embeddings, config.hidden_size, self.dtype, "position_embedding")
         return words + places(jnp.arange(tokens.shape[1]))
 
@@ -155,31 +158,44 @@ HiddenStates = tuple[Float[Array, "N L D"], ...]
 
 
 class CLIPTextTransformer(nn.Module):
-    """Embeddings, causal layers, final norm: the last states after it, and those of all layers without."""
+    """Embeddings, causal layers, final norm: the last states after it, and those of all layers without.
 
-    config: CLIPTextConfig
-    dtype: DType = jnp.float32
-
-    @nn.compact
-    def __call__(self, tokens: Int[Array, "N L"]) -> tuple[Float[Array, "N L D"], HiddenStates]:
-        x = CLIPTextEmbeddings(self.config, self.dtype, name="embeddings")(tokens)
-        causal = jnp.tril(jnp.ones((tokens.shape[1], tokens.shape[1]), bool))
-        states = CLIPEncoder(self.config, dtype=self.dtype, name="encoder")(x, causal)
-        return layer_norm(self.config.layer_norm_eps, self.dtype, name="final_layer_norm")(states[-1]), states
-
-
-class CLIPTextModel(nn.Module):
-    """The text tower: the states that the UNet of Stable Diffusion 1.x and 2.x reads, after the final norm.
-
-    With `output_hidden_states` those of all layers too, as SDXL reads them.
+    The norm is that of the layer `skip` before the last.
     """
 
     config: CLIPTextConfig
     dtype: DType = jnp.float32
 
     @nn.compact
-    def __call__(self, tokens: Int[Array, "N L"], *, output_hidden_states: bool = False) -> Any:
-        last, states = CLIPTextTransformer(self.config, self.dtype, name="text_model")(tokens)
+    def __call__(
+        self, tokens: Int[Array, "N L"], rows: Float[Array, "V D"] | None = None, skip: int = 0
+    ) -> tuple[Float[Array, "N L D"], HiddenStates]:
+        x = CLIPTextEmbeddings(self.config, self.dtype, name="embeddings")(tokens, rows)
+        causal = jnp.tril(jnp.ones((tokens.shape[1], tokens.shape[1]), bool))
+        states = CLIPEncoder(self.config, dtype=self.dtype, name="encoder")(x, causal)
+        return layer_norm(self.config.layer_norm_eps, self.dtype, name="final_layer_norm")(states[-1 - skip]), states
+
+
+class CLIPTextModel(nn.Module):
+    """The text tower: the states that the UNet of Stable Diffusion 1.x and 2.x reads, after the final norm.
+
+    With `output_hidden_states` those of all layers too, as SDXL reads them. `rows` are embeddings of words that the
+    vocabulary has not, and `skip` leaves out the last layers.
+    """
+
+    config: CLIPTextConfig
+    dtype: DType = jnp.float32
+
+    @nn.compact
+    def __call__(
+        self,
+        tokens: Int[Array, "N L"],
+        rows: Float[Array, "V D"] | None = None,
+        *,
+        skip: int = 0,
+        output_hidden_states: bool = False,
+    ) -> Any:
+        last, states = CLIPTextTransformer(self.config, self.dtype, name="text_model")(tokens, rows, skip)
         return (last, states) if output_hidden_states else last
 
 
@@ -190,13 +206,16 @@ class CLIPTextModelWithProjection(nn.Module):
     dtype: DType = jnp.float32
 
     @nn.compact
-    def __call__(self, tokens: Int[Array, "N L"], ends: Int[Array, " N"]) -> tuple[Float[Array, "N P"], HiddenStates]:
+    def __call__(
+        self, tokens: Int[Array, "N L"], ends: Int[Array, " N"], rows: Float[Array, "V D"] | None = None
+    ) -> tuple[Float[Array, "N P"], HiddenStates]:
         """Reads texts.
 
         Args:
             ends: the place of each text's end token, whose last state is projected.
+            rows: embeddings of words that the vocabulary has not.
         """
-        last, states = CLIPTextTransformer(self.config, self.dtype, name="text_model")(tokens)
+        last, states = CLIPTextTransformer(self.config, self.dtype, name="text_model")(tokens, rows)
         projection = dense(self.config.projection_dim, self.dtype, use_bias=False, name="text_projection")
         return projection(jnp.take_along_axis(last, ends[:, None, None], axis=1)[:, 0]), states
 

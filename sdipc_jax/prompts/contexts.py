@@ -3,6 +3,9 @@
 Equations are those of arXiv 2305.12716.
 """
 
+import dataclasses
+from collections.abc import Callable
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -13,16 +16,77 @@ from sdipc_jax.errors import InputError
 from sdipc_jax.tracing import under_our_rules
 
 Tokens = Int[Array | np.ndarray, "N L"]
+Weights = Float[Array | np.ndarray, "N L"]
 
 
 @jax.jit
-def text_prompt(bundle: Bundle, tokens: Tokens) -> Float[Array, "N L D_text"]:
-    """The text encoder's states after its final norm, float32.
+def text_prompt(bundle: Bundle, tokens: Tokens, weights: Weights | None = None) -> Float[Array, "N L D_text"]:
+    """The text encoder's states after its final norm, float32; with `clip_skip` the norm of an earlier layer.
 
     Args:
-        tokens: ids as `tokenize` gives them.
+        tokens: ids as `tokenize` gives them. Texts of several chunks are encoded chunk by chunk.
+        weights: of each token's states (`read_texts`). Each chunk's states are brought back to the mean that they had,
+            as AUTOMATIC1111's web UI does.
     """
-    return apply(bundle.config.text_model, bundle.params["text_encoder"], tokens).astype(jnp.float32)
+    if tokens.shape[-1] > bundle.config.tokens.length:
+        return _in_chunks(bundle, lambda *chunk: text_prompt(bundle, *chunk), tokens, weights)
+    config, params = bundle.config, bundle.params
+    options = {"rows": params["embeddings"]["text_encoder"]} if config.embeddings else {}
+    if config.clip_skip:
+        options["skip"] = config.clip_skip
+    states = apply(config.text_model, params["text_encoder"], tokens, **options).astype(jnp.float32)
+    return states if weights is None else _weighted(states, jnp.asarray(weights, jnp.float32))
+
+
+def _weighted(states: Float[Array, "N L D"], weights: Float[Array, "N L"]) -> Float[Array, "N L D"]:
+    scaled = states * weights[..., None]
+    before, after = (jnp.mean(each, axis=(1, 2), keepdims=True) for each in (states, scaled))
+    return scaled * jnp.where(after == 0, 1, before / jnp.where(after == 0, 1, after))
+
+
+def _in_chunks(
+    bundle: Bundle, make: Callable[..., Float[Array, "N L D"]], tokens: Tokens, weights: Weights | None
+) -> Float[Array, "N L D"]:
+    """Prompts of chunks, one behind the other."""
+    length = bundle.config.tokens.length
+    if tokens.shape[-1] % length:
+        raise InputError(
+            f"there are {tokens.shape[-1]} tokens, expected a multiple of {length}: read texts with `read_texts`"
+        )
+    places = [slice(first, first + length) for first in range(0, tokens.shape[-1], length)]
+    chunks = [(tokens[..., place], None if weights is None else weights[..., place]) for place in places]
+    return jnp.concatenate([make(*chunk) for chunk in chunks], axis=1)
+
+
+def as_long(one: Array, other: Array, length: int) -> tuple[Array, Array]:
+    """Two prompts with as many chunks of L tokens: the shorter one is repeated, which attention does not notice."""
+    most = max(one.shape[-2], other.shape[-2])
+
+    def repeated(prompt: Array) -> Array:
+        count = prompt.shape[-2]
+        if count == most or not count or most % count or count % length:
+            return prompt
+        return jnp.concatenate([prompt] * (most // count), axis=-2)
+
+    return repeated(one), repeated(other)
+
+
+def negative_prompt(bundle: Bundle, tokens: Tokens, weights: Weights | None = None) -> Float[Array, "N L D_text"]:
+    """What guidance leads away from: `text_prompt` without skipped layers, as in diffusers."""
+    return text_prompt(without_skip(bundle), tokens, weights)
+
+
+def plain(bundle: Bundle) -> Bundle:
+    """The bundle with no layers skipped and no words added: what measures the closed form."""
+    config = dataclasses.replace(bundle.config, clip_skip=0, embeddings=())
+    return dataclasses.replace(bundle, config=config) if config != bundle.config else bundle
+
+
+def without_skip(bundle: Bundle) -> Bundle:
+    """The bundle whose texts are the states of the last layer, where the closed form's vectors are."""
+    if not bundle.config.clip_skip:
+        return bundle
+    return dataclasses.replace(bundle, config=dataclasses.replace(bundle.config, clip_skip=0))
 
 
 def empty_prompt(bundle: Bundle) -> Float[Array, "1 L D_text"]:
@@ -30,7 +94,7 @@ def empty_prompt(bundle: Bundle) -> Float[Array, "1 L D_text"]:
     special = bundle.config.tokens
     tokens = np.full((1, special.length), special.pad, np.int32)
     tokens[0, :2] = special.start, special.end
-    return text_prompt(bundle, tokens)
+    return negative_prompt(bundle, tokens)
 
 
 def image_prompt(bundle: Bundle, vectors: Float[Array, "N D_text"]) -> Float[Array, "N L D_text"]:
@@ -59,6 +123,7 @@ def edit_prompt(
     vectors: Float[Array, "#N D_text"],
     tokens: Int[Array | np.ndarray, "#N L"],
     alpha: Float[Array | np.ndarray, "..."] | float,
+    weights: Weights | None = None,
 ) -> Float[Array, "N L D_text"]:
     """Eq. 8: the text's words, and from its end token on f_picture + alpha f_end, a sum that is not renormalised.
 
@@ -68,6 +133,8 @@ def edit_prompt(
         vectors: converted pictures.
         tokens: ids of the texts, one a picture or one for all.
         alpha: weight of the text, one a picture or one for all.
+        weights: of the words' states, see `text_prompt`. f_end has none, and is the last layer's whatever `clip_skip`
+            is: it is added to f_picture, which lies there. Each chunk of a long text is an edit of its own.
 
     Raises:
         InputError: numbers of pictures, texts and weights that differ, or a weight on the host that is not finite.
@@ -80,9 +147,13 @@ def edit_prompt(
         )
     if not isinstance(alpha, jax.Array) and not (np.abs(alpha) <= np.finfo(np.float32).max).all():
         raise InputError(f"alpha is {alpha}, expected a finite number: 0.9 is the paper's")
-    states = text_prompt(bundle, tokens)
+    if tokens.shape[-1] > bundle.config.tokens.length:
+        return _in_chunks(bundle, lambda part, each: edit_prompt(bundle, vectors, part, alpha, each), tokens, weights)
+    states = last = text_prompt(bundle, tokens, weights)
+    if weights is not None or bundle.config.clip_skip:
+        last = text_prompt(without_skip(bundle), tokens)
     end = end_positions(tokens, bundle.config.tokens.end)
-    at_end = jnp.take_along_axis(states, end[:, None, None], axis=1)
+    at_end = jnp.take_along_axis(last, end[:, None, None], axis=1)
     alpha = jnp.asarray(alpha, jnp.float32).reshape(-1, 1, 1)
     combined = vectors[:, None] + alpha * at_end
     # The causal mask makes the start token's state the same under every text; one source keeps it so to the bit.

@@ -23,7 +23,7 @@ from sdipc_jax.checkpoints.bundle import Bundle, Config
 from sdipc_jax.errors import InputError
 from sdipc_jax.models.layers import precision
 from sdipc_jax.prompts.captions import CAPTIONS
-from sdipc_jax.prompts.contexts import end_positions, text_prompt
+from sdipc_jax.prompts.contexts import end_positions, plain, text_prompt, without_skip
 from sdipc_jax.prompts.tokens import tokenize
 
 Mode = Literal["tspace", "cspace"]
@@ -148,7 +148,7 @@ def default_scale(config: Config) -> float | None:
 
 def end_states(bundle: Bundle, tokens: Int[Array | np.ndarray, "N L"]) -> Float[Array, "N D_text"]:
     """The state of each text's end token: where a picture's vector lies too."""
-    states = text_prompt(bundle, tokens)
+    states = text_prompt(without_skip(bundle), tokens)
     return states[jnp.arange(len(tokens)), end_positions(tokens, bundle.config.tokens.end)]
 
 
@@ -163,6 +163,7 @@ def mean_end_state(bundle: Bundle) -> Float[Array, "1 D_text"]:
 
 
 def _built_in(bundle: Bundle) -> Float[Array, "N D_text"]:
+    bundle = plain(bundle)
     return end_states(bundle, tokenize(bundle, CAPTIONS, truncate=True))
 
 

@@ -1,14 +1,30 @@
 """Texts to token ids, with the checkpoint's tokenizer."""
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
-from jaxtyping import Int32
+from jaxtyping import Float32, Int32
 
 from sdipc_jax.checkpoints.bundle import Bundle, Config
 from sdipc_jax.checkpoints.tokenizer import load_tokenizer
 from sdipc_jax.errors import InputError
+from sdipc_jax.prompts.wording import Part, parts_of
+
+# A chunk more is a longer prompt, and so a program more.
+_MOST_CHUNKS = 8
+
+
+class Texts(NamedTuple):
+    """Texts as `text_prompt` and `edit_prompt` take them.
+
+    Attributes:
+        tokens: ids, of one or several chunks of L.
+        weights: of each token's states; None if all are 1.
+    """
+
+    tokens: Int32[np.ndarray, "*N C*L"]
+    weights: Float32[np.ndarray, "*N C*L"] | None = None
 
 
 def tokenize(bundle: Bundle, texts: Sequence[str], *, truncate: bool = False) -> Int32[np.ndarray, "N L"]:
@@ -26,29 +42,110 @@ def tokenize(bundle: Bundle, texts: Sequence[str], *, truncate: bool = False) ->
 
 def token_ids(config: Config, texts: Sequence[str], *, truncate: bool = False) -> Int32[np.ndarray, "N L"]:
     """`tokenize` without the weights."""
+    return read_texts(config, texts, truncate=truncate).tokens
+
+
+def read_texts(
+    config: Config,
+    texts: Sequence[str],
+    *,
+    truncate: bool = False,
+    prompt_weights: bool = False,
+    long_text: str | None = None,
+) -> Texts:
+    """Texts with weights in brackets, or longer than the text encoder reads at once.
+
+    Args:
+        texts: prompts.
+        truncate: cut what is too long instead of refusing it.
+        prompt_weights: read `(word:1.3)`, `(word)` and `[word]` as weights of what is in brackets.
+        long_text: `chunk` reads what is too long in chunks of L - 2 tokens, each framed on its own. Texts with fewer
+            chunks than others get empty ones.
+
+    Raises:
+        InputError: a prompt is too long, or a weight is no number.
+    """
     if isinstance(texts, str):
         raise InputError(f"texts is the string {texts!r}, expected a list: put it in brackets")
-    tokenizer, special = load_tokenizer(config.folder), config.tokens
-    rows = np.full((len(texts), special.length), special.pad, np.int32)
-    for row, text in zip(rows, texts, strict=True):
-        if any("\ud800" <= letter <= "\udfff" for letter in text):
-            raise InputError(f"the prompt is {text!a}, expected text that can be written as UTF-8: retype it")
-        ids = list(tokenizer(text, verbose=False)["input_ids"])
-        if len(ids) > special.length:
-            if not truncate:
+    options = {"truncate": truncate, "weighted": prompt_weights, "chunked": long_text is not None}
+    rows = [_read(config, text, **options) for text in texts]
+    most = max(map(len, rows), default=1)
+    shape = len(rows), most * config.tokens.length
+    framed = np.array([[_frame(config, chunk) for chunk in row + [[]] * (most - len(row))] for row in rows], np.float64)
+    ids, weights = np.moveaxis(framed.reshape(*shape, 2), -1, 0)
+    return Texts(ids.astype(np.int32), weights.astype(np.float32) if prompt_weights else None)
+
+
+def with_chunks(config: Config, texts: Texts, length: int) -> Texts:
+    """The texts with empty chunks behind them, up to so many tokens."""
+    missing = (length - texts.tokens.shape[-1]) // config.tokens.length
+    if missing <= 0:
+        return texts
+    ids, weights = np.array([_frame(config, [])] * missing).reshape(-1, 2).T
+    rows = texts.tokens.shape[:-1]
+
+    def longer(array: np.ndarray, more: np.ndarray) -> np.ndarray:
+        return np.concatenate([array, np.broadcast_to(more.astype(array.dtype), (*rows, more.size))], axis=-1)
+
+    return Texts(longer(texts.tokens, ids), None if texts.weights is None else longer(texts.weights, weights))
+
+
+# An id and the weight of its states.
+_Token = tuple[int, float]
+
+
+def _read(config: Config, text: str, *, truncate: bool, weighted: bool, chunked: bool) -> list[list[_Token]]:
+    """A text's chunks without their frames, of which all but one need `chunked`."""
+    if any("\ud800" <= letter <= "\udfff" for letter in text):
+        raise InputError(f"the prompt is {text!a}, expected text that can be written as UTF-8: retype it")
+    tokenizer, room = load_tokenizer(config.folder), config.tokens.length - 2
+    groups = [
+        (part, place, group)
+        for part in parts_of(text, config.embeddings, weighted=weighted)
+        for place, group in enumerate(_groups(config, tokenizer, part))
+    ]
+    chunks: list[list[_Token]] = [[]]
+    for part, place, group in groups:
+        if len(chunks[-1]) + len(group) > room:
+            if truncate:
+                break
+            if not chunked:
+                count = sum(len(each) for _, _, each in groups)
                 raise InputError(
-                    f"the prompt has {len(ids) - 2} tokens, expected at most {special.length - 2}: it would be cut "
-                    f"at {_word_at(tokenizer, ids, special.length - 1)!r}; shorten it or pass --truncate"
+                    f"the prompt has {count} tokens, expected at most {room}: it would be cut at "
+                    f"{_word_at(tokenizer, part, place)!r}; shorten it or pass --truncate or --long-text chunk"
                 )
-            ids = [*ids[: special.length - 1], special.end]
-        row[: len(ids)] = ids
-    return rows
+            chunks.append([])
+        chunks[-1] += group
+    if len(chunks) > _MOST_CHUNKS:
+        raise InputError(f"the prompt has {len(chunks)} chunks, expected at most {_MOST_CHUNKS}: shorten it")
+    return chunks
 
 
-def _word_at(tokenizer: Any, ids: list[int], place: int) -> str:
-    """The whole word that a token is part of: a word's last token ends in `</w>`."""
+def _groups(config: Config, tokenizer: Any, part: Part) -> Iterator[list[_Token]]:
+    """A part's tokens, those of an embedding together: they are one word and not divided."""
+    if part.embedding is None:
+        for each in tokenizer(part.text, verbose=False)["input_ids"][1:-1]:
+            yield [(each, part.weight)]
+        return
+    before = config.embeddings[: config.embeddings.index(part.embedding)]
+    first = config.text.vocab_size + sum(each.vectors for each in before)
+    yield [(first + place, part.weight) for place in range(part.embedding.vectors)]
+
+
+def _frame(config: Config, chunk: list[_Token]) -> list[_Token]:
+    special = config.tokens
+    framed = [(special.start, 1.0), *chunk, (special.end, 1.0)]
+    return framed + [(special.pad, 1.0)] * (special.length - len(framed))
+
+
+def _word_at(tokenizer: Any, part: Part, place: int) -> str:
+    """The whole word that a part's token belongs to: a word's last token ends in `</w>`."""
+    if part.embedding is not None:
+        return part.text
+    ids = tokenizer(part.text, verbose=False)["input_ids"]
+    place += 1  # Behind the start token, which counts as an end of a word, so that the search stops there.
     ends = [token.endswith("</w>") for token in tokenizer.convert_ids_to_tokens(ids)]
-    # The start token counts as an end of a word, so that the search stops there.
     first = max((i for i in range(1, place) if ends[i]), default=0) + 1
     last = next((i for i in range(place, len(ids) - 1) if ends[i]), len(ids) - 2)
     return tokenizer.decode(ids[first : last + 1]).strip()

@@ -15,7 +15,7 @@ from sdipc_jax.checkpoints.bundle import Bundle, Config, Params
 from sdipc_jax.errors import InputError
 from sdipc_jax.models import winograd
 from sdipc_jax.models.weighted import cross_attention_layers
-from sdipc_jax.prompts.contexts import empty_prompt
+from sdipc_jax.prompts.contexts import as_long, empty_prompt
 from sdipc_jax.samplers import SAMPLERS, chosen_sampler
 from sdipc_jax.sampling.noise import draw_noise, keys_of
 from sdipc_jax.sampling.weights import weighted
@@ -106,8 +106,10 @@ def begin(
     count = context.shape[0]
     if count == 0:
         raise InputError("there are no prompts, expected at least one: ask for a picture")
-    prompt_shape = (config.tokens.length, config.unet.cross_attention_dim)
     negative = empty_prompt(bundle) if negative is None else negative
+    context, negative = as_long(context, negative, config.tokens.length)
+    length = context.shape[-2] if context.shape[-2] % config.tokens.length == 0 else config.tokens.length
+    prompt_shape = (length, config.unet.cross_attention_dim)
     several = context.ndim == 4
     for what, prompts, expected in (
         ("context", context, (count, *context.shape[1:2], *prompt_shape) if several else (count, *prompt_shape)),
