@@ -139,8 +139,8 @@ def _check_metadata(folder: epath.Path, prefix: str, names: set[str]) -> None:
 
 def _shows_picture(path: epath.Path) -> bool:
     try:
-        # A pipe could block for ever on opening.
-        if not path.is_file():
+        # A pipe could block for ever on opening, and to etils all is a file that is no folder.
+        if "://" not in os.fspath(path) and not os.path.isfile(path):
             return False
         with path.open("rb") as stream:
             return is_picture(path.name, stream.read(HEAD))

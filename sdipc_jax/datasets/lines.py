@@ -20,9 +20,9 @@ class JsonLines:
         self._counts: list[int] | None = None
 
     def survey(self) -> Survey:
-        digest, counts = hashlib.sha256(), []
+        digest, counts, notes = hashlib.sha256(), list[int](), list[str]()
         for path in self.paths:
-            count = 0
+            count, line = 0, b""
             try:
                 for _, line in _lines(path):
                     digest.update(line)
@@ -33,11 +33,12 @@ class JsonLines:
                     "the path"
                 ) from None
             counts.append(count)
+            if not count:
+                notes.append(f"{printable(path.name)} has no rows")
+            elif not line.endswith(b"\n"):
+                notes.append(f"{printable(path.name)}: its last line has no end, so that there may have been more")
         self._counts = counts
-        empty = tuple(
-            f"{printable(path.name)} has no rows" for path, n in zip(self.paths, counts, strict=True) if not n
-        )
-        return Survey(digest.hexdigest(), sum(counts), notes=empty)
+        return Survey(digest.hexdigest(), sum(counts), notes=tuple(notes))
 
     def rows(self, wanted: Wanted) -> Iterator[RawRow]:
         first = 0

@@ -8,6 +8,7 @@ from typing import Any
 from etils import epath
 
 from sdipc_jax.datasets.files import digest_of_files, only_damaged
+from sdipc_jax.datasets.footer import rows_of_groups
 from sdipc_jax.datasets.rows import RawRow, Survey, Wanted, missing_rows
 from sdipc_jax.errors import InputError, printable, shortened
 
@@ -130,34 +131,14 @@ class ParquetFiles:
         length = 0
         try:
             length = path.stat().length
-            with path.open("rb") as stream, self._open(stream) as file:
-                _check(file.metadata, length)
-                groups = tuple(file.metadata.row_group(n).num_rows for n in range(file.metadata.num_row_groups))
-                return _File(path, length, groups, tuple(file.schema_arrow.names))
-        except Exception as error:  # Whatever pyarrow and storage raise.
-            return _File(path, length, (1,), damage=f"found a damaged Parquet file ({_reason(error)})")
-
-
-def _check(metadata: Any, length: int) -> None:
-    """Refuses a footer that contradicts itself: it has no checksum."""
-    groups = [metadata.row_group(n) for n in range(metadata.num_row_groups)]
-    if sum(group.num_rows for group in groups) != metadata.num_rows or any(group.num_rows < 0 for group in groups):
-        raise ValueError(f"{metadata.num_rows} rows in all, and another number in its groups")
-    flat = [metadata.schema.column(n).max_repetition_level == 0 for n in range(metadata.num_columns)]
-    chunks = []
-    for group in groups:
-        for n in range(group.num_columns):
-            chunk = group.column(n)
-            if flat[n] and chunk.num_values != group.num_rows:
-                raise ValueError(f"{chunk.num_values} values for {group.num_rows} rows in {chunk.path_in_schema}")
-            start = chunk.data_page_offset
-            if chunk.has_dictionary_page and chunk.dictionary_page_offset:
-                start = min(start, chunk.dictionary_page_offset)
-            chunks.append((start, start + chunk.total_compressed_size))
-    chunks.sort()
-    ends = [4, *(end for _, end in chunks)]
-    if any(start < end for (start, _), end in zip(chunks, ends, strict=False)) or ends[-1] > length:
-        raise ValueError("columns that overlap or lie outside of it")
+            with path.open("rb") as stream:
+                groups = rows_of_groups(stream, length)
+                stream.seek(0)
+                with self._open(stream) as file:
+                    return _File(path, length, groups, tuple(file.schema_arrow.names))
+        except Exception as error:  # Whatever pyarrow and storage raise, and a footer without what it must have.
+            reason = "its footer is damaged" if isinstance(error, LookupError | TypeError) else _reason(error)
+            return _File(path, length, (1,), damage=f"found a damaged Parquet file ({reason})")
 
 
 def _row(number: int, file: _File, place: int, batch: Any, index: int) -> RawRow:
