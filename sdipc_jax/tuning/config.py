@@ -28,7 +28,8 @@ CHANGEABLE = {
 
 def _named(found: Any) -> Any:
     names = [*found, *found.values()] if isinstance(found, dict) else found if isinstance(found, (list, tuple)) else ()
-    if not all(isinstance(name, str) for name in names):
+    # Numbers are names where they are as they were typed: see `_check_names`.
+    if not all(isinstance(name, str | int) and not isinstance(name, bool) for name in names):
         raise ValueError(f"names as text, since {READ_BY_YAML}")
     if isinstance(found, (list, tuple)):
         return {str(name): class_name(str(name)) for name in found}
@@ -146,7 +147,7 @@ def _check_names(found: Any, typed: Any) -> None:
         return
     for value, name in zip(found, typed, strict=False):
         if isinstance(name, str) and not isinstance(value, str) and str(value) != name:
-            raise InputError(f"classes has {name}, which YAML reads as {value}, expected a name: put it in quotes")
+            raise InputError(f"classes is read with {value} for {name}, expected names, since {READ_BY_YAML}")
 
 
 def check_unchanged(before: Record, now: Record, allowed: Sequence[str]) -> list[str]:
