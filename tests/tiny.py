@@ -39,7 +39,7 @@ SMALL_UNET = UNetConfig(
     up_block_types=("CrossAttnUpBlock2D",),
     norm_num_groups=4,
     cross_attention_dim=24,
-    attention_head_dim=2,
+    attention_head_dim=(2,),
     layers_per_block=1,
 )
 
@@ -119,6 +119,7 @@ def quick_unet(unet: UNetConfig) -> UNetConfig:
         up_block_types=("UpBlock2D",),
         only_cross_attention=(False,),
         attention_head_dim=(2,),
+        transformer_layers_per_block=(1,),
     )
 
 

@@ -1,10 +1,11 @@
-"""A checkpoint's tokenizer, which is transformers' CLIP tokenizer, and the tokens that it frames texts with."""
+"""A checkpoint's tokenizer, which splits as transformers' CLIP tokenizer does, and the tokens that frame texts."""
 
 import functools
 import os
 from pathlib import Path
 from typing import Any
 
+from sdipc_jax.checkpoints.bpe import is_plain, read_plain
 from sdipc_jax.checkpoints.bundle import SpecialTokens
 from sdipc_jax.errors import InputError
 from sdipc_jax.models import CLIPTextConfig
@@ -20,9 +21,11 @@ def load_tokenizer(folder: str) -> Any:
     path = Path(folder, "tokenizer")
     if not ((path / "vocab.json").is_file() and (path / "merges.txt").is_file()):
         raise InputError(f"{path}: expected a CLIP tokenizer with vocab.json and merges.txt")
+    if is_plain(path):
+        return read_plain(path)
     # It says at every import that PyTorch is missing, which is as it should be here.
     os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
-    # Slow to import, and only needed where there is text.
+    # Slow to import, and only needed where words were added.
     from transformers import CLIPTokenizer
 
     return CLIPTokenizer.from_pretrained(path, local_files_only=True)
