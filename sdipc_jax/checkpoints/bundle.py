@@ -182,7 +182,7 @@ class Config:
         for name, side in (("height", height), ("width", width)):
             if side < f or side % f:
                 raise InputError(f"{name} is {side}, expected a multiple of {f}: try {max(f, round(side / f) * f)}")
-        return self.unet.in_channels, height // f, width // f
+        return self.vae.latent_channels, height // f, width // f
 
     @under_our_rules
     def abstract_params(self) -> Params:

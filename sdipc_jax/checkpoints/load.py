@@ -26,8 +26,7 @@ EMBEDDED = Path(__file__).parent.parent / "embedded"
 
 # What model_index.json may name, and the configurations of the parts besides.
 _PIPELINES = {
-    "StableDiffusionPipeline",
-    "StableDiffusionImg2ImgPipeline",
+    *("StableDiffusionPipeline", "StableDiffusionImg2ImgPipeline", "StableDiffusionInpaintPipeline"),
     "LatentConsistencyModelPipeline",
     "FlaxStableDiffusionPipeline",
 }
@@ -92,10 +91,10 @@ def read_config(
             f"{folder}: the text encoder's states are {text.hidden_size} wide but the UNet reads "
             f"{unet.cross_attention_dim}-wide prompts: use the parts of one checkpoint together"
         )
-    if vae.latent_channels != unet.in_channels or unet.out_channels != unet.in_channels:
+    if vae.latent_channels != unet.out_channels or not (unet.repaints or unet.in_channels == unet.out_channels):
         raise InputError(
             f"{folder}: the UNet takes {unet.in_channels} and gives {unet.out_channels} channels, expected the "
-            f"VAE's {vae.latent_channels}: inpainting and depth checkpoints are not supported"
+            f"VAE's {vae.latent_channels}, or twice as many and a mask to repaint: other checkpoints are not supported"
         )
     scheduler = SchedulerConfig.from_json(_read_json(folder, "scheduler/scheduler_config.json"))
     config = Config(

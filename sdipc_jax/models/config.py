@@ -274,6 +274,11 @@ class UNetConfig(Architecture):
         return _depth(depths[len(self.block_out_channels) - 1 - level], layer)
 
     @property
+    def repaints(self) -> bool:
+        """Whether the UNet was trained to repaint a part of a picture, and reads mask and masked latents besides."""
+        return self.in_channels == 2 * self.out_channels + 1
+
+    @property
     def depth_middle(self) -> int:
         """Blocks of the transformer in the middle."""
         return _depth(self.transformer_layers_per_block[-1], 0)

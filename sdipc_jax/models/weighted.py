@@ -8,7 +8,7 @@ before its output projection, where w_r is the weight of context r in this layer
 IP-Adapter's decoupled cross-attention (Ye et al. 2023, arXiv 2308.06721, eq. 5) for any number of prompts of one kind.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -89,22 +89,17 @@ def cross_attention_layers(config: UNetConfig) -> tuple[Path, ...]:
     >>> cross_attention_layers(UNetConfig(cross_attention_dim=768))[5:8]
     (('down_blocks_2', 'attentions_1'), ('mid_block', 'attentions_0'), ('up_blocks_1', 'attentions_0'))
     """
-    down, up = (
-        [block.startswith("CrossAttn") for block in blocks]
-        for blocks in (config.down_block_types, config.up_block_types)
-    )
+    layers = config.layers_per_block
+    down = enumerate(config.down_block_types)
+    up = enumerate(config.up_block_types)
     return (
-        *(
-            (f"down_blocks_{block}", f"attentions_{index}")
-            for block, has in enumerate(down)
-            if has
-            for index in range(config.layers_per_block)
-        ),
-        *([("mid_block", "attentions_0")] if config.mid_block_type == "UNetMidBlock2DCrossAttn" else []),
-        *(
-            (f"up_blocks_{block}", f"attentions_{index}")
-            for block, has in enumerate(up)
-            if has
-            for index in range(config.layers_per_block + 1)
-        ),
+        *_paths("down_blocks", [block for block, kind in down if kind == "CrossAttnDownBlock2D"], layers),
+        *_paths("mid_block", [None] * (config.mid_block_type == "UNetMidBlock2DCrossAttn"), 1),
+        *_paths("up_blocks", [block for block, kind in up if kind == "CrossAttnUpBlock2D"], layers + 1),
     )
+
+
+def _paths(name: str, blocks: Sequence[int | None], layers: int) -> Iterator[Path]:
+    for block in blocks:
+        for index in range(layers):
+            yield name if block is None else f"{name}_{block}", f"attentions_{index}"

@@ -23,7 +23,7 @@ from sdipc_jax.sampling.sample import in_pieces
 _PIECES = 20
 # What of a request every device has whole, and what lies on them in rows.
 _WHOLE = ("schedule", "guided", "cache_interval", "eta", "winograd")
-_IN_ROWS = ("context", "weights", "keys", "guidance_scale")
+_IN_ROWS = ("context", "weights", "keys", "guidance_scale", "repainting")
 
 
 def generate(
@@ -91,9 +91,10 @@ def division(request: Request) -> Any:
 
 def _divided(mesh: Mesh, request: Request) -> Request:
     """A request with its rows on the devices: with each prompt its negative one."""
-    keys, guidance = place(mesh, pad((request.keys, request.guidance_scale), mesh.size))
+    alone = {name: getattr(request, name) for name in ("keys", "guidance_scale", "repainting")}
+    alone = place(mesh, pad(alone, mesh.size))
     halves = request.context.shape[0] // request.keys.shape[0]
-    each = len(keys) // mesh.size
+    each = len(alone["keys"]) // mesh.size
 
     def divided(rows: Float[Array, "M ..."]) -> Float[Array, "M ..."]:
         pairs = rows.reshape(halves, -1, *rows.shape[1:]).swapaxes(0, 1)
@@ -102,7 +103,7 @@ def _divided(mesh: Mesh, request: Request) -> Request:
 
     context, weights = jax.tree.map(divided, (request.context, request.weights))
     whole = replicate(mesh, {name: getattr(request, name) for name in _WHOLE})
-    return dataclasses.replace(request, context=context, weights=weights, keys=keys, guidance_scale=guidance, **whole)
+    return dataclasses.replace(request, context=context, weights=weights, **alone, **whole)
 
 
 def _here(tree: Tree) -> Tree:

@@ -30,10 +30,10 @@ from sdipc_jax.samplers.sampler import (
 
 
 @np.errstate(all="ignore")
-def lcm_schedule(config: SchedulerConfig, steps: int, karras: bool = False) -> Schedule:
+def lcm_schedule(config: SchedulerConfig, steps: int, karras: bool = False, first: int = 0) -> Schedule:
     """For `lcm_step`."""
     options = read_options(LCMOptions, config, steps, karras)
-    timesteps, alpha, sigma = _levels(options, steps)
+    timesteps, alpha, sigma = _levels(options, steps, first)
     c_skip, c_out = preconditioning(options.prediction_type, alpha, sigma)
     # The boundary condition: at timestep 0 the picture is x itself. sigma_data is 1/2.
     scaled = timesteps * options.timestep_scaling
@@ -41,10 +41,11 @@ def lcm_schedule(config: SchedulerConfig, steps: int, karras: bool = False) -> S
     schedule = Schedule(
         timesteps=timesteps,
         init_noise_sigma=1.0,
-        input_scale=np.ones(steps),
+        input_scale=np.ones(len(timesteps)),
         coefficients=(c_skip, c_out, keep, gain, np.append(alpha[1:], 1), np.append(sigma[1:], 0)),
         clip=options.clip_sample_range if options.clip_sample else None,
         threshold=threshold_of(options),
+        levels=(np.append(alpha, 1), np.append(sigma, 0)),
     )
     return finished(options, schedule)
 
@@ -59,17 +60,18 @@ def lcm_step(
 
 
 @np.errstate(all="ignore")
-def tcd_schedule(config: SchedulerConfig, steps: int, karras: bool = False) -> Schedule:
+def tcd_schedule(config: SchedulerConfig, steps: int, karras: bool = False, first: int = 0) -> Schedule:
     """For `tcd_step`. The last step ends at timestep 0, which has some noise left."""
     options = read_options(TCDOptions, config, steps, karras)
-    timesteps, alpha, sigma = _levels(options, steps)
+    timesteps, alpha, sigma = _levels(options, steps, first)
     c_skip, c_out = preconditioning(options.prediction_type, alpha, sigma)
     schedule = Schedule(
         timesteps=timesteps,
         init_noise_sigma=1.0,
-        input_scale=np.ones(steps),
+        input_scale=np.ones(len(timesteps)),
         coefficients=(c_skip, c_out, alpha, sigma, np.append(timesteps[1:], 0)),
         alpha_bar=alpha_bars(options, zero_snr=options.rescale_betas_zero_snr),
+        levels=(np.append(alpha, 1), np.append(sigma, 0)),
     )
     return finished(options, schedule)
 
@@ -90,9 +92,9 @@ def tcd_step(
     return jnp.sqrt(there / below) * x + jnp.sqrt(1 - there / below) * noise, history
 
 
-def _levels(options: ConsistencyOptions, steps: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Timesteps, and alpha and sigma there, float64, (steps,) each."""
-    timesteps = distilled_timesteps(options, steps)
+def _levels(options: ConsistencyOptions, steps: int, first: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Timesteps, and alpha and sigma there, float64, (n,) each."""
+    timesteps = distilled_timesteps(options, steps)[first:]
     alpha_bar = alpha_bars(options, zero_snr=options.rescale_betas_zero_snr)[timesteps].astype(np.float64)
     check_signal(options, alpha_bar, timesteps[0])
     return timesteps, np.sqrt(alpha_bar), np.sqrt(1 - alpha_bar)

@@ -38,10 +38,10 @@ from sdipc_jax.samplers.sampler import (
 
 
 @np.errstate(all="ignore")
-def _ddim_schedule(config: SchedulerConfig, steps: int, karras: bool = False) -> Schedule:
+def _ddim_schedule(config: SchedulerConfig, steps: int, karras: bool = False, first: int = 0) -> Schedule:
     options = read_options(DDIMOptions, config, steps, karras)
     count = options.num_train_timesteps
-    timesteps = np.round(spaced_timesteps(options, steps, below=count)).astype(int)
+    timesteps = np.round(spaced_timesteps(options, steps, below=count)).astype(int)[first:]
     alpha_bar = alpha_bars(options, zero_snr=options.rescale_betas_zero_snr)
     here, there = _before_and_after(options, alpha_bar, timesteps, count // steps)
     check_signal(options, here, timesteps[0])
@@ -53,6 +53,7 @@ def _ddim_schedule(config: SchedulerConfig, steps: int, karras: bool = False) ->
         init_noise_sigma=1.0,
         input_scale=np.ones(len(timesteps)),
         coefficients=(c_skip, c_out, alpha, sigma, next_alpha, next_sigma, fresh),
+        levels=(np.append(alpha, 1), np.append(sigma, 0)),
         clip=options.clip_sample_range if options.clip_sample else None,
         threshold=threshold_of(options),
     )
@@ -81,7 +82,7 @@ _MULTISTEP = (
 
 
 @np.errstate(all="ignore")
-def _pndm_schedule(config: SchedulerConfig, steps: int, karras: bool = False) -> Schedule:
+def _pndm_schedule(config: SchedulerConfig, steps: int, karras: bool = False, first: int = 0) -> Schedule:
     """The second timestep comes twice, so two steps or more take one evaluation more than there are steps.
 
     The first step leads to where the second evaluation is made. It is then taken again from its start, with the mean
@@ -90,7 +91,7 @@ def _pndm_schedule(config: SchedulerConfig, steps: int, karras: bool = False) ->
     options = read_options(PNDMOptions, config, steps, karras)
     count = options.num_train_timesteps
     timesteps = np.round(spaced_timesteps(options, steps, below=count)).astype(int)
-    timesteps = np.insert(timesteps, 1, timesteps[1:2])
+    timesteps = np.insert(timesteps, 1, timesteps[1:2])[first:]
     stride, starts = count // steps, timesteps.copy()
     starts[1:2] += stride
     here, there = _before_and_after(options, alpha_bars(options), starts, stride)
@@ -102,7 +103,9 @@ def _pndm_schedule(config: SchedulerConfig, steps: int, karras: bool = False) ->
     if len(timesteps) > 1:
         keep[1] /= keep[0]
         weights[1, 1] -= keep[1] * weight[0]
-    return finished(options, Schedule(timesteps, 1.0, np.ones(len(timesteps)), (keep, weights)))
+    alpha_bar = alpha_bars(options)[timesteps].astype(np.float64)
+    levels = np.append(np.sqrt(alpha_bar), 1), np.append(np.sqrt(1 - alpha_bar), 0)
+    return finished(options, Schedule(timesteps, 1.0, np.ones(len(timesteps)), (keep, weights), levels=levels))
 
 
 def _pndm_step(
@@ -119,7 +122,7 @@ def _pndm_step(
 
 
 @np.errstate(all="ignore")
-def _euler_schedule(config: SchedulerConfig, steps: int, karras: bool = False) -> Schedule:
+def _euler_schedule(config: SchedulerConfig, steps: int, karras: bool = False, first: int = 0) -> Schedule:
     options = read_options(EulerOptions, config, steps, karras)
     trained = trained_sigmas(options)
     timesteps = spaced_timesteps(options, steps, below=len(trained)).astype(np.float32)
@@ -135,6 +138,7 @@ def _euler_schedule(config: SchedulerConfig, steps: int, karras: bool = False) -
     sigmas = with_last(options, sigmas, trained)
     if options.timestep_type == "continuous" and options.prediction_type == "v_prediction":
         timesteps = np.log(sigmas[:-1]) / 4
+    sigmas, timesteps = sigmas[first:], timesteps[first:]
     sigma, sigma_down = sigmas[: len(timesteps)], sigmas[1 : len(timesteps) + 1]
     return finished(options, _variance_exploding(options, timesteps, sigma, sigma_down))
 
@@ -149,11 +153,12 @@ def _euler_step(
 
 
 @np.errstate(all="ignore")
-def _euler_ancestral_schedule(config: SchedulerConfig, steps: int, karras: bool = False) -> Schedule:
+def _euler_ancestral_schedule(config: SchedulerConfig, steps: int, karras: bool = False, first: int = 0) -> Schedule:
     options = read_options(EulerAncestralOptions, config, steps, karras)
     trained = trained_sigmas(options)
     timesteps = spaced_timesteps(options, steps, below=len(trained)).astype(np.float32)
-    sigmas = np.append(np.interp(timesteps, np.arange(len(trained)), trained), 0).astype(np.float32)
+    sigmas = np.append(np.interp(timesteps, np.arange(len(trained)), trained), 0).astype(np.float32)[first:]
+    timesteps = timesteps[first:]
     # Still in float32: at zero terminal SNR the first sigma_down is mostly rounding, and diffusers has it so.
     sigma, target = sigmas[:-1], sigmas[1:]
     sigma_up = np.sqrt(target**2 * (sigma**2 - target**2) / sigma**2)
@@ -171,7 +176,7 @@ def _euler_ancestral_step(
 
 
 @np.errstate(all="ignore")
-def _dpm_solver_schedule(config: SchedulerConfig, steps: int, karras: bool = False) -> Schedule:
+def _dpm_solver_schedule(config: SchedulerConfig, steps: int, karras: bool = False, first: int = 0) -> Schedule:
     options = read_options(DPMSolverOptions, config, steps, karras)
     trained = trained_sigmas(options)
     respaced = respaced_sigmas(options, trained[::-1], steps)
@@ -186,6 +191,8 @@ def _dpm_solver_schedule(config: SchedulerConfig, steps: int, karras: bool = Fal
             timesteps = np.round(timesteps)
         timesteps = np.trunc(timesteps)
     sigmas = with_last(options, sigmas, trained).astype(np.float64)
+    few = options.lower_order_final and len(timesteps) < 15
+    sigmas, timesteps = sigmas[first:], timesteps[first:]
     alpha, ratio = 1 / np.sqrt(sigmas**2 + 1), sigmas[1:] / sigmas[:-1]
     alpha, next_alpha = alpha[:-1], alpha[1:]
     c_skip, c_out = preconditioning(options.prediction_type, alpha, sigmas[:-1] * alpha)
@@ -193,7 +200,6 @@ def _dpm_solver_schedule(config: SchedulerConfig, steps: int, karras: bool = Fal
     # 1 - ratio is 1 - e^-h.
     slope = 1 - (1 - ratio) / h if options.solver_type == "heun" else (1 - ratio) / 2
     correction = np.append(0, slope[1:] * h[1:] / h[:-1])
-    few = options.lower_order_final and len(timesteps) < 15
     if options.euler_at_final or few or options.final_sigmas_type == "zero":
         correction[-1] = 0
     if options.solver_order == 1:
@@ -209,6 +215,7 @@ def _dpm_solver_schedule(config: SchedulerConfig, steps: int, karras: bool = Fal
             next_alpha * (1 - ratio),
             next_alpha * correction,
         ),
+        levels=(np.append(alpha, 1), np.append(alpha * sigmas[:-1], 0)),
         threshold=threshold_of(options),
     )
     return finished(options, schedule)
@@ -266,4 +273,5 @@ def _variance_exploding(
         input_scale=alpha,
         # The step divides by sigma.
         coefficients=(c_skip * alpha, c_out, np.where(sigma > 0, sigma, np.nan), sigma_down, *more),
+        levels=(np.ones(len(sigma) + 1), np.append(sigma, 0)),
     )

@@ -32,6 +32,8 @@ class Schedule(NamedTuple):
         clip: x0 is kept within -clip and clip, (); None if it is not.
         threshold: ratio and largest bound of dynamic thresholding, each (); None without it.
         alpha_bar: alpha^2 at each timestep of training, (T,), where a step chooses among them; None elsewhere.
+        levels: the shares of picture and noise in x before each evaluation and after the last, (n + 1,) each: what a
+            run that starts from a picture adds to it. No step reads them.
     """
 
     timesteps: Any
@@ -41,6 +43,7 @@ class Schedule(NamedTuple):
     clip: Any = None
     threshold: tuple[Any, Any] | None = None
     alpha_bar: Any = None
+    levels: Any = None
 
 
 Latents = Float[Array, "N ..."]
@@ -52,7 +55,8 @@ class Sampler(NamedTuple):
     """A sampling method.
 
     Attributes:
-        schedule: `schedule(config, steps, karras=False)` gives a Schedule of NumPy arrays, or raises InputError.
+        schedule: `schedule(config, steps, karras=False, first=0)` gives a Schedule of NumPy arrays, that of a run which
+            begins with evaluation `first`, or raises InputError.
         step: `step(schedule, i, x, output, history, noise, eta)` gives the next x and history. `output` is the
             model's. `noise` has x's shape and unit variance; methods that are not stochastic ignore it. `eta` is
             DDIM's and TCD's share of fresh noise, 0 to 1; the others ignore it.

@@ -34,6 +34,8 @@ def advance(bundle: Bundle, request: Request, state: State, first: Any, last: An
         if rows < every:
             context, weights = jax.tree.map(lambda leaf: leaf[-rows:], (context, weights))
         scaled = (schedule.input_scale[i] * x).astype(config.compute_dtype)
+        if request.repainting is not None and request.repainting.channels is not None:
+            scaled = jnp.concatenate([scaled, request.repainting.channels.astype(scaled.dtype)], axis=-1)
         inputs = jnp.concatenate([scaled] * (rows // count))
         timesteps = jnp.full(len(inputs), schedule.timesteps[i])
         if weights is not None:
@@ -79,7 +81,10 @@ def advance(bundle: Bundle, request: Request, state: State, first: Any, last: An
             keys = jax.vmap(jax.random.fold_in, in_axes=(0, None))(request.keys, i + 1)
             channels_first = (x.shape[3], x.shape[1], x.shape[2])
             noise = draw_noise(keys, channels_first).transpose(0, 2, 3, 1)
-        return sampler.step(schedule, i, x, output, history, noise, request.eta), deep
+        x, history = sampler.step(schedule, i, x, output, history, noise, request.eta)
+        if request.repainting is not None:
+            x = request.repainting.keep(x, *(level[i + 1] for level in schedule.levels))
+        return (x, history), deep
 
     deep = None
     if request.cache_interval is not None:

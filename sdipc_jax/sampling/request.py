@@ -18,6 +18,7 @@ from sdipc_jax.models.weighted import cross_attention_layers
 from sdipc_jax.prompts.contexts import as_long, empty_prompt
 from sdipc_jax.samplers import SAMPLERS, chosen_sampler
 from sdipc_jax.sampling.noise import draw_noise, keys_of
+from sdipc_jax.sampling.start import Repainting, Start, first_evaluation, started
 from sdipc_jax.sampling.weights import weighted
 from sdipc_jax.settings import BOTH_INTERVALS, FAST, Defaults, SamplerSettings
 from sdipc_jax.tracing import under_our_rules
@@ -35,6 +36,7 @@ from sdipc_jax.tracing import under_our_rules
         "cache_interval",
         "eta",
         "winograd",
+        "repainting",
     ],
     meta_fields=["sampler"],
 )
@@ -54,6 +56,7 @@ class Request:
         cache_interval: the whole UNet runs at every so many evaluations, (); None if at all of them.
         eta: the share of fresh noise in DDIM, ().
         winograd: kernels of the UNet in another form, for CPUs (`models.winograd.transformed`).
+        repainting: what keeps a picture where its mask is 0; None without a mask.
     """
 
     schedule: Any
@@ -65,6 +68,7 @@ class Request:
     cache_interval: Int[Array, ""] | None
     eta: Float[Array, ""]
     winograd: Params
+    repainting: Repainting | None
     sampler: str
 
     @property
@@ -87,6 +91,7 @@ def begin(
     seeds: Any,
     indices: Any = 0,
     latents: Float[Array, "N C h w"] | None = None,
+    start: Start | None = None,
     steps: int | None = None,
     guidance_scale: Any = None,
     guidance_interval: tuple[float, float] | None = None,
@@ -119,12 +124,28 @@ def begin(
             raise InputError(f"{what} has shape {prompts.shape}, expected {expected}")
     if latents is not None and latents.shape != (count, *shape):
         raise InputError(f"latents have shape {latents.shape}, expected {(count, *shape)}")
-    schedule = SAMPLERS[name].schedule(config.scheduler, defaults.steps if steps is None else steps, karras=karras)
+    if start is not None and start.latents.shape != (count, *shape[1:], shape[0]):
+        raise InputError(
+            f"the pictures to start from have latents {start.latents.shape}, expected {(count, *shape[1:], shape[0])}"
+        )
+    if start is None and config.unet.repaints:
+        raise InputError(
+            "this UNet was trained to repaint a part of a picture: give a picture and a mask to start with"
+        )
+    steps = defaults.steps if steps is None else steps
+    first = first_evaluation(start, steps)
+    schedule = SAMPLERS[name].schedule(config.scheduler, steps, karras=karras, first=first)
 
     guidance_scale = defaults.guidance_scale if guidance_scale is None else guidance_scale
     keys = keys_of(_rows("seeds", seeds, count, _WHOLE), _rows("indices", indices, count, _WHOLE))
     noise = draw_noise(keys, shape) if latents is None else latents.astype(jnp.float32)
-    x = noise.transpose(0, 2, 3, 1) * schedule.init_noise_sigma
+    noise, repainting = noise.transpose(0, 2, 3, 1), None
+    if start is None:
+        x = noise * schedule.init_noise_sigma
+    else:
+        x, repainting = started(start, noise, schedule.levels, schedule.init_noise_sigma)
+    if repainting is None:
+        schedule = schedule._replace(levels=None)
     guidance = _rows("guidance_scale", guidance_scale, count, _FINITE)[:, None, None, None]
     interval, cached = choose_intervals(defaults, guidance_interval, cache_interval)
     if interval is not None and not 0 <= interval[0] <= interval[1] <= 1:
@@ -154,6 +175,7 @@ def begin(
         cache_interval=jnp.asarray(cached) if cached > 1 else None,
         eta=_rows("eta", eta, 1, _SHARE)[0],
         winograd=winograd_kernels(bundle, *shape[1:]),
+        repainting=repainting,
         sampler=name,
     )
     return request, (x, SAMPLERS[name].init(x))

@@ -18,6 +18,7 @@ from sdipc_jax.checkpoints.bundle import Bundle
 from sdipc_jax.sampling.decoding import finish
 from sdipc_jax.sampling.loop import advance
 from sdipc_jax.sampling.request import Request, State, begin
+from sdipc_jax.sampling.start import Start
 
 _SECONDS_BETWEEN_REPORTS = 1.0
 
@@ -31,6 +32,7 @@ def generate(
     seeds: Any,
     indices: Any = 0,
     latents: Float[Array, "N C h w"] | None = None,
+    start: Start | None = None,
     steps: int | None = None,
     guidance_scale: Any = None,
     guidance_interval: tuple[float, float] | None = None,
@@ -57,6 +59,8 @@ def generate(
         indices: numbers the variations of a seed. Picture n depends on `fold_in(key(seeds[n]), indices[n])` alone,
             not on its batch.
         latents: noise of unit variance to start from, instead of the seed's.
+        start: pictures to start from, and what of them is redone, as `sampling.start_from` makes it; `latents` are then
+            the noise that is added.
         steps, guidance_scale, sampler, height, width: the checkpoint's defaults if None. Guidance of 1 or less is
             no guidance, as in diffusers; where the host knows that of all pictures, another program runs, which
             leaves the negative half of the work away. A full LCM is told the scale and never has that half.
@@ -86,6 +90,7 @@ def generate(
         seeds=seeds,
         indices=indices,
         latents=latents,
+        start=start,
         steps=steps,
         guidance_scale=guidance_scale,
         guidance_interval=guidance_interval,
