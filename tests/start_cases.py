@@ -13,6 +13,11 @@ from tests.tiny import write_checkpoint
 STEPS, GUIDANCE, TEXT = 10, 4.0, "a red cat"
 STRENGTHS = (0.3, 0.6, 1.0)
 SAMPLERS = ("ddim", "pndm", "euler", "euler-a", "dpm++2m")
+# Each sampler once, two with every strength.
+CASES = [
+    *((sampler, strength) for sampler in SAMPLERS[:2] for strength in STRENGTHS),
+    *((each, 0.6) for each in SAMPLERS[2:]),
+]
 
 
 def picture() -> np.ndarray:

@@ -16,7 +16,7 @@ import sdipc_jax as sdipc
 from tests import start_cases
 from tests.parity.picture_oracle import open_pipeline
 from tests.parity.sampler_oracle import CLASSES, quiet
-from tests.start_cases import GUIDANCE, STEPS, STRENGTHS, TEXT
+from tests.start_cases import GUIDANCE, STEPS, TEXT
 
 MODULES = [f"diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion_{name}" for name in ("img2img", "inpaint")]
 
@@ -61,8 +61,7 @@ def by_pytorch(folder: Path, kind: Any, sampler: str, **settings: Any) -> np.nda
     ).images
 
 
-@pytest.mark.parametrize("strength", STRENGTHS)
-@pytest.mark.parametrize("sampler", start_cases.SAMPLERS)
+@pytest.mark.parametrize("sampler, strength", start_cases.CASES)
 def test_img2img(tiny_folder: Path, tiny: sdipc.Bundle, sampler: str, strength: float) -> None:
     expected = by_pytorch(tiny_folder, StableDiffusionImg2ImgPipeline, sampler, strength=strength)
     found = start_cases.started(tiny, sampler, strength, masked=False)
@@ -70,8 +69,7 @@ def test_img2img(tiny_folder: Path, tiny: sdipc.Bundle, sampler: str, strength: 
     assert 255 * np.abs(found - expected).mean() < 0.03
 
 
-@pytest.mark.parametrize("strength", STRENGTHS)
-@pytest.mark.parametrize("sampler", start_cases.SAMPLERS)
+@pytest.mark.parametrize("sampler, strength", start_cases.CASES)
 def test_inpainting_by_blending(tiny_folder: Path, tiny: sdipc.Bundle, sampler: str, strength: float) -> None:
     mask = Image.fromarray(255 * start_cases.mask())
     expected = by_pytorch(
