@@ -181,8 +181,8 @@ class CheckpointSettings(LoraSettings):
     clip_skip: Annotated[int, Field(ge=0)] = 0
     """Layers of the text encoder that are left out before its final norm, for texts that guidance leads to; 1 is the
     layer before the last."""
-    dtype: Literal["float32", "bfloat16"] = "float32"
-    """Of the weights and arithmetic of UNet, CLIP and VAE."""
+    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+    """Of the weights and arithmetic of UNet, CLIP and VAE; float16 is for cards without bfloat16."""
 
 
 class ProjectionSettings(CheckpointSettings):

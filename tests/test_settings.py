@@ -26,7 +26,7 @@ from sdipc_jax.settings import Defaults
         ({"height": 0}, "height is 0"),
         ({"width": 100_000}, "width is 100000, expected less than or equal to 8192"),
         ({"sampler": "magic"}, "sampler is 'magic', expected 'ddim', 'pndm', 'euler', "),
-        ({"dtype": "float16"}, "dtype is 'float16', expected 'float32' or 'bfloat16'"),
+        ({"dtype": "float8"}, "dtype is 'float8', expected 'float32', 'bfloat16' or 'float16'"),
         ({"eta": 1.5}, "eta is 1.5"),
         ({"batch_size": 0}, "batch_size is 0"),
         ({"texts": ()}, "found no texts, expected at least one"),

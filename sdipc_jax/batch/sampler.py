@@ -16,11 +16,12 @@ from sdipc_jax.batch.items import Item, Size, index_of
 from sdipc_jax.batch.settings import JobSettings
 from sdipc_jax.batches import in_batches, pad
 from sdipc_jax.checkpoints.bundle import Bundle
+from sdipc_jax.errors import InputError
 from sdipc_jax.parallel import AXIS, on_each_device, place, replicate
 from sdipc_jax.prompts.contexts import edit_prompt, negative_prompt
 from sdipc_jax.prompts.projection import Projection, convert
 from sdipc_jax.prompts.vision import encode_images
-from sdipc_jax.sampling.decoding import finish
+from sdipc_jax.sampling.decoding import NOT_FINITE, finish
 from sdipc_jax.sampling.loop import advance
 from sdipc_jax.sampling.request import begin
 from sdipc_jax.settings import Defaults
@@ -129,7 +130,9 @@ class Sampler:
         # A batch that is not full is filled up, so that it runs the program that is there.
         placed = place(self.mesh, pad(rows, self.job.batch_size * self.mesh.size))
         eta = jnp.float32(self.job.eta)
-        pictures, flagged = _sample(self.mesh, static, self.bundle, placed, jnp.float32(guidance), eta)
+        pictures, flagged, finite = _sample(self.mesh, static, self.bundle, placed, jnp.float32(guidance), eta)
+        if finite is not None and not np.asarray(finite).all():
+            raise InputError(NOT_FINITE.format(dtype=self.bundle.config.dtype))
         return np.asarray(pictures)[: len(records)], np.asarray(flagged)[: len(records)]
 
 
@@ -151,8 +154,10 @@ def _encode(
 @partial(jax.jit, static_argnums=(0, 1))
 def _sample(
     mesh: Mesh, static: _Static, bundle: Bundle, rows: _Rows, guidance_scale: Array, eta: Array
-) -> tuple[Int[Array, "N H W 3"], Bool[Array, " N"]]:
-    def sample(bundle: Bundle, rows: _Rows, guidance_scale: Array, eta: Array) -> tuple[Array, Array]:
+) -> tuple[Int[Array, "N H W 3"], Bool[Array, " N"], Bool[Array, " N"] | None]:
+    """The pictures, which are flagged, and in float16 which are finite."""
+
+    def sample(bundle: Bundle, rows: _Rows, guidance_scale: Array, eta: Array) -> tuple[Array, Array, Array | None]:
         request, state = begin(
             bundle,
             edit_prompt(bundle, rows.vectors, rows.tokens.tokens, rows.alpha, rows.tokens.weights),
@@ -170,8 +175,10 @@ def _sample(
             karras=static.karras,
         )
         pictures, flagged = finish(bundle, advance(bundle, request, state, 0, request.evaluations))
+        # What the wider dtypes hold was seen to be enough.
+        finite = jnp.isfinite(pictures).all(axis=(1, 2, 3)) if bundle.config.dtype == "float16" else None
         # As `to_uint8` does on the host, but a quarter of the bytes to fetch.
-        return jnp.round(pictures * 255).astype(jnp.uint8), flagged
+        return jnp.round(pictures * 255).astype(jnp.uint8), flagged, finite
 
     specs = (P(), P(AXIS), P(), P())
     return on_each_device(sample, mesh, specs, P(AXIS))(bundle, rows, guidance_scale, eta)

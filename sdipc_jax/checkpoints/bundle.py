@@ -137,7 +137,9 @@ class Config:
 
     @property
     def vae_model(self) -> AutoencoderKL:
-        return AutoencoderKL(self.vae, self.compute_dtype)
+        # Activations of autoencoders exceed what float16 holds, unless they were trained not to.
+        upcast = self.dtype == "float16" and self.vae.force_upcast
+        return AutoencoderKL(self.vae, jnp.dtype("float32") if upcast else self.compute_dtype)
 
     @property
     def text_model(self) -> CLIPTextModel:

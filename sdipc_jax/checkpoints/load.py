@@ -42,7 +42,7 @@ _CLASSES: dict[str, set[str]] = {
 }
 _MODEL_TYPES = {"text_encoder": "clip_text_model", "clip": "clip", "safety_checker": "clip"}
 _DEEPEST = 200
-_DTYPES = ("float32", "bfloat16")
+_DTYPES = ("float32", "bfloat16", "float16")
 
 
 def load(
@@ -59,7 +59,7 @@ def load(
         model: `embedded` or a diffusers pipeline folder.
         clip: a transformers CLIP folder; by default `clip/` in the model's folder.
         tuned: a tuning's delta file, made for this checkpoint.
-        dtype: of the weights and arithmetic of UNet, CLIP and VAE, `float32` or `bfloat16`.
+        dtype: of the weights and arithmetic of UNet, CLIP and VAE, `float32`, `bfloat16` or `float16`.
         safety: `auto` has the safety checker where the checkpoint does, `on` refuses one without, `off` does without.
 
     Raises:
@@ -128,6 +128,10 @@ def configure(settings: CheckpointSettings) -> Config:
 
 def load_weights(config: Config, tuned: str | Path | None = None) -> Bundle:
     """Loads the weights that a configuration asks for, one tensor at a time, and applies a delta file. See `load`."""
+    if tuned is not None and config.dtype == "float16":
+        raise InputError(
+            "dtype is float16, in which a tuning cannot be compared with its checkpoint: use float32 or bfloat16"
+        )
     delta = None if tuned is None else load_delta(tuned)
     expected_params = config.abstract_params()
     params = {"embeddings": load_rows(config)} if expected_params.pop("embeddings", None) else {}

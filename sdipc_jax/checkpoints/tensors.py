@@ -197,7 +197,13 @@ def _place(
     change: Callable[[np.ndarray], np.ndarray],
 ) -> jax.Array:
     array = _aligned(leaf)
-    array[...] = from_torch(path, change(tensor.read()))
+    with np.errstate(over="ignore"):  # Told below, by name.
+        array[...] = from_torch(path, change(tensor.read()))
+    if leaf.dtype == np.float16 and not np.isfinite(array).all():
+        raise InputError(
+            f"{tensor.file}: {tensor.name} holds numbers above {np.finfo(np.float16).max:g}, which float16 does not: "
+            "use --dtype bfloat16 or float32"
+        )
     # Not by jnp.asarray, which compiles a program for every shape. Copies to accelerators happen in the background:
     # without waiting, those that are not done yet would pile up.
     return jax.block_until_ready(jax.device_put(array))

@@ -21,7 +21,7 @@ from sdipc_jax.prompts.converter import Converter
 from sdipc_jax.prompts.tokens import Texts, read_texts, with_chunks
 from sdipc_jax.records import Record, Report
 from sdipc_jax.sampling.advice import advice
-from sdipc_jax.sampling.decoding import to_uint8
+from sdipc_jax.sampling.decoding import check_finite, to_uint8
 from sdipc_jax.sampling.request import decide
 from sdipc_jax.settings import (
     ParallelSettings,
@@ -165,6 +165,7 @@ class SamplingJob:
             width=values.width,
             karras=settings.karras,
         )
+        check_finite(pictures, settings.dtype)
         return to_uint8(pictures), np.asarray(flagged)
 
     def _record(self) -> Record:

@@ -335,7 +335,7 @@ class VAEConfig(Architecture):
     norm_num_groups: int = 32
     sample_size: int = 32
     scaling_factor: float = 0.18215
-    # SDXL's activations exceed float16; Stable Diffusion 1.x and 2.x take no notice, in diffusers either.
+    # Whether float16 is too small for its activations, as for SDXL's.
     force_upcast: bool = True
 
     def __post_init__(self) -> None:

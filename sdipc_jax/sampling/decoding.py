@@ -6,11 +6,16 @@ import numpy as np
 from jaxtyping import Array, Bool, Float
 
 from sdipc_jax.checkpoints.bundle import Bundle
+from sdipc_jax.errors import InputError
 from sdipc_jax.models import winograd
 from sdipc_jax.sampling.request import State
 from sdipc_jax.sampling.safety import flag_pictures
 from sdipc_jax.tracing import under_our_rules
 
+NOT_FINITE = (
+    "a picture came out as NaN, expected finite numbers: with dtype {dtype} this checkpoint's are too large, or its "
+    "weights are damaged: use --dtype bfloat16 or float32, or another checkpoint"
+)
 # The largest batch that the VAE decodes at once, in pixels: its activations are what takes most memory.
 _DECODED_PIXELS = 512 * 512
 
@@ -34,6 +39,16 @@ def finish(bundle: Bundle, state: State) -> tuple[Float[Array, "N H W 3"], Bool[
         return pictures, jnp.zeros(len(pictures), bool)
     flagged = flag_pictures(config.safety, bundle.params["safety_checker"], pictures)
     return jnp.where(flagged[:, None, None, None], 0, pictures), flagged
+
+
+def check_finite(pictures: Float[Array | np.ndarray, "N H W 3"], dtype: str) -> None:
+    """On the host.
+
+    Raises:
+        InputError: a picture is none.
+    """
+    if not np.isfinite(np.asarray(pictures)).all():
+        raise InputError(NOT_FINITE.format(dtype=dtype))
 
 
 def to_uint8(pictures: Float[Array, "N H W 3"]) -> np.ndarray:
