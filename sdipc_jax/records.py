@@ -2,12 +2,43 @@
 
 import hashlib
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
 from typing import Any
 
 Record = dict[str, Any]
 # Called with how much is done, from 0 to 1.
 Report = Callable[[float], None]
+_SHOWN = 8
+
+
+@dataclass
+class Counted:
+    """Notes about many things, each told once, with how many have it and one of them.
+
+    >>> counted = Counted()
+    >>> for name in ("a.png", "b.png"):
+    ...     counted.add(name, ["transparent"])
+    >>> counted.lines()
+    ['transparent: 2 pictures, the first is a.png']
+    """
+
+    found: dict[str, list[Any]] = field(default_factory=dict)
+
+    def add(self, name: str, notes: Iterable[str]) -> None:
+        """Counts the notes of one."""
+        for note in notes:
+            self.found.setdefault(note, [name, 0])[1] += 1
+
+    def lines(self) -> list[str]:
+        """The notes, the most frequent first, and no more of them than a screen has room for."""
+        ordered = sorted(self.found.items(), key=lambda each: (-each[1][1], each[0]))
+        lines = [
+            f"{note}: {count} pictures, the first is {name}" if count > 1 else f"{note}: {name}"
+            for note, (name, count) in ordered[:_SHOWN]
+        ]
+        more = len(ordered) - _SHOWN
+        return lines + ([f"and {more} more kinds of notes"] if more > 0 else [])
 
 
 def digest_of(content: Any) -> str:

@@ -12,6 +12,7 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Fie
 from sdipc_jax.errors import InputError, shortened
 
 # `checkpoint` is the class of the scheduler's file, as diffusers runs it.
+Fit = Literal["crop", "pad", "squash"]
 SamplerName = Literal["ddim", "pndm", "euler", "euler-a", "dpm++2m", "lcm", "tcd", "checkpoint"]
 SafetyName = Literal["auto", "on", "off"]
 
@@ -196,6 +197,8 @@ class ProjectionSettings(CheckpointSettings):
     """Length of a text state; measured over built-in captions where the checkpoint says nothing."""
     mode: Literal["tspace", "cspace"] = "tspace"
     """Where that length is measured: tspace as the authors' code, cspace as eq. 6 is written."""
+    fit: Fit = "crop"
+    """What the tower sees of a picture that is not square: its middle, or all of it, with bars or out of proportion."""
 
     @model_validator(mode="after")
     def _one_rule(self) -> Self:

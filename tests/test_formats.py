@@ -13,9 +13,9 @@ from PIL import Image
 from sdipc_jax.errors import InputError
 from sdipc_jax.pictures import reading
 from sdipc_jax.pictures.formats import FORMATS, identify
-from sdipc_jax.pictures.jpeg import count_scans, markers
+from sdipc_jax.pictures.jpeg import count_scans, damage, markers
 from sdipc_jax.pictures.reading import Picture, decode_picture
-from tests.test_images import encode, mutate, photo
+from tests.test_images import GOLDEN, encode, mutate, photo
 
 REFUSED = [each.name for each in FORMATS if each.decoder is None]
 
@@ -223,3 +223,53 @@ def test_scans_are_counted_up_to_the_end_of_the_picture(options: dict[str, Any],
 @pytest.mark.parametrize("cut", [0, 1, 3, 100, 700])
 def test_markers_of_a_cut_file_end(cut: int) -> None:
     assert all(place <= end for _, place, end in markers(encode(photo(), "JPEG")[:cut]))
+
+
+WHOLE: list[dict[str, Any]] = [
+    *({}, {"subsampling": 0}, {"restart_marker_rows": 1}, {"restart_marker_blocks": 3}, {"optimize": True}),
+    *({"progressive": True}, {"progressive": True, "restart_marker_rows": 2}, {"quality": 5}, {"quality": 100}),
+]
+
+
+@pytest.mark.parametrize("options", WHOLE, ids=str)
+@pytest.mark.parametrize("mode", ["RGB", "L", "CMYK"])
+def test_whole_jpegs_have_no_note_of_damage(options: dict[str, Any], mode: str) -> None:
+    noise = np.random.default_rng(0).integers(0, 256, (90, 113, 3), np.uint8)
+    for pixels in (photo(90, 113), noise, np.full((17, 16, 3), 128, np.uint8), np.full((90, 113, 3), 255, np.uint8)):
+        data = encode(Image.fromarray(pixels).convert(mode), "JPEG", **options)
+        assert damage(data) is None
+        assert damage(data + b"a film" * 100) is None
+
+
+def overwritten(data: bytes, share: float, count: int, value: bytes = b"\0") -> bytes:
+    place = int(len(data) * share)
+    return data[:place] + value * count + data[place + count * len(value) :]
+
+
+@pytest.mark.parametrize("share", [0.4, 0.6, 0.8, 0.95])
+@pytest.mark.parametrize(
+    "harm",
+    [
+        lambda data, share: data[: int(len(data) * share)] + b"\xff\xd9",
+        lambda data, share: overwritten(data, share, 1000),
+        lambda data, share: data[: int(len(data) * share)] + data[int(len(data) * share) + 400 :],
+        lambda data, share: data[: int(len(data) * share)] + bytes(range(50, 250)) * 4 + data[int(len(data) * share) :],
+    ],
+    ids=["cut", "zeros", "left out", "put in"],
+)
+def test_jpegs_that_are_damaged_inside_are_noted(harm: Callable[[bytes, float], bytes], share: float) -> None:
+    for data in (encode(photo(300, 403), "JPEG"), (GOLDEN / "franz-kafka.jpg").read_bytes()):
+        found = decode_picture(harm(data, share), "picture")
+        assert found.notes == ("damaged inside: part of it may be grey or wrong",)
+
+
+@pytest.mark.parametrize("share", [0.3, 0.5, 0.7])
+def test_progressive_jpegs_that_lack_scans_are_noted(share: float) -> None:
+    data = encode(photo(90, 113), "JPEG", progressive=True)
+    assert damage(data[: int(len(data) * share)] + b"\xff\xd9") is not None
+
+
+def test_restart_markers_out_of_order_are_noted() -> None:
+    data = encode(photo(90, 113), "JPEG", restart_marker_rows=1)
+    first, second = data.index(b"\xff\xd1"), data.index(b"\xff\xd2")
+    assert damage(data[:first] + data[second:]) is not None

@@ -24,7 +24,7 @@ from sdipc_jax.batch.threads import Ahead, Behind, map_ahead
 from sdipc_jax.datasets.rows import RawRow
 from sdipc_jax.errors import InputError, printable, shortened
 from sdipc_jax.parallel import Watchdog
-from sdipc_jax.records import Record
+from sdipc_jax.records import Counted, Record
 
 _BATCHES_AHEAD = 2
 _RESULTS_BEHIND = 4
@@ -61,6 +61,7 @@ class Progress:
 
     Attributes:
         failures: the first ten.
+        odd: notes about pictures that were read.
         busy: seconds in which the device worked, those that compiled left out.
         seconds: that busy is a share of.
     """
@@ -68,6 +69,7 @@ class Progress:
     done: int = 0
     failed: int = 0
     failures: list[Record] = field(default_factory=list)
+    odd: Counted = field(default_factory=Counted)
     shards: int = 0
     batches: int = 0
     busy: float = 0.0
@@ -225,6 +227,7 @@ class _Writer:
             self.progress.fail(record)
         else:
             self.progress.done += 1
+            self.progress.odd.add(printable(record["inputs"][0]), record.get("notes", ()))
         self.records.append(record)
 
     def _failure(self, record: Record, reason: str) -> Record:

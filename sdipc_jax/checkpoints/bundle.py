@@ -1,6 +1,6 @@
 """A checkpoint in memory: parameters as a pytree, everything else static."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
@@ -26,7 +26,7 @@ from sdipc_jax.models.given import shapes
 from sdipc_jax.models.layers import DType
 from sdipc_jax.pictures.preprocessing import Preprocessing
 from sdipc_jax.samplers import SchedulerConfig
-from sdipc_jax.settings import Defaults
+from sdipc_jax.settings import Defaults, Fit
 from sdipc_jax.tracing import under_our_rules
 
 Params = dict[str, Any]
@@ -221,6 +221,14 @@ class Config:
             checker = StableDiffusionSafetyChecker(self.safety.vision)
             tree["safety_checker"] = shapes(checker, ((1, size, size, 3), jnp.float32))
         return tree
+
+
+def with_fit(config: Config, fit: Fit) -> Config:
+    """The configuration with which pictures of another shape than the vision tower's are fitted to it in this way."""
+    if config.clip is None or config.clip.preprocessing.fit == fit:
+        return config
+    preprocessing = replace(config.clip.preprocessing, fit=fit)
+    return replace(config, clip=replace(config.clip, preprocessing=preprocessing))
 
 
 @under_our_rules

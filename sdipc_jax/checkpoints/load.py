@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, get_args
 
-from sdipc_jax.checkpoints.bundle import Bundle, Config, Params, SafetySide, SpecialTokens, VisionSide
+from sdipc_jax.checkpoints.bundle import Bundle, Config, Params, SafetySide, SpecialTokens, VisionSide, with_fit
 from sdipc_jax.checkpoints.delta import apply_delta, load_delta
 from sdipc_jax.checkpoints.embeddings import load_rows, with_embeddings
 from sdipc_jax.checkpoints.keys import DEEP_PROMPTS_FILE, INVERSE_FILE, OVERWRITE
@@ -20,7 +20,7 @@ from sdipc_jax.models.config import Architecture
 from sdipc_jax.models.deep_prompts import DeepPrompts
 from sdipc_jax.pictures.preprocessing import Preprocessing
 from sdipc_jax.samplers import SchedulerConfig, default_sampler
-from sdipc_jax.settings import CheckpointSettings, Defaults, SafetyName, SamplerSettings
+from sdipc_jax.settings import CheckpointSettings, Defaults, ProjectionSettings, SafetyName, SamplerSettings
 
 EMBEDDED = Path(__file__).parent.parent / "embedded"
 
@@ -123,7 +123,8 @@ def configure(settings: CheckpointSettings) -> Config:
             "layers: lower it"
         )
     config = dataclasses.replace(config, clip_skip=settings.clip_skip)
-    return with_embeddings(with_loras(config, settings), settings.embedding)
+    fit = settings.fit if isinstance(settings, ProjectionSettings) else "crop"
+    return with_fit(with_embeddings(with_loras(config, settings), settings.embedding), fit)
 
 
 def load_weights(config: Config, tuned: str | Path | None = None) -> Bundle:

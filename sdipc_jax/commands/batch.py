@@ -165,6 +165,8 @@ class _Job:
         typed = settings.model_dump(mode="json") | values.model_dump(mode="json", exclude_none=True)
         # A scale that is measured follows from the checkpoint.
         decisive: Record = {name: typed[name] for name in _DECISIVE} | {"checkpoint": digests(config, settings.tuned)}
+        if settings.fit != "crop":
+            decisive["fit"] = settings.fit
         if not settings.vectors:
             decisive |= {name: typed[name] for name in _SAMPLING}
         record = decisive | {name: typed[name] for name in (*_ROWS, *_RESULTS)}
@@ -277,7 +279,7 @@ def _run(job: _Job, settings: BatchSettings, report: Report, make_device: Callab
         seconds=time.perf_counter() - started,
         interrupted=interrupted,
         stopped=_stopped(progress, settings),
-        notes=notes,
+        notes=(*notes, *progress.odd.lines()),
         manifest=job.manifest.sum_up(job.shards),
     )
 

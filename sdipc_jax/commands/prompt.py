@@ -7,7 +7,7 @@ import numpy as np
 from sdipc_jax.checkpoints.digests import digests
 from sdipc_jax.checkpoints.load import configure
 from sdipc_jax.checkpoints.tensors import to_safetensors
-from sdipc_jax.commands.inputs import read_inputs
+from sdipc_jax.commands.inputs import expand, read_inputs
 from sdipc_jax.commands.outcome import Outcome, notes_of, plain
 from sdipc_jax.commands.settings import PromptSettings
 from sdipc_jax.files import check_result, write_atomically
@@ -23,7 +23,8 @@ def prompt(settings: PromptSettings, report: Report) -> Outcome:
     _ = config.vision_side
     check_result(*settings.result, settings.overwrite)
     texts = None if settings.text is None else read_texts(config, [settings.text], **settings.wording)
-    inputs, failures = read_inputs(config, settings.pictures)
+    paths, notes = expand(settings.pictures)
+    inputs, failures = read_inputs(config, paths)
     converter = Converter(config, settings)
     vectors = converter.vectors([each.pixels for each in inputs])
     if texts is None:
@@ -41,4 +42,4 @@ def prompt(settings: PromptSettings, report: Report) -> Outcome:
     write_atomically(settings.output, to_safetensors(arrays, metadata))
     report(1.0)
     records = [each.subject.record for each in inputs]
-    return Outcome(records, [settings.output], failures, (*config.notes, *notes_of(records), *converter.notes))
+    return Outcome(records, [settings.output], failures, (*config.notes, *notes, *notes_of(records), *converter.notes))

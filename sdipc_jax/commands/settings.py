@@ -59,7 +59,7 @@ class VarySettings(SamplingSettings, ProjectionSettings, ControlSettings):
     """Variations of each picture."""
 
     pictures: Annotated[tuple[Path, ...], tyro.conf.Positional, _PICTURES, Field(min_length=1)]
-    """Picture files: JPEG, PNG, WebP, GIF, BMP, AVIF."""
+    """Picture files (JPEG, PNG, WebP, GIF, BMP, AVIF), or folders of them."""
 
 
 class EditSettings(SamplingSettings, ProjectionSettings, ControlSettings):
@@ -129,7 +129,7 @@ class PromptSettings(WordingSettings, ProjectionSettings, ResultSettings):
     """Pictures as prompts, in a file: `prompt_embeds` for diffusers' argument of that name, and `image_vectors`."""
 
     pictures: Annotated[tuple[Path, ...], tyro.conf.Positional, _PICTURES, Field(min_length=1)]
-    """Picture files: JPEG, PNG, WebP, GIF, BMP, AVIF."""
+    """Picture files (JPEG, PNG, WebP, GIF, BMP, AVIF), or folders of them."""
     output: Annotated[Path, tyro.conf.arg(metavar="FILE")]
     """The safetensors file to write."""
     text: Annotated[str | None, choice("TEXT", "none")] = None

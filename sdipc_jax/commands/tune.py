@@ -14,6 +14,7 @@ from jax.sharding import Mesh
 from tqdm import tqdm
 
 from sdipc_jax import parallel
+from sdipc_jax.checkpoints.bundle import with_fit
 from sdipc_jax.checkpoints.delta import save_delta
 from sdipc_jax.checkpoints.load import load_weights, read_config
 from sdipc_jax.checkpoints.lora import with_loras
@@ -114,7 +115,7 @@ class _Training:
         self.allowed, self.quiet = settings.allow_change, settings.quiet
         if run.tensorboard:
             check_tensorboard()
-        self.config = config = with_loras(read_config(run.model, run.clip), run)
+        self.config = config = with_fit(with_loras(read_config(run.model, run.clip), run), run.fit)
         _ = config.vision_side
         height, width = run.height or config.defaults.height, run.width or config.defaults.width
         config.latent_shape(height, width)

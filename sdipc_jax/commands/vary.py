@@ -1,7 +1,9 @@
 """The command `vary`: pictures in, variations of them out."""
 
+from dataclasses import replace
+
 from sdipc_jax.commands.controls import Controls
-from sdipc_jax.commands.inputs import read_inputs
+from sdipc_jax.commands.inputs import expand, read_inputs
 from sdipc_jax.commands.job import SamplingJob
 from sdipc_jax.commands.outcome import Outcome
 from sdipc_jax.commands.settings import VarySettings
@@ -13,10 +15,12 @@ from sdipc_jax.records import Report
 def vary(settings: VarySettings, report: Report) -> Outcome:
     """Variations of each picture (eqs. 6 and 7)."""
     job = SamplingJob(settings)
-    inputs, failures = read_inputs(job.config, settings.pictures)
+    paths, notes = expand(settings.pictures)
+    inputs, failures = read_inputs(job.config, paths)
     controls = Controls(job, settings, len(inputs))
     job.check([each.subject for each in inputs])
     converter = Converter(job.config, settings)
     context = image_prompt(converter.bundle, converter.vectors([each.pixels for each in inputs]))
     prompts = controls.prompts(converter, context, empty_prompt(converter.bundle))
-    return job.run(converter.bundle, prompts, [each.subject for each in inputs], report, failures, converter)
+    outcome = job.run(converter.bundle, prompts, [each.subject for each in inputs], report, failures, converter)
+    return replace(outcome, notes=(*notes, *outcome.notes))

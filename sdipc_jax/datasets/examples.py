@@ -17,7 +17,7 @@ from sdipc_jax.datasets.rows import RawRow, picture_of
 from sdipc_jax.datasets.sources import open_source
 from sdipc_jax.errors import InputError, printable, shortened
 from sdipc_jax.pictures.reading import Picture, decode_picture, read_picture
-from sdipc_jax.records import Record, digest_of
+from sdipc_jax.records import Counted, Record, digest_of
 
 _SHOWN = 20
 EXAMPLE_COLUMNS = ("picture", "class", "caption")
@@ -36,6 +36,7 @@ class Example:
         size: (height, width).
         sha256: of its file.
         data: its file's bytes where the data set holds them.
+        notes: what is odd about it.
     """
 
     path: Path
@@ -44,6 +45,7 @@ class Example:
     size: tuple[int, int]
     sha256: str
     data: bytes | None = None
+    notes: tuple[str, ...] = ()
 
     def read(self) -> UInt8[np.ndarray, "H W 3"]:
         """Its pixels.
@@ -158,7 +160,11 @@ def find(
         raise InputError(
             f"{len(bad)} of {len(read)} pictures cannot be used: {'; '.join(map(str, bad[:_SHOWN]))}{more}"
         )
-    return [each for each in read if isinstance(each, Example)]
+    examples, odd = [each for each in read if isinstance(each, Example)], Counted()
+    for example in examples:
+        odd.add(printable(example.path), example.notes)
+    notes += odd.lines()
+    return examples
 
 
 def data_digest(examples: Sequence[Example]) -> str:
@@ -186,7 +192,7 @@ def _example(found: _Found) -> Example | InputError:
         return InputError(shortened(f"{found.place}: {error}" if found.place else str(error)))
     height, width = picture.pixels.shape[:2]
     caption = found.caption or ""
-    return Example(found.path, found.label, caption, (height, width), picture.sha256, found.data)
+    return Example(found.path, found.label, caption, (height, width), picture.sha256, found.data, picture.notes)
 
 
 def _found(row: RawRow, columns: dict[str, str] | None) -> _Found:

@@ -11,6 +11,7 @@ from pydantic import ConfigDict, Field, ValidationError
 from pydantic.dataclasses import dataclass as pydantic_dataclass
 
 from sdipc_jax.errors import InputError
+from sdipc_jax.settings import Fit
 
 # Keys that change no number. Pictures are RGB when they come here, whatever do_convert_rgb says.
 _NO_NUMBERS = {
@@ -38,6 +39,9 @@ class Preprocessing:
         size: what pictures are resized to: the shortest edge, or (height, width).
         crop_size: (height, width) of the centre crop; smaller pictures are padded with black.
         resample: Pillow's number of the resampling filter; 3 is bicubic.
+        fit: what is done with a picture of another shape than the tower's: its middle is taken as those options say
+            (`crop`), or all of it, with bars of the mean colour (`pad`) or out of proportion (`squash`). It is the
+            user's choice, and in no file.
     """
 
     size: _Side | tuple[_Side, _Side] = 224
@@ -50,6 +54,7 @@ class Preprocessing:
     do_normalize: bool = True
     image_mean: tuple[float, float, float] = (0.48145466, 0.4578275, 0.40821073)
     image_std: tuple[_Positive, _Positive, _Positive] = (0.26862954, 0.26130258, 0.27577711)
+    fit: Fit = "crop"
 
     def __post_init__(self) -> None:
         if not self.do_center_crop and not (self.do_resize and isinstance(self.size, tuple)):
@@ -70,7 +75,7 @@ class Preprocessing:
         for name, value in values.items():
             if value is None or name in _NO_NUMBERS or name.startswith("_"):
                 continue
-            if name in cls.__dataclass_fields__:
+            if name in cls.__dataclass_fields__ and name != "fit":
                 found[name] = _from_json_value(name, value)
             elif name not in _FIXED:
                 raise InputError(
@@ -93,7 +98,8 @@ class Preprocessing:
     def to_json(self) -> dict[str, Any]:
         """The object that transformers writes to preprocessor_config.json."""
         size = {"shortest_edge": self.size} if isinstance(self.size, int) else _named(self.size)
-        return asdict(self) | {
+        options = {name: value for name, value in asdict(self).items() if name != "fit"}
+        return options | {
             "size": size,
             "crop_size": _named(self.crop_size),
             "image_mean": list(self.image_mean),
@@ -111,6 +117,8 @@ class Preprocessing:
 
     def resized(self, height: int, width: int) -> tuple[int, int]:
         """(height, width) that a picture of this height and width has before the crop."""
+        if self.fit != "crop":
+            return self.output_size
         if not self.do_resize:
             return height, width
         if isinstance(self.size, tuple):
@@ -119,6 +127,19 @@ class Preprocessing:
         if height < width:
             return self.size, int(self.size * width / height)
         return int(self.size * height / width), self.size
+
+
+def seen(height: int, width: int, settings: Preprocessing) -> tuple[float, float]:
+    """The shares of a picture's height and width that the tower sees, around its middle.
+
+    >>> seen(100, 400, Preprocessing())
+    (1.0, 0.25)
+    """
+    if settings.fit != "crop" or not settings.do_center_crop:
+        return 1.0, 1.0
+    sides = zip(settings.crop_size, settings.resized(height, width), strict=True)
+    rows, columns = (min(1.0, wanted / side) for wanted, side in sides)
+    return rows, columns
 
 
 def preprocess(pixels: UInt8[np.ndarray, "H W 3"], settings: Preprocessing) -> Float32[np.ndarray, "S1 S2 3"]:
@@ -133,9 +154,11 @@ def preprocess(pixels: UInt8[np.ndarray, "H W 3"], settings: Preprocessing) -> F
     Returns:
         float32 of `settings.output_size`.
     """
+    if settings.fit == "pad":
+        pixels = _pad(pixels, settings)
     height, width = settings.resized(*pixels.shape[:2])
     image: np.ndarray = pixels
-    if settings.do_resize:
+    if settings.do_resize or settings.fit != "crop":
         image = np.asarray(Image.fromarray(pixels).resize((width, height), Image.Resampling(settings.resample)))
     if settings.do_center_crop:
         image = _center_crop(image, settings.crop_size)
@@ -145,6 +168,17 @@ def preprocess(pixels: UInt8[np.ndarray, "H W 3"], settings: Preprocessing) -> F
     if settings.do_normalize:
         image = (image - np.array(settings.image_mean, np.float32)) / np.array(settings.image_std, np.float32)
     return image
+
+
+def _pad(pixels: UInt8[np.ndarray, "H W 3"], settings: Preprocessing) -> UInt8[np.ndarray, "_ _ 3"]:
+    """The picture in the middle of the shape that the tower sees, on the mean colour, which is 0 to the tower."""
+    (height, width), (high, wide) = pixels.shape[:2], settings.output_size
+    shape = max(height, round(width * high / wide)), max(width, round(height * wide / high))
+    padded = np.empty((*shape, 3), np.uint8)
+    padded[:] = np.clip(np.round(np.array(settings.image_mean) * 255), 0, 255)
+    top, left = (shape[0] - height) // 2, (shape[1] - width) // 2
+    padded[top : top + height, left : left + width] = pixels
+    return padded
 
 
 def _center_crop(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:

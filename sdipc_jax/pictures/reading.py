@@ -15,7 +15,7 @@ from PIL.PngImagePlugin import PngImageFile
 
 from sdipc_jax.errors import InputError, MissingPackageError, printable, shortened
 from sdipc_jax.pictures.formats import READ, Decoder, identify
-from sdipc_jax.pictures.jpeg import count_scans
+from sdipc_jax.pictures.jpeg import count_scans, damage
 from sdipc_jax.pictures.png import CHUNKS, without_chunks
 
 MAX_BYTES = 200_000_000
@@ -87,7 +87,7 @@ def decode_picture(data: bytes, path: str | Path) -> Picture:
             f"{name}: found a damaged {kind} file ({reason}), expected a whole one: get it again or save it anew"
         ) from None
     if max(upright.size) > NOTED_ASPECT * min(upright.size):
-        notes.append(f"longer than {NOTED_ASPECT}:1: the centre crop shows little of it")
+        notes.append(f"longer than {NOTED_ASPECT}:1")
     if all(low == high for low, high in cast(Any, upright.getextrema())):
         notes.append("all pixels have the same colour")
     return Picture(np.asarray(upright), hashlib.sha256(data).hexdigest(), kind, tuple(notes))
@@ -139,7 +139,10 @@ def _open_and_decode(name: str, data: bytes, decoder: Decoder, notes: list[str])
         _check_scans(name, data, *image.size)
     if image.format in ("BMP", "DIB") and image.tile[0].codec_name == "bmp_rle":
         _check_run_lengths(name, *image.size)
-    return _decode(name, image, notes)
+    upright = _decode(name, image, notes)
+    if image.format == "JPEG" and (problem := damage(data)):
+        notes.append(problem)
+    return upright
 
 
 def _decode_png(name: str, data: bytes, notes: list[str]) -> Image.Image:

@@ -71,6 +71,18 @@ def thumbnail(pixels: UInt8[np.ndarray, "_ _ 3"], side: int = 256) -> UInt8[np.n
     return np.asarray(_fit(pixels, side))
 
 
+def mark_middle(pixels: UInt8[np.ndarray, "H W 3"], rows: float, columns: float) -> UInt8[np.ndarray, "H W 3"]:
+    """A picture with a frame around its middle: these shares of its height and width."""
+    image = Image.fromarray(pixels)
+    (height, width), draw = pixels.shape[:2], ImageDraw.Draw(image)
+    top, left = round(height * (1 - rows) / 2), round(width * (1 - columns) / 2)
+    box = (left, top, width - 1 - left, height - 1 - top)
+    # Two lines, one of which can be seen on any ground.
+    draw.rectangle(box, outline="white", width=2)
+    draw.rectangle(box, outline="black", width=1)
+    return np.asarray(image)
+
+
 def save_png(path: Path, pixels: UInt8[np.ndarray, "H W 3"], metadata: Mapping[str, Any]) -> None:
     """Writes a PNG with `metadata` as JSON in its one text chunk. The file is whole or not there at all.
 

@@ -9,28 +9,31 @@ import numpy as np
 from jaxtyping import Array, Float, Float32
 
 from sdipc_jax.batches import in_equal_parts
-from sdipc_jax.checkpoints.bundle import Bundle, apply
+from sdipc_jax.checkpoints.bundle import Bundle, apply, with_fit
 from sdipc_jax.errors import InputError
 from sdipc_jax.pictures.preprocessing import preprocess
 from sdipc_jax.pictures.reading import read_picture
+from sdipc_jax.settings import Fit
 from sdipc_jax.tracing import platform
 
 # Pictures that a CPU encodes at once. With more, layers need memory that is new to the process, which takes longer.
 _AT_ONCE = 8
 
 
-def read_pictures(bundle: Bundle, paths: Sequence[str | Path]) -> Float32[np.ndarray, "N S S 3"]:
+def read_pictures(bundle: Bundle, paths: Sequence[str | Path], fit: Fit = "crop") -> Float32[np.ndarray, "N S S 3"]:
     """Reads pictures and prepares them for the vision tower.
 
     Args:
         paths: picture files.
+        fit: what the tower sees of a picture that is not square: its middle, or all of it, with bars or out of
+            proportion.
 
     Raises:
         InputError: a picture cannot be read, or none is named; `sdipc vary` shows how to go on with the others.
     """
     if isinstance(paths, str | Path) or not paths:
         raise InputError(f"paths is {paths!r}, expected a list of at least one file")
-    settings = bundle.config.vision_side.preprocessing
+    settings = with_fit(bundle.config, fit).vision_side.preprocessing
     return np.stack([preprocess(read_picture(Path(path)).pixels, settings) for path in paths])
 
 

@@ -11,7 +11,7 @@ from sdipc_jax.datasets.examples import EXAMPLE_COLUMNS, class_name
 from sdipc_jax.errors import InputError, printable
 from sdipc_jax.files import read_yaml
 from sdipc_jax.records import Record
-from sdipc_jax.settings import READ_BY_YAML, Count, LocalPath, LoraSettings, Side
+from sdipc_jax.settings import READ_BY_YAML, Count, Fit, LocalPath, LoraSettings, Side
 from sdipc_jax.tuning.settings import TuningSettings
 
 # What decides no number of the result, or something else stands for: digests of weights and pictures, and `steps`.
@@ -56,6 +56,9 @@ class RunSettings(LoraSettings, TuningSettings):
     """Pictures of each class, the first by name; all if left out."""
     caption: str = "a photo of a {}"
     """The caption of pictures without one; {} is the class."""
+    fit: Fit = "crop"
+    """What the vision tower sees of a picture that is not square: its middle (`crop`), or all of it, with bars (`pad`)
+    or out of proportion (`squash`). The target is cut in any case."""
     random_crop: bool = False
     """Cut pictures to the target's shape at a random place instead of in the middle."""
     random_flip: bool = False
@@ -100,7 +103,9 @@ class RunSettings(LoraSettings, TuningSettings):
 
     def identity(self) -> Record:
         """What decides the run's numbers, as JSON has it."""
-        return self.model_dump(mode="json", exclude=_NO_NUMBERS)
+        # Left out where it is as it was before there was a choice: runs of that time go on.
+        usual = {"fit"} if self.fit == "crop" else set()
+        return self.model_dump(mode="json", exclude=_NO_NUMBERS | usual)
 
 
 def read_run(file: Path, mode: Literal["ft", "ct"], overrides: Sequence[str] = ()) -> RunSettings:
