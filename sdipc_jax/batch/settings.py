@@ -7,7 +7,8 @@ from typing import Annotated, Any, Literal, Self
 import tyro
 from pydantic import Field, model_validator
 
-from sdipc_jax.errors import InputError
+from sdipc_jax.errors import InputError, printable
+from sdipc_jax.files import read_yaml
 from sdipc_jax.settings import (
     CommandSettings,
     Count,
@@ -134,3 +135,16 @@ class JobSettings(SamplerSettings, ProjectionSettings):
     """Rows in a shard: what is done again at most after a kill. Best a multiple of the batch on all devices."""
     batch_size: Count = 16
     """Pictures that a device samples at once."""
+
+
+def read_job(path: Path) -> JobSettings:
+    """A job's file.
+
+    Raises:
+        InputError: it cannot be read, is no YAML mapping, or holds what is no setting of a job.
+    """
+    values = read_yaml(path, "a job's file", "a job's settings")
+    try:
+        return JobSettings(**values)
+    except InputError as error:
+        raise InputError(f"{printable(path)}: {error}") from None

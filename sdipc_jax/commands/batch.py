@@ -19,7 +19,7 @@ from sdipc_jax.batch.pipeline import SHOWN_FAILURES, Device, Progress, Run
 from sdipc_jax.batch.plan import Measured, PlanOutcome, measure, plan_job
 from sdipc_jax.batch.planning import duration
 from sdipc_jax.batch.sampler import Sampler
-from sdipc_jax.batch.settings import BatchSettings, JobSettings
+from sdipc_jax.batch.settings import BatchSettings, JobSettings, read_job
 from sdipc_jax.batch.storage import is_local
 from sdipc_jax.checkpoints.bundle import Config
 from sdipc_jax.checkpoints.digests import digests
@@ -29,7 +29,6 @@ from sdipc_jax.datasets.folder import Folder, ImageFolder
 from sdipc_jax.datasets.rows import Row, Source, Survey, standard_names
 from sdipc_jax.datasets.sources import open_source
 from sdipc_jax.errors import InputError, printable
-from sdipc_jax.files import read_yaml
 from sdipc_jax.interruption import Interruption, locked
 from sdipc_jax.parallel import make_mesh
 from sdipc_jax.prompts.converter import Converter
@@ -282,19 +281,6 @@ def _run(job: _Job, settings: BatchSettings, report: Report, make_device: Callab
         notes=(*notes, *progress.odd.lines()),
         manifest=job.manifest.sum_up(job.shards),
     )
-
-
-def read_job(path: Path) -> JobSettings:
-    """A job's file.
-
-    Raises:
-        InputError: it cannot be read, is no YAML mapping, or holds what is no setting of a job.
-    """
-    values = read_yaml(path, "a job's file", "a job's settings")
-    try:
-        return JobSettings(**values)
-    except InputError as error:
-        raise InputError(f"{printable(path)}: {error}") from None
 
 
 def _process(settings: BatchSettings) -> tuple[int, int]:
