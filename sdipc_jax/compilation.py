@@ -1,11 +1,16 @@
 """How programs are compiled on a user's machine: kept between processes, and on CPUs with the quicker libraries."""
 
+import contextlib
+import json
 import os
+from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 from sdipc_jax.errors import InputError
+from sdipc_jax.files import write_atomically
+from sdipc_jax.records import digest_of
 
 # Programs that took less than this to compile are compiled anew: reading them is no faster.
 _SECONDS_WORTH_KEEPING = 0.2
@@ -84,3 +89,29 @@ def keep_compiled() -> Path | None:
     config.update("jax_persistent_cache_min_compile_time_secs", _SECONDS_WORTH_KEEPING)
     config.update("jax_persistent_cache_min_entry_size_bytes", 0)
     return folder
+
+
+def remembered(name: str, key: str, make: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+    """What `make` gives, from a file beside the compiled programs where these are kept on this machine.
+
+    Args:
+        name: what the file's name begins with.
+        key: tells apart all that would give something else.
+        make: its result is such that JSON can hold it.
+    """
+    import jax
+
+    config: Any = jax.config
+    folder = config.jax_compilation_cache_dir
+    if folder is None or not config.jax_enable_compilation_cache or not Path(folder).is_dir():
+        return make()
+    path = Path(folder, f"{name}-{digest_of(key)}.json")
+    # Whatever is no such file, or damaged, is made anew.
+    with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
+        found = json.loads(path.read_text(encoding="utf-8"))
+        if found["key"] == key:
+            return found["value"]
+    value = make()
+    with contextlib.suppress(InputError):
+        write_atomically(path, json.dumps({"key": key, "value": value}).encode())
+    return value

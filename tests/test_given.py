@@ -1,5 +1,6 @@
 """Layers whose parameters are given: nothing is drawn where they are there, and what is drawn is what Flax draws."""
 
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -8,6 +9,7 @@ import numpy as np
 import pytest
 from flax import linen as nn
 
+from sdipc_jax.models import CLIPVisionConfig, CLIPVisionModel, given
 from sdipc_jax.models.given import Dense, Embed, LayerNorm, shapes
 from sdipc_jax.models.layers import Conv, GroupNorm
 
@@ -42,3 +44,29 @@ def test_shapes_are_nobodys_to_change() -> None:
     first = shapes(GroupNorm(2, 1e-5), ((1, 2, 2, 4), jnp.float32))
     first.pop("scale")
     assert set(shapes(GroupNorm(2, 1e-5), ((1, 2, 2, 4), jnp.float32))) == {"scale", "bias"}
+
+
+def test_shapes_are_remembered_beside_compiled_programs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In a second process, which an empty memory stands for here, no network is traced; what is damaged is no harm."""
+    config = CLIPVisionConfig(hidden_size=32, num_hidden_layers=1, num_attention_heads=4, image_size=28, patch_size=7)
+    network, inputs = CLIPVisionModel(config), ((1, 28, 28, 3), jnp.float32)
+    before = {name: getattr(jax.config, name) for name in ("jax_compilation_cache_dir", "jax_enable_compilation_cache")}
+    traced: list[Any] = []
+    trace = jax.eval_shape
+    monkeypatch.setattr(jax, "eval_shape", lambda *arguments: traced.append(arguments) or trace(*arguments))
+    jax.config.update("jax_compilation_cache_dir", str(tmp_path))
+    jax.config.update("jax_enable_compilation_cache", True)
+    try:
+        found = []
+        for damage in (None, None, b"{}", b"[1", None):
+            for file in tmp_path.iterdir():
+                file.write_bytes(damage if damage is not None else file.read_bytes())
+            given._shapes.cache_clear()
+            found.append((shapes(network, inputs), len(traced)))
+    finally:
+        for name, value in before.items():
+            jax.config.update(name, value)
+    assert [count for _, count in found] == [1, 1, 2, 3, 3]
+    key = jax.random.key(0)
+    expected = trace(network.init, key, jnp.zeros(inputs[0]))["params"]
+    assert all(tree == expected for tree, _ in found)

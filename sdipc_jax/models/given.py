@@ -2,11 +2,17 @@
 
 import functools
 from collections.abc import Callable
+from importlib.metadata import version
+from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
+from flax.traverse_util import flatten_dict, unflatten_dict
+
+from sdipc_jax.compilation import remembered
+from sdipc_jax.records import digest_of
 
 # A stream of random numbers that is no such thing: where there is one, parameters are zeros.
 _SHAPES_ALONE = "shapes alone"
@@ -40,9 +46,22 @@ def shapes(module: nn.Module, *inputs: tuple[tuple[int, ...], Any]) -> dict[str,
 
 @functools.lru_cache(maxsize=64)
 def _shapes(module: nn.Module, inputs: tuple[tuple[tuple[int, ...], Any], ...]) -> dict[str, Any]:
-    arrays = [jax.ShapeDtypeStruct(shape, dtype) for shape, dtype in inputs]
-    key = jax.random.key(0)
-    return jax.eval_shape(module.init, {"params": key, _SHAPES_ALONE: key}, *arrays)["params"]
+    def trace() -> dict[str, Any]:
+        arrays = [jax.ShapeDtypeStruct(shape, dtype) for shape, dtype in inputs]
+        key = jax.random.key(0)
+        tree = jax.eval_shape(module.init, {"params": key, _SHAPES_ALONE: key}, *arrays)["params"]
+        return {"/".join(path): [leaf.shape, leaf.dtype.name] for path, leaf in flatten_dict(tree).items()}
+
+    found = remembered("shapes", f"{version('flax')} {_code()} {module!r} {inputs}", trace)
+    leaves = {tuple(path.split("/")): jax.ShapeDtypeStruct(tuple(size), dtype) for path, (size, dtype) in found.items()}
+    return unflatten_dict(leaves)
+
+
+@functools.cache
+def _code() -> str:
+    """The digest of all that decides which parameters a network has."""
+    files = sorted(Path(__file__).parent.glob("*.py"))
+    return digest_of([path.read_bytes() for path in files])
 
 
 class Dense(Given, nn.Dense):
