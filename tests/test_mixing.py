@@ -1,5 +1,6 @@
 """The commands that mix pictures, go from one to another, and say where and when a picture counts."""
 
+import hashlib
 import json
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from sdipc_jax import Bundle, cli, parallel
 from sdipc_jax.prompts import algebra
 from sdipc_jax.prompts import converter as converting
 from sdipc_jax.prompts.projection import end_states, mean_end_state
+from sdipc_jax.sampling import encode_pictures
 
 FAST = ["--steps", "4", "--quiet"]
 
@@ -25,13 +27,14 @@ class Sampler:
         self.contexts: list[np.ndarray] = []
         self.weights: list[Any] = []
         self.negative: Any = None
+        self.start: Any = None
 
     def __call__(self, mesh: Any, bundle: Bundle, context: Any, report: Any, **settings: Any) -> Any:
         # An animation keeps no frame twice: each picture has a grey of its own.
         levels = (len(self.contexts) + np.arange(len(context))) / 20
         self.contexts += list(np.asarray(context))
         self.weights.append(settings["weights"])
-        self.negative = np.asarray(settings["negative"])
+        self.negative, self.start = np.asarray(settings["negative"]), settings["start"]
         return np.broadcast_to(levels[:, None, None, None], (len(context), 32, 32, 3)), np.zeros(len(context), bool)
 
 
@@ -185,6 +188,36 @@ def test_interpolate_goes_from_one_to_the_other(
     assert lines[0]["inputs"][1] == {"text": "red"}
 
 
+def test_strength_alone_starts_from_the_picture_itself(
+    run: Any, sampler: Sampler, tiny: Bundle, files: dict[str, Path]
+) -> None:
+    assert run("vary", files["cat"], files["left"], "--strength", 0.5, "--num-images", 1) == 0
+    assert sampler.start.strength == 0.5
+    assert sampler.start.mask is None
+    with Image.open(files["left"]) as opened:
+        pixels = np.asarray(opened.convert("RGB"), np.float32)[None] / 255
+    np.testing.assert_allclose(sampler.start.latents[1], encode_pictures(tiny, pixels)[0], atol=1e-5)
+
+
+def test_a_text_repaints_a_part_of_a_picture(
+    run: Any, sampler: Sampler, tiny: Bundle, files: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sdipc_jax.commands.text.load_weights", lambda config, tuned: tiny)
+    assert run("text", "red", "cat", "--init-image", files["cat"], "--mask-image", files["left"]) == 0
+    assert sampler.start.strength == 1
+    # Two texts, four pictures each.
+    assert sampler.start.latents.shape == (8, 8, 8, 4)
+    assert np.asarray(sampler.start.mask)[0, 5, :, 0].tolist() == [1, 1, 1, 1, 0, 0, 0, 0]
+    line = json.loads((tmp_path / "out/manifest.jsonl").read_text().splitlines()[0])
+    assert line["init_sha256"] == [hashlib.sha256(files["cat"].read_bytes()).hexdigest()]
+    assert line["mask_sha256"] == hashlib.sha256(files["left"].read_bytes()).hexdigest()
+
+
+def test_padding_paints_what_the_pictures_shape_leaves(run: Any, sampler: Sampler, files: dict[str, Path]) -> None:
+    assert run("edit", files["cat"], "red", "--pad", "--width", 48, "--num-images", 1) == 0
+    assert np.asarray(sampler.start.mask)[0, 3, :, 0].tolist() == [1, 1, 0, 0, 0, 0, 0, 0, 0, 0, 1, 1]
+
+
 @pytest.mark.parametrize(
     "arguments, message",
     [
@@ -197,6 +230,13 @@ def test_interpolate_goes_from_one_to_the_other(
         (["vary", "cat", "--start", "0.5", "--end", "0.5"], "start is 0.5 and end 0.5, expected start < end"),
         (["vary", "cat", "--end", "1.5"], "end is 1.5, expected less than or equal to 1"),
         (["vary", "cat", "--negative-picture", "nothing"], "No such file or directory"),
+        (["vary", "cat", "--init-image", "dog"], "found init_image without strength, expected how much is redone"),
+        (["vary", "cat", "--strength", "0"], "strength is '0', expected greater than 0"),
+        (["vary", "cat", "--strength", "0.2"], "strength is 0.2, which of 4 steps leaves none"),
+        (["vary", "cat", "--mask-image", "black"], "found a mask that is black, expected white where the picture"),
+        (["vary", "cat", "--pad"], "the picture has the shape of 32x32 already"),
+        (["vary", "cat", "--pad", "--mask-image", "left"], "found both mask_image and pad, expected one of them"),
+        (["text", "red", "--strength", "0.5"], "found strength and no picture to start from, expected one"),
         (["interpolate", "cat", "dog", "--frames", "1"], "frames is 1, expected greater than or equal to 2"),
     ],
 )

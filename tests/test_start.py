@@ -4,14 +4,13 @@ import dataclasses
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 
 import sdipc_jax as sdipc
 from sdipc_jax import Bundle, InputError, parallel
 from sdipc_jax.samplers import SAMPLERS, SchedulerConfig
-from sdipc_jax.sampling import Start, encode_pictures, start_from
+from sdipc_jax.sampling import encode_pictures, start_from
 from sdipc_jax.sampling.loop import advance
 from sdipc_jax.sampling.request import begin
 from sdipc_jax.sampling.start import first_evaluation
@@ -113,7 +112,7 @@ def test_rows_start_from_their_own_pictures_on_any_mesh(
 
 @pytest.mark.parametrize("strength, steps, first", [(1.0, 50, 0), (0.3, 50, 35), (0.6, 10, 4), (0.999, 10, 1)])
 def test_steps_are_counted_as_by_others(strength: float, steps: int, first: int) -> None:
-    assert first_evaluation(Start(jnp.zeros((1, 1, 1, 1)), None, None, strength), steps) == first
+    assert first_evaluation(strength, steps) == first
 
 
 def test_refusals(bundle: Bundle, context: jax.Array, pictures: np.ndarray) -> None:

@@ -284,7 +284,7 @@ def test_latents_of_another_type_are_refused_by_name(name: str, tmp_path: Path) 
 def test_classes_that_yaml_reads_as_something_else(classes: str, tmp_path: Path) -> None:
     path = tmp_path / "run.yaml"
     path.write_text(f"data: {tmp_path}\noutput_dir: {tmp_path}\nclasses: {classes}\n")
-    with pytest.raises(InputError, match="classes is .*, expected names.*, since YAML reads no"):
+    with pytest.raises(InputError, match=r"classes is .*, expected names.*, since YAML reads no"):
         read_run(path, "ct")
     path.write_text(f"data: {tmp_path}\noutput_dir: {tmp_path}\nclasses: ['no', '007']\n")
     assert read_run(path, "ct").classes == {"no": "no", "007": "007"}

@@ -33,7 +33,7 @@ class Controls:
     def __init__(self, job: SamplingJob, settings: ControlSettings, count: int) -> None:
         config, values = job.config, job.values
         self.given = bool(settings.mask) or (settings.start, settings.end, settings.layers) != (0.0, 1.0, "all")
-        schedule = SAMPLERS[values.sampler].schedule(config.scheduler, values.steps)
+        schedule = SAMPLERS[values.sampler].schedule(config.scheduler, values.steps, first=job.first)
         self.weights = weights.over_steps(len(schedule.timesteps), settings.start, settings.end)
         if settings.layers != "all":
             self.weights = self.weights * weights.over_layers(config.unet, settings.layers.split(","))

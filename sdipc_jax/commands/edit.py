@@ -1,7 +1,7 @@
 """The command `edit`: a picture and a text in, the picture with the text's change out."""
 
 from sdipc_jax.commands.controls import Controls
-from sdipc_jax.commands.inputs import read_inputs
+from sdipc_jax.commands.inputs import each_path, read_inputs
 from sdipc_jax.commands.job import SamplingJob
 from sdipc_jax.commands.outcome import Outcome
 from sdipc_jax.commands.settings import EditSettings
@@ -15,6 +15,7 @@ def edit(settings: EditSettings, report: Report) -> Outcome:
     job = SamplingJob(settings)
     texts = job.read([settings.text])
     inputs, failures = read_inputs(job.config, [settings.picture])
+    job.start_from(each_path(inputs))
     controls = Controls(job, settings, len(inputs))
     job.check([each.subject for each in inputs])
     converter = Converter(job.config, settings)

@@ -85,6 +85,11 @@ def read_inputs(config: Config, paths: Sequence[Path]) -> tuple[list[Input], lis
     return inputs, failures
 
 
+def each_path(inputs: Sequence[Input]) -> list[Path]:
+    """The files of inputs."""
+    return [Path(each.subject.record["input"]) for each in inputs]
+
+
 def read_latents(path: Path, shape: tuple[int, ...]) -> np.ndarray:
     """Noise of unit variance.
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
+from pathlib import Path
 from typing import NamedTuple
 
 import jax
@@ -14,12 +15,15 @@ from sdipc_jax.checkpoints.digests import digests
 from sdipc_jax.checkpoints.load import configure
 from sdipc_jax.commands.inputs import read_latents
 from sdipc_jax.commands.outcome import Outcome, notes_of, plain
+from sdipc_jax.commands.settings import StartSettings
+from sdipc_jax.commands.starting import Starting
 from sdipc_jax.parallel import AXIS, Watchdog
 from sdipc_jax.pictures.outputs import OutputFolder, Subject, check_output
 from sdipc_jax.prompts.contexts import negative_prompt
 from sdipc_jax.prompts.converter import Converter
 from sdipc_jax.prompts.tokens import Texts, read_texts, with_chunks
 from sdipc_jax.records import Record, Report
+from sdipc_jax.sampling import Start
 from sdipc_jax.sampling.advice import advice
 from sdipc_jax.sampling.decoding import check_finite, to_uint8
 from sdipc_jax.sampling.request import decide
@@ -60,6 +64,21 @@ class SamplingJob:
         if settings.latents is not None:
             self.latents = read_latents(settings.latents, (settings.num_images, *shape))
         self.negative = read_texts(config, [settings.negative_prompt], **settings.wording)
+        self.starting: Starting | None = None
+
+    def start_from(self, pictures: Sequence[Path] = ()) -> None:
+        """Reads what sampling starts from, if that is asked for.
+
+        Args:
+            pictures: the subjects' own, which are it if no other is named.
+        """
+        if isinstance(self.settings, StartSettings):
+            self.starting = Starting(self.config, self.settings, self.values, pictures)
+
+    @property
+    def first(self) -> int:
+        """The evaluation that sampling begins with."""
+        return self.starting.first if self.starting else 0
 
     def read(self, texts: Sequence[str]) -> Texts:
         """Prompts, with as many chunks as the negative prompt, or that with as many as they have."""
@@ -76,7 +95,7 @@ class SamplingJob:
             "seed": settings.seed,
             "settings": self._record(),
             "checkpoint": digests(self.config, settings.tuned),
-        }
+        } | (self.starting.record if self.starting else {})
         parallel.agree(self.record | {"inputs": [subject.record for subject in subjects]})
 
     def run(
@@ -100,6 +119,7 @@ class SamplingJob:
                 folder.add_record(failure)
         prompts = prompts if isinstance(prompts, Prompts) else Prompts(prompts)
         negative = negative_prompt(bundle, *self.negative) if prompts.negative is None else prompts.negative
+        start = self.starting.start(bundle, len(subjects)) if self.starting else None
         # One device runs the programs that `sdipc compile` has made, which know of no mesh.
         if self.mesh.size > 1:
             bundle = parallel.replicate(self.mesh, bundle)
@@ -116,7 +136,7 @@ class SamplingJob:
                 filled = batch + batch[-1:] * (size - len(batch))
                 # Only with others is there something to wait for in vain.
                 with watchdog.step() if several else nullcontext():
-                    pictures, flagged = self._sample(bundle, prompts, negative, filled, batch_report)
+                    pictures, flagged = self._sample(bundle, prompts, negative, start, filled, batch_report)
                 for (subject, index), picture, is_flagged in zip(batch, pictures, flagged, strict=False):
                     if folder:
                         folder.add(subject, index, picture, record | ({"flagged": True} if is_flagged else {}))
@@ -137,6 +157,7 @@ class SamplingJob:
         bundle: Bundle,
         prompts: Prompts,
         negative: Float[Array, "1 L D"],
+        start: Start | None,
         rows: Sequence[tuple[int, int]],
         report: Callable[[int, int], None],
     ) -> tuple[np.ndarray, np.ndarray]:
@@ -154,6 +175,7 @@ class SamplingJob:
             negative=negative,
             seeds=settings.seed,
             indices=indices,
+            start=jax.tree.map(lambda leaf: leaf[subjects], start),
             latents=None if self.latents is None else self.latents[indices],
             steps=values.steps,
             guidance_scale=values.guidance_scale,

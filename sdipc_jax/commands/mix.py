@@ -36,6 +36,7 @@ def mix(settings: MixSettings, report: Report) -> Outcome:
     words = [name for name in settings.without if name not in files]
     unwanted = read_inputs(config, [Path(name) for name in files])[0] if files else []
     unwanted_tokens = token_ids(config, words, truncate=settings.truncate)
+    job.start_from()
     controls = Controls(job, settings, len(inputs))
     weights = list(settings.weights) or [1.0] * len(inputs)
     if not settings.mask:

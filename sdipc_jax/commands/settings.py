@@ -55,14 +55,37 @@ class ControlSettings(Settings):
         return self
 
 
-class VarySettings(SamplingSettings, ProjectionSettings, ControlSettings):
+class StartSettings(Settings):
+    """What sampling starts from in the place of noise alone."""
+
+    init_image: Annotated[Path | None, choice("FILE", "noise alone")] = None
+    """A picture to start from; with vary and edit, --strength alone starts from the picture itself."""
+    strength: Annotated[Annotated[float, Field(gt=0, le=1)] | None, choice("FLOAT", "1 with a mask")] = None
+    """The share of the steps that are taken: little changes little of the picture that is started from."""
+    mask_image: Annotated[Path | None, choice("FILE", "all of it")] = None
+    """A picture that is white where the picture is redone."""
+    pad: bool = False
+    """Keep the whole picture in the middle, and paint what it leaves of the size (outpainting)."""
+
+    @model_validator(mode="after")
+    def _something_to_redo(self) -> Self:
+        if self.init_image is not None and self.strength is None and self.mask_image is None and not self.pad:
+            raise ValueError(
+                "found init_image without strength, expected how much is redone: give --strength, such as 0.6"
+            )
+        if self.mask_image is not None and self.pad:
+            raise ValueError("found both mask_image and pad, expected one of them: leave the other out")
+        return self
+
+
+class VarySettings(SamplingSettings, ProjectionSettings, ControlSettings, StartSettings):
     """Variations of each picture."""
 
     pictures: Annotated[tuple[Path, ...], tyro.conf.Positional, _PICTURES, Field(min_length=1)]
     """Picture files (JPEG, PNG, WebP, GIF, BMP, AVIF), or folders of them."""
 
 
-class EditSettings(SamplingSettings, ProjectionSettings, ControlSettings):
+class EditSettings(SamplingSettings, ProjectionSettings, ControlSettings, StartSettings):
     """The picture with the text's change."""
 
     picture: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="PICTURE")]
@@ -73,7 +96,7 @@ class EditSettings(SamplingSettings, ProjectionSettings, ControlSettings):
     """Weight of the text's end state; the paper's 0.9, its authors' code has 0.6."""
 
 
-class MixSettings(SamplingSettings, ProjectionSettings, ControlSettings):
+class MixSettings(SamplingSettings, ProjectionSettings, ControlSettings, StartSettings):
     """Several pictures as one prompt: their mean, or each in its own place."""
 
     pictures: Annotated[tuple[Path, ...], tyro.conf.Positional, _PICTURES, Field(min_length=1)]
@@ -118,7 +141,7 @@ class InterpolateSettings(SamplingSettings, ProjectionSettings):
     """How long the animation shows each picture."""
 
 
-class TextSettings(SamplingSettings):
+class TextSettings(SamplingSettings, StartSettings):
     """Plain text to image, with the same samplers."""
 
     texts: Annotated[tuple[str, ...], tyro.conf.Positional, _TEXTS, Field(min_length=1)]

@@ -14,6 +14,7 @@ def text(settings: TextSettings, report: Report) -> Outcome:
     job = SamplingJob(settings)
     texts = job.read(settings.texts)
     subjects = [Subject(prompt, {"text": prompt}) for prompt in settings.texts]
+    job.start_from()
     job.check(subjects)
     bundle = load_weights(job.config, settings.tuned)
     return job.run(bundle, text_prompt(bundle, *texts), subjects, report)

@@ -3,7 +3,7 @@
 from dataclasses import replace
 
 from sdipc_jax.commands.controls import Controls
-from sdipc_jax.commands.inputs import expand, read_inputs
+from sdipc_jax.commands.inputs import each_path, expand, read_inputs
 from sdipc_jax.commands.job import SamplingJob
 from sdipc_jax.commands.outcome import Outcome
 from sdipc_jax.commands.settings import VarySettings
@@ -17,6 +17,7 @@ def vary(settings: VarySettings, report: Report) -> Outcome:
     job = SamplingJob(settings)
     paths, notes = expand(settings.pictures)
     inputs, failures = read_inputs(job.config, paths)
+    job.start_from(each_path(inputs))
     controls = Controls(job, settings, len(inputs))
     job.check([each.subject for each in inputs])
     converter = Converter(job.config, settings)

@@ -133,7 +133,7 @@ def begin(
             "this UNet was trained to repaint a part of a picture: give a picture and a mask to start with"
         )
     steps = defaults.steps if steps is None else steps
-    first = first_evaluation(start, steps)
+    first = 0 if start is None else first_evaluation(start.strength, steps)
     schedule = SAMPLERS[name].schedule(config.scheduler, steps, karras=karras, first=first)
 
     guidance_scale = defaults.guidance_scale if guidance_scale is None else guidance_scale

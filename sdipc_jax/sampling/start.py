@@ -105,21 +105,19 @@ def encode_pictures(bundle: Bundle, pictures: Float[Array, "N H W 3"]) -> Float[
     return config.vae.scaling_factor * mean.astype(jnp.float32)
 
 
-def first_evaluation(start: Start | None, steps: int) -> int:
+def first_evaluation(strength: float, steps: int) -> int:
     """Where a run of so many steps begins, counted as diffusers does.
 
     Raises:
         InputError: the strength leaves no step.
 
-    >>> first_evaluation(Start(None, None, None, 0.3), 50)
+    >>> first_evaluation(0.3, 50)
     35
     """
-    if start is None:
-        return 0
-    taken = min(int(steps * start.strength), steps)
+    taken = min(int(steps * strength), steps)
     if taken < 1:
         raise InputError(
-            f"strength is {start.strength}, which of {steps} steps leaves none: raise the strength or take more steps"
+            f"strength is {strength}, which of {steps} steps leaves none: raise the strength or take more steps"
         )
     return steps - taken
 
