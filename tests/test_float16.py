@@ -3,7 +3,8 @@
 import dataclasses
 from functools import partial
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
@@ -14,11 +15,16 @@ from safetensors.numpy import load_file, save_file
 
 import sdipc_jax as sdipc
 from sdipc_jax import cli
+from sdipc_jax.batch import sampler as batch_sampler
 from sdipc_jax.checkpoints.load import read_config
 from sdipc_jax.errors import InputError
 from sdipc_jax.models import AutoencoderKL, VAEConfig
 from sdipc_jax.models.attention import Transformer2DModel, dot_product_attention
 from sdipc_jax.models.layers import GroupNorm, layer_norm
+from sdipc_jax.parallel import make_mesh
+from sdipc_jax.prompts.tokens import Texts
+from sdipc_jax.sampling.request import decide
+from sdipc_jax.settings import SamplerSettings
 from tests.compare import relative_error
 from tests.random_weights import random_params
 from tests.tiny import SMALL_UNET, tiny_bundle, write_checkpoint
@@ -148,3 +154,40 @@ def test_what_float16_does_not_hold_is_refused(folder: Path, tmp_path: Path, cap
             sdipc.load(folder, dtype="float16")
     finally:
         file.write_bytes(whole)
+
+
+@pytest.mark.parametrize("dtype, told", [("float16", True), ("float32", False)])
+def test_batches_tell_whether_pictures_are_finite(dtype: str, told: bool, tmp_path: Path) -> None:
+    config = tiny_bundle(tmp_path / "tiny", dtype=dtype, unet=SMALL_UNET).config
+
+    def shape(*sides: int, dtype: Any = jnp.float32) -> jax.ShapeDtypeStruct:
+        return jax.ShapeDtypeStruct(sides, dtype)
+
+    texts = Texts(shape(2, 20, dtype=jnp.int32))  # type: ignore[arg-type]
+    whole = shape(2, dtype=jnp.uint32)
+    rows = batch_sampler._Rows(shape(2, 24), texts, texts, shape(2), whole, whole)
+    static = batch_sampler._Static(32, 32, 2, "ddim", False, True, None, 1)
+    bundle = sdipc.Bundle(config.abstract_params(), config)
+    sample = partial(batch_sampler._sample, make_mesh("data=1"), static)
+    finite = jax.eval_shape(sample, bundle, rows, shape(), shape())[2]
+    assert (finite.shape == (2,) and finite.dtype == bool) if told else finite is None
+
+
+def test_a_batch_with_a_picture_of_nan_is_refused(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = read_config(folder, dtype="float16")
+    monkeypatch.setattr(batch_sampler.Sampler, "vectors", lambda self, items: np.zeros((1, 24), np.float32))
+    text = Texts(np.zeros((20,), np.int32))  # type: ignore[arg-type]
+    item: Any = SimpleNamespace(record={"alpha": 0.0, "seed": 0, "index": 0}, tokens=text, negative=text)
+    job: Any = SimpleNamespace(batch_size=1, karras=False, eta=0.0)
+    sampler = batch_sampler.Sampler(
+        sdipc.Bundle({}, config), cast(Any, None), job, decide(config, SamplerSettings()), make_mesh("data=1")
+    )
+    for finite in (True, False):
+        made = np.zeros((1, 32, 32, 3), np.uint8), np.zeros(1, bool), np.array([finite])
+        monkeypatch.setattr(batch_sampler, "_sample", lambda *arguments, made=made: made)
+        batch = batch_sampler.Batch((32, 32), [item], ["a"])
+        if finite:
+            assert sampler.pictures(batch)[0].shape == (1, 32, 32, 3)
+        else:
+            with pytest.raises(InputError, match=r"a picture came out as NaN, .* with dtype float16"):
+                sampler.pictures(batch)
