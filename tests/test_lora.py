@@ -19,6 +19,7 @@ from sdipc_jax.checkpoints.lora import merge_lora
 from sdipc_jax.checkpoints.lora_formulas import changed, kind_of
 from sdipc_jax.checkpoints.lora_names import ldm_name
 from sdipc_jax.settings import CheckpointSettings
+from tests import lora_files
 from tests.tiny import tiny_bundle
 
 QUERY = "down_blocks.0.attentions.0.transformer_blocks.0.attn1.to_q"
@@ -418,7 +419,7 @@ def test_what_fits_nothing_is_named_and_may_be_left_out(tiny: Bundle, tmp_path: 
         ),
         (
             {"lora_down.weight": random(2, 16), "lora_up.weight": random(16, 2), "alpha": np.array(3e38, np.float32)},
-            "NaN or infinity, expected finite weights",
+            "NaN or infinity, expected numbers",
         ),
     ],
 )
@@ -463,3 +464,19 @@ def test_two_towers_are_told_apart(tmp_path: Path) -> None:
     check(second, new, {f"{TEXT}.weight": before + random(24, 2) @ random(2, 24)}, "text_encoder_2")
     check(second, new, {}, "text_encoder")
     refuse(bundle, tmp_path, tensors, "2 of 2 tensors fit nothing in this checkpoint")
+
+
+def test_damage_is_refused_in_one_line_or_changes_nothing_else(tiny: Bundle, tmp_path: Path) -> None:
+    """Mutations of header and names: no other error, and no result that is not finite."""
+    refusals = []
+    for number, (file, read) in enumerate(lora_files.targets(tmp_path, tiny)):
+        read(file)
+        data, path = file.read_bytes(), tmp_path / "damaged.safetensors"
+        for seed in range(120):
+            path.write_bytes(lora_files.damaged(data, 1000 * number + seed))
+            try:
+                read(path)
+            except InputError as error:
+                refusals.append(str(error))
+    assert 200 < len(refusals) < 360
+    assert not [each for each in refusals if not each.isprintable() or len(each) > 2000]

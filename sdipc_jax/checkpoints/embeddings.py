@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from sdipc_jax.checkpoints.bundle import Bundle, Config, Embedding, Params
+from sdipc_jax.checkpoints.lora_changes import shortened
 from sdipc_jax.checkpoints.tensors import RUNS_CODE, Tensor, read_header
 from sdipc_jax.errors import InputError, printable
 
@@ -69,7 +70,7 @@ def read_embedding(file: Path, config: Config) -> Embedding:
         if component is None or widths.get(component) != width or component in found:
             base = f", as for {_BASES[width]}" if width in _BASES else ""
             raise InputError(
-                f"{shown}: {printable(name)} is {list(tensor.shape)}{base}, expected one tensor (vectors, width) for "
+                f"{shown}: {shortened(name)} is {list(tensor.shape)}{base}, expected one tensor (vectors, width) for "
                 f"each text encoder of this checkpoint, of width {' and '.join(map(str, widths.values()))}: use a file "
                 "that was made for it"
             )

@@ -20,7 +20,7 @@ import numpy as np
 
 from sdipc_jax.checkpoints.bundle import Bundle, Config
 from sdipc_jax.checkpoints.keys import flatten, from_torch, to_torch, torch_name, torch_shape, unflatten
-from sdipc_jax.checkpoints.lora_changes import Change, Lora, changes_of, named
+from sdipc_jax.checkpoints.lora_changes import Change, Lora, changes_of, named, shortened
 from sdipc_jax.checkpoints.lora_formulas import KINDS, Kind, changed, kind_of
 from sdipc_jax.checkpoints.lora_names import UNSUPPORTED, spellings, split
 from sdipc_jax.checkpoints.tensors import RUNS_CODE, Tensor, read_header, read_metadata
@@ -138,11 +138,11 @@ def _check_kinds(shown: str, tensors: Sequence[Tensor]) -> None:
         kind = next((kind for suffix, kind in UNSUPPORTED.items() if tensor.name.endswith(suffix)), None)
         if kind is not None:
             raise InputError(
-                f"{shown}: {printable(tensor.name)} is of the kind {kind}, expected LoRA, LoCon, LoHa, LoKr, DoRA or "
+                f"{shown}: {shortened(tensor.name)} is of the kind {kind}, expected LoRA, LoCon, LoHa, LoKr, DoRA or "
                 "differences: use another file"
             )
         if 0 in tensor.shape:
-            raise InputError(f"{shown}: {printable(tensor.name)} is empty, expected numbers: use another file")
+            raise InputError(f"{shown}: {shortened(tensor.name)} is empty, expected numbers: use another file")
 
 
 def _check_base(shown: str, tensors: Sequence[Tensor], config: Config) -> None:
@@ -177,7 +177,7 @@ def _look_up(
         # Some files have every tensor twice, under the names of two programs.
         if other is not tensor and (other.shape != tensor.shape or (other.read() != tensor.read()).any()):
             raise InputError(
-                f"{shown}: {printable(other.name)} and {printable(tensor.name)} are for the same module and differ, "
+                f"{shown}: {shortened(other.name)} and {shortened(tensor.name)} are for the same module and differ, "
                 "expected one of them: use another file"
             )
     return found, left_out
@@ -195,12 +195,12 @@ def _changes(
         kind = kind_of(frozenset(weight))
         if kind is None:
             raise InputError(
-                f"{shown}: {printable(module)} has {', '.join(sorted(weight))}, expected all tensors of one kind, such "
+                f"{shown}: {shortened(module)} has {', '.join(sorted(weight))}, expected all tensors of one kind, such "
                 "as up and down: the file is damaged"
             )
         rank = kind.rank(weight) or 1
         if rank > _HIGHEST_RANK:
-            raise InputError(f"{shown}: {printable(module)} is of rank {rank}, expected at most {_HIGHEST_RANK}")
+            raise InputError(f"{shown}: {shortened(module)} is of rank {rank}, expected at most {_HIGHEST_RANK}")
         result.append(("weight", Change(kind, weight, alpha, rank_stabilised)))
     return result
 
@@ -210,7 +210,7 @@ def _check_shapes(shown: str, change: Change, name: str, shape: tuple[int, ...])
     if problem := _problem(change.kind, shapes, shape):
         first = next(iter(change.tensors.values()))
         raise InputError(
-            f"{shown}: {printable(first.name)} and what belongs to it do not fit {name} of {list(shape)} ({problem}): "
+            f"{shown}: {shortened(first.name)} and what belongs to it do not fit {name} of {list(shape)} ({problem}): "
             "use another file or another checkpoint"
         )
 

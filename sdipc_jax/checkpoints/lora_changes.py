@@ -15,7 +15,7 @@ from sdipc_jax.errors import InputError, printable
 
 Fuse = Callable[[np.ndarray], np.ndarray]
 
-_SHOWN = 5
+_SHOWN, _LONGEST_NAME = 5, 120
 
 
 @dataclass(frozen=True)
@@ -46,7 +46,7 @@ class Change:
         if not np.isfinite(new).all():
             first = next(iter(self.tensors.values()))
             raise InputError(
-                f"{printable(first.file)}: {first.name} makes a weight NaN or infinity, expected finite weights: "
+                f"{printable(first.file)}: {shortened(first.name)} makes a weight NaN or infinity, expected numbers: "
                 "lower its scale or use another file"
             )
         return new
@@ -92,4 +92,10 @@ def _in_turn(steps: Sequence[Fuse], weight: np.ndarray) -> np.ndarray:
 def named(names: Sequence[str]) -> str:
     """The first few names, and how many more there are."""
     more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
-    return ", ".join(printable(name) for name in names[:_SHOWN]) + more
+    return ", ".join(shortened(name) for name in names[:_SHOWN]) + more
+
+
+def shortened(name: str) -> str:
+    """A tensor's name as a message can show it, on one line: files may have names of any length."""
+    shown = printable(name)
+    return shown if len(shown) <= _LONGEST_NAME else f"{shown[:_LONGEST_NAME]}..."
