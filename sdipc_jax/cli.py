@@ -56,6 +56,8 @@ _COMMANDS = {
     ),
 }
 
+# Letters.
+_SCREEN = 2000
 _WITH_DASH = (
     ": found {!r}, which begins with a dash: put -- before it, behind all options, or join an option's value with =, "
     "as in --negative-prompt=-red"
@@ -80,6 +82,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except Exception:
         _abandon(1)
         raise
+    message = shortened(message, _SCREEN)
     print(f"sdipc: {message}", file=sys.stderr)
     if "--json" in arguments:
         print(json.dumps({"error": message}))

@@ -34,7 +34,7 @@ class Counted:
         """The notes, the most frequent first, and no more of them than a screen has room for."""
         ordered = sorted(self.found.items(), key=lambda each: (-each[1][1], each[0]))
         lines = [
-            f"{note}: {count} pictures, the first is {name}" if count > 1 else f"{note}: {name}"
+            f"{note}: {count} pictures, the first is {name}" if count > 1 else f"{name}: {note}"
             for note, (name, count) in ordered[:_SHOWN]
         ]
         more = len(ordered) - _SHOWN

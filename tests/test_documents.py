@@ -66,6 +66,17 @@ def test_the_root_names_what_is_imported_from_it_for_type_checkers() -> None:
         find("sdipc_jax.nothing_of_the_kind")
 
 
+def test_tests_that_are_named_as_proof_exist() -> None:
+    page = (ROOT / "docs/reliability.md").read_text(encoding="utf-8")
+    named = re.findall(r"`([\w/]+)::(test_\w+)`", page)
+    assert len(named) > 100
+    for module in {module for module, _ in named}:
+        tree = ast.parse((ROOT / f"tests/{module}.py").read_text(encoding="utf-8"))
+        there = {node.name for node in tree.body if isinstance(node, ast.FunctionDef)}
+        missing = {test for each, test in named if each == module} - there
+        assert not missing, f"docs/reliability.md names tests that tests/{module}.py has not"
+
+
 def test_names_are_found_in_pages() -> None:
     page = "`sdipc_jax.a.b`\n```python\nimport sdipc_jax as sdipc\nfrom sdipc_jax.c import d\nsdipc.e(sdipc.f.g)\n```\n"
     assert sorted(names_in(page)) == ["sdipc_jax.a.b", "sdipc_jax.c.d", "sdipc_jax.e", "sdipc_jax.f"]

@@ -127,7 +127,7 @@ def test_notes_are_counted_and_cut() -> None:
         counted.add(f"{number}.png", ["transparent: shown on white", f"of its own: {number}"])
     lines = counted.lines()
     assert lines[0] == "transparent: shown on white: 30 pictures, the first is 0.png"
-    assert lines[1] == "of its own: 0: 0.png"
+    assert lines[1] == "0.png: of its own: 0"
     assert lines[-1] == "and 23 more kinds of notes"
     assert len(lines) == 9
 

@@ -1,14 +1,14 @@
 """What a command did, for people and as JSON."""
 
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from tqdm import tqdm
 
 from sdipc_jax.errors import printable
-from sdipc_jax.records import Record
+from sdipc_jax.records import Counted, Record
 from sdipc_jax.settings import CommandSettings, Settings
 
 
@@ -44,11 +44,12 @@ class Outcome:
         return "\n".join([*self.notes, summary])
 
 
-def notes_of(records: Iterable[Record]) -> Iterator[str]:
-    """What is odd about the inputs, a line each."""
+def notes_of(records: Iterable[Record]) -> list[str]:
+    """What is odd about the inputs, a line each, or a line for several."""
+    counted = Counted()
     for record in records:
-        if "notes" in record:
-            yield f"{printable(record['input'])}: {'; '.join(record['notes'])}"
+        counted.add(printable(record.get("input", "")), record.get("notes", ()))
+    return counted.lines()
 
 
 def say(settings: CommandSettings, message: str) -> None:
