@@ -7,13 +7,17 @@ import pytest
 from PIL import Image
 
 from sdipc_jax import Bundle, InputError, read_pictures
+from sdipc_jax.batch.settings import BatchSettings
 from sdipc_jax.checkpoints.bundle import with_fit
+from sdipc_jax.commands import batch as command
 from sdipc_jax.commands.inputs import expand, read_inputs
 from sdipc_jax.pictures.preprocessing import Preprocessing, preprocess, seen
 from sdipc_jax.pictures.sheets import mark_middle
 from sdipc_jax.records import Counted
 from sdipc_jax.settings import Fit
-from sdipc_jax.tuning.config import read_run
+from sdipc_jax.tuning.config import RunSettings, read_run
+from sdipc_jax.tuning.data import find_examples
+from tests.batch_jobs import Stub, write_job
 
 PLAIN = Preprocessing(size=6, crop_size=(4, 4), do_rescale=False, do_normalize=False, resample=0, image_mean=(0.5,) * 3)
 
@@ -139,3 +143,38 @@ def test_runs_from_before_there_was_a_choice_go_on(tmp_path: Path) -> None:
     assert read_run(path, "ct", ["fit=pad"]).identity()["fit"] == "pad"
     with pytest.raises(InputError, match="fit is 'stretch'"):
         read_run(path, "ct", ["fit=stretch"])
+
+
+def odd_pictures(folder: Path) -> Path:
+    """Two that are transparent, one that is long, and one without a note."""
+    folder.mkdir()
+    noise = np.random.default_rng(0).integers(0, 250, (32, 32, 4), np.uint8)
+    for name in "ab":
+        Image.fromarray(noise).save(folder / f"{name}.png")
+    Image.fromarray(np.tile(noise[:16, :, :3], (1, 12, 1))).save(folder / "c.png")
+    Image.fromarray(noise[..., :3]).save(folder / "d.png")
+    return folder
+
+
+def test_batch_tells_of_odd_pictures_counted_and_fits_them(tiny_folder: Path, tmp_path: Path) -> None:
+    pictures = odd_pictures(tmp_path / "pictures")
+    digests = set()
+    for fit in ("crop", "pad", "squash"):
+        values = {"model": str(tiny_folder), "scale": 5.0, "vectors": True, "fit": fit}
+        job = write_job(tmp_path / f"{fit}.yaml", source=pictures, **values)
+        outcome = command.batch(BatchSettings(job=job), lambda done: None, make_device=Stub())
+        assert "transparent: shown on white: 2 pictures, the first is a.png" in outcome.notes
+        assert "c.png: longer than 20:1" in outcome.notes
+        assert not any("d.png" in note for note in outcome.notes)
+        assert "transparent: shown on white: 2 pictures" in str(outcome)
+        digests.add(outcome.manifest["digest"])
+    assert len(digests) == 3
+
+
+def test_tune_tells_of_odd_pictures_counted(tmp_path: Path) -> None:
+    run = RunSettings(data=odd_pictures(tmp_path / "pictures"), output_dir=tmp_path / "out")
+    notes: list[str] = []
+    assert len(find_examples(run, notes)) == 4
+    folder = tmp_path.resolve() / "pictures"
+    assert f"transparent: shown on white: 2 pictures, the first is {folder / 'a.png'}" in notes
+    assert f"{folder / 'c.png'}: longer than 20:1" in notes
