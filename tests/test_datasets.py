@@ -296,7 +296,7 @@ def test_what_is_passed_over_is_told(tmp_path: Path) -> None:
     path = write_tar(tmp_path / "in.tar", [(f"./{name}", content.get(name, b"\0")) for name in kept])
     survey, rows = look(path)
     assert [name for name, _ in good(rows)] == ["./a.jpg", "./e"]
-    assert survey.notes == ("3 files not taken: 1 name that begins with a dot, 1 in __MACOSX, 1 in @eaDir",)
+    assert survey.notes == ("3 files not taken: 1 in @eaDir, 1 in __MACOSX, 1 name that begins with a dot",)
 
 
 # Texts.

@@ -294,9 +294,10 @@ def _refused(job: _Job) -> Iterator[str]:
     """What can be told of a small job's rows before the device is busy: those whose texts or sizes will not do."""
     if job.rows > _CHECKED_ROWS or job.survey.size > _CHECKED_BYTES:
         return
-    bad = [(raw, problem) for raw in job.source.rows(lambda row: True) if (problem := job.reader.check(raw))]
+    rows = job.source.rows(lambda row: True)
+    bad = [f"{name_row(raw.number, raw.place)}: {problem}" for raw in rows if (problem := job.reader.check(raw))]
     if bad:
-        shown = "; ".join(f"{name_row(raw.number, raw.place)}: {problem}" for raw, problem in bad[:_SHOWN_ROWS])
+        shown = "; ".join(bad[:_SHOWN_ROWS])
         more = f"; and {len(bad) - _SHOWN_ROWS} more" if len(bad) > _SHOWN_ROWS else ""
         yield f"{len(bad)} of {job.rows} rows will fail: {shown}{more}"
 

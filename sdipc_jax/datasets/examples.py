@@ -218,6 +218,8 @@ def _found(row: RawRow, columns: dict[str, str] | None) -> _Found:
             if not isinstance(each, str):
                 raise InputError(f"found {each!r:.80}, expected texts in picture, class and caption: correct the row")
         where = row.input(name, data).where
+        if not isinstance(where, bytes) and "://" in os.fspath(where):
+            raise InputError(f"{printable(name)}: found an address, expected a file of this machine: fetch it first")
     except InputError as error:
         raise InputError(shortened(f"{row.place}: {error}" if row.place else str(error))) from None
     if isinstance(where, bytes):

@@ -45,6 +45,8 @@ def rows_of_groups(stream: IO[bytes], length: int) -> tuple[int, ...]:
         for column, is_flat in zip(columns, flat, strict=True):
             if is_flat and column[_VALUES] != group[_GROUP_ROWS]:
                 raise ValueError(f"found {column[_VALUES]} values of a column for {group[_GROUP_ROWS]} rows")
+            if not group[_GROUP_ROWS]:
+                continue  # It lies nowhere.
             start = min(column[_DATA], column.get(_DICTIONARY) or column[_DATA])
             places.append((start, start + column[_SIZE]))
     places.sort()

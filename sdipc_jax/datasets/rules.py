@@ -67,7 +67,8 @@ def told(passed: Counter[str]) -> tuple[str, ...]:
     total = passed.total()
     if not total:
         return ()
-    kinds = [f"{count} {_ONE.get(what, what) if count == 1 else what}" for what, count in passed.most_common()]
+    most_first = sorted(passed.items(), key=lambda each: (-each[1], each[0]))
+    kinds = [f"{count} {_ONE.get(what, what) if count == 1 else what}" for what, count in most_first]
     more = [f"and {len(kinds) - _KINDS_SHOWN} other kinds"] if len(kinds) > _KINDS_SHOWN else []
     return (f"{total} file{'s'[: total > 1]} not taken: {', '.join([*kinds[:_KINDS_SHOWN], *more])}",)
 
