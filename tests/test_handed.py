@@ -127,7 +127,7 @@ def test_every_failure_says_where_and_is_short(
         assert f"sdipc: row {number} (in.jsonl, line {number + 1}): {line['error']}" in told
     assert max(map(len, told)) < 1200
     # What can be known before pictures are read was told first, of all rows.
-    assert told[0] == "sdipc: 10 rows, 1 shards"
+    assert told[0] == "sdipc: rows: 10, shards: 1"
     assert told[1].startswith("sdipc: 6 of 10 rows will fail: row 2 (in.jsonl, line 3): ")
     assert told[1].endswith("; and 3 more")
 

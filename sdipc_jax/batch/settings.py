@@ -110,8 +110,8 @@ class JobSettings(SamplerSettings, ProjectionSettings):
     """A job's file."""
 
     source: _Path | tuple[_Path, ...]
-    """A folder of pictures, a .jsonl file, .tar shards or .parquet files, here or on any path that etils.epath opens.
-    Names may hold `*` and `{00..07}`."""
+    """A folder of pictures, .jsonl files, .tar shards or .parquet files, here or on any path that etils.epath opens
+    (docs/datasets.md). Names may hold `*` and `{00..07}`."""
     output_dir: _Path = "out"
     """Where the shards go, here or on any path that etils.epath opens."""
     columns: dict[str, str] | None = None

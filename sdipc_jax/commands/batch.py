@@ -1,7 +1,6 @@
 """The command `batch`: settings in, shards out. What can be refused is refused before anything is compiled."""
 
 import itertools
-import os
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -13,6 +12,7 @@ import jax
 from etils import epath
 from tqdm import tqdm
 
+from sdipc_jax.batch.checks import check_apart, check_columns, rows_that_will_fail
 from sdipc_jax.batch.items import Reader
 from sdipc_jax.batch.manifest import Header, Manifest
 from sdipc_jax.batch.pipeline import SHOWN_FAILURES, Device, Progress, Run
@@ -25,15 +25,14 @@ from sdipc_jax.checkpoints.bundle import Config
 from sdipc_jax.checkpoints.digests import digests
 from sdipc_jax.checkpoints.load import configure
 from sdipc_jax.commands.outcome import say
-from sdipc_jax.datasets.folder import Folder, ImageFolder
-from sdipc_jax.datasets.rows import Row, Source, Survey, standard_names
+from sdipc_jax.datasets.rows import Source, Survey
 from sdipc_jax.datasets.sources import open_source
 from sdipc_jax.errors import InputError, printable
 from sdipc_jax.interruption import Interruption, locked
 from sdipc_jax.parallel import make_mesh
 from sdipc_jax.prompts.converter import Converter
 from sdipc_jax.prompts.tokens import read_texts
-from sdipc_jax.records import Record, Report, digest_of, name_row
+from sdipc_jax.records import Record, Report, digest_of
 from sdipc_jax.sampling.advice import advice
 from sdipc_jax.sampling.request import decide
 from sdipc_jax.settings import Defaults
@@ -53,9 +52,6 @@ _DECISIVE = (
 )
 _SAMPLING = ("steps", "guidance_scale", "guidance_interval", "cache_interval", "sampler", "eta", "karras")
 _ROWS = ("text", "alpha", "negative_prompt", "seed", "height", "width", "sizes")
-# A job of so many rows, and of so many bytes to be read for them, is looked through before the device is busy.
-_CHECKED_ROWS, _CHECKED_BYTES = 10_000, 2**28
-_SHOWN_ROWS = 3
 _RESULTS = ("vectors", "container", "format", "quality", "shard_size")
 
 
@@ -153,14 +149,14 @@ class _Job:
         read_texts(config, texts, **settings.wording)
         columns = settings.columns
         source = open_source(settings.source, None if columns is None else columns.values())
-        _check_apart(source, settings.output_dir)
+        check_apart(source, settings.output_dir)
         survey = source.survey()
         if survey.rows == 0:
             told = "".join(f"; {note}" for note in survey.notes)
             raise InputError(
                 f"source is {settings.source!r}, but there are no pictures{told}, expected one: check the path"
             )
-        _check_columns(source, settings)
+        check_columns(source, settings)
         typed = settings.model_dump(mode="json") | values.model_dump(mode="json", exclude_none=True)
         # A scale that is measured follows from the checkpoint.
         decisive: Record = {name: typed[name] for name in _DECISIVE} | {"checkpoint": digests(config, settings.tuned)}
@@ -243,9 +239,9 @@ def _run(job: _Job, settings: BatchSettings, report: Report, make_device: Callab
     started = time.perf_counter()
     progress, notes, interrupted = Progress(), (*job.manifest.notes, *work.notes), False
     if work.whole or work.partly:
-        notes += tuple(_refused(job))
+        notes += tuple(rows_that_will_fail(job.source, job.survey, job.reader))
         if not settings.quiet:
-            for line in (f"{job.rows} rows, {job.shards} shards", *notes):
+            for line in (f"rows: {job.rows}, shards: {job.shards}", *notes):
                 tqdm.write(f"sdipc: {line}", file=sys.stderr)
         device, told = _device(job, make_device)
         notes += told
@@ -288,48 +284,6 @@ def _process(settings: BatchSettings) -> tuple[int, int]:
     if count == 1 and settings.process_count is None and jax.distributed.is_initialized():
         return jax.process_index(), jax.process_count()
     return index, count
-
-
-def _refused(job: _Job) -> Iterator[str]:
-    """What can be told of a small job's rows before the device is busy: those whose texts or sizes will not do."""
-    if job.rows > _CHECKED_ROWS or job.survey.size > _CHECKED_BYTES:
-        return
-    rows = job.source.rows(lambda row: True)
-    bad = [f"{name_row(raw.number, raw.place)}: {problem}" for raw in rows if (problem := job.reader.check(raw))]
-    if bad:
-        shown = "; ".join(bad[:_SHOWN_ROWS])
-        more = f"; and {len(bad) - _SHOWN_ROWS} more" if len(bad) > _SHOWN_ROWS else ""
-        yield f"{len(bad)} of {job.rows} rows will fail: {shown}{more}"
-
-
-def _check_apart(source: Source, output: str) -> None:
-    """Refuses results among the inputs: the next run would take them for inputs."""
-    if isinstance(source, Folder | ImageFolder) and is_local(source.path):
-        folder = Path(source.path).resolve()
-        if "://" not in output and Path(output).resolve().is_relative_to(folder):
-            raise InputError(
-                f"output_dir {printable(output)} lies in the source {printable(os.fspath(source.path))}, expected a "
-                "place of its own: choose another"
-            )
-
-
-def _check_columns(source: Source, settings: JobSettings) -> None:
-    """Refuses a data set whose first row has columns that are no settings, a mistake in every row."""
-    for name in settings.columns or {}:
-        if name not in Row.model_fields:
-            raise InputError(
-                f"columns names {name!r}, expected one of a row's settings, {', '.join(Row.model_fields)}: correct it"
-            )
-    first = next(iter(source.rows(lambda row: row == 0)), None)
-    unknown = []
-    if first is not None and settings.columns is None:
-        unknown = sorted(set(standard_names(first.values).values()) - set(Row.model_fields))
-    if first is not None and first.error is None and unknown:
-        raise InputError(
-            f"the first row has the column {printable(str(unknown[0]))!r}, which is no setting of a row: say with "
-            f"`columns` which of {', '.join(printable(str(name)) for name in first.values)} are to be read, such as "
-            "`columns: {picture: picture}`"
-        )
 
 
 def _left(manifest: Manifest, mine: range, settings: BatchSettings) -> _Work:

@@ -46,7 +46,7 @@ class RunSettings(LoraSettings, TuningSettings):
     data: LocalPath
     """A folder of pictures with one subfolder a class (or of one class, without subfolders), a .jsonl file with
     `picture` (from the file's folder), `class` and `caption` on each line, .tar shards or .parquet files with the same.
-    A caption may also stand in a .txt of the picture's name beside it."""
+    A caption may also stand in a .txt of the picture's name beside it (docs/datasets.md)."""
     columns: dict[str, str] | None = None
     """Which column is which, such as `{picture: image, caption: text}`; every other column is ignored. Without it,
     there must be no others."""
