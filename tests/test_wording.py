@@ -12,6 +12,8 @@ from safetensors.numpy import save_file
 
 import sdipc_jax as sdipc
 from sdipc_jax import Bundle, InputError
+from sdipc_jax.batch.items import Item, Reader
+from sdipc_jax.batch.settings import JobSettings
 from sdipc_jax.checkpoints.bundle import apply
 from sdipc_jax.checkpoints.digests import digests
 from sdipc_jax.checkpoints.embeddings import read_embedding, with_embeddings
@@ -270,3 +272,18 @@ def test_texts_pass_through_transformations(tiny: Bundle) -> None:
     texts = read_texts(tiny.config, ["(ab:2) c", "d"], prompt_weights=True)
     one_by_one = jax.vmap(lambda texts: sdipc.text_prompt(tiny, *Texts(*(each[None] for each in texts)))[0])(texts)
     np.testing.assert_allclose(one_by_one, sdipc.text_prompt(tiny, *texts), atol=1e-5)
+
+
+def test_rows_of_jobs_are_done_together_where_their_prompts_are_as_long(tiny: Bundle) -> None:
+    job = JobSettings(source="rows", long_text="chunk", prompt_weights=True)
+    reader = Reader(tiny.config, job, tiny.config.defaults, "identity")
+    size = {"height": 32, "width": 32}
+    short = reader._tokens({"text": "(a:2)", "negative_prompt": ""} | size)
+    long = reader._tokens({"text": "(a:2)", "negative_prompt": "x" * 30} | size)
+    for texts, length in ((short, 20), (long, 40)):
+        assert [each.tokens.shape for each in texts] == [(length,)] * 2
+        assert [each.weights is not None and each.weights.shape for each in texts] == [(length,)] * 2
+        item = Item(0, "key", size, tokens=texts[0], negative=texts[1])
+        assert item.program == ((32, 32), length)
+    assert short[0].weights is not None
+    assert short[0].weights.tolist() == [1.0, 2.0, *[1.0] * 18]
