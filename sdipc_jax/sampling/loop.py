@@ -1,5 +1,6 @@
 """The guided loop over the sampler's steps: one compiled program for any piece of it."""
 
+from functools import partial
 from typing import Any
 
 import jax
@@ -15,12 +16,18 @@ from sdipc_jax.sampling.request import Request, State
 from sdipc_jax.tracing import under_our_rules, varying_axes
 
 
-@jax.jit
+@partial(jax.jit, static_argnames="differentiable")
 @under_our_rules
-def advance(bundle: Bundle, request: Request, state: State, first: Any, last: Any) -> State:
+def advance(
+    bundle: Bundle, request: Request, state: State, first: Any, last: Any, *, differentiable: bool = False
+) -> State:
     """Evaluations `first` to `last` (excluded) of the loop. The bounds are traced: one program for any piece.
 
     Where the whole UNet does not always run, it runs at `first` in any case.
+
+    Args:
+        differentiable: run all evaluations, whatever the bounds say, in a form that has a gradient. Of each step only
+            what comes in is kept; the rest is computed again on the way back.
     """
     config, sampler = bundle.config, SAMPLERS[request.sampler]
     state = _varying(state, like=(bundle, request))
@@ -90,6 +97,10 @@ def advance(bundle: Bundle, request: Request, state: State, first: Any, last: An
     if request.cache_interval is not None:
         shape = jax.eval_shape(whole, first, state[0], None)[1]
         deep = _varying(jnp.zeros(shape.shape, shape.dtype), like=state)
+    if differentiable:
+        step = jax.checkpoint(evaluate)
+        indices = jnp.arange(request.evaluations)
+        return jax.lax.scan(lambda carried, i: (step(i, carried), None), (state, deep), indices)[0][0]
     return jax.lax.fori_loop(first, last, evaluate, (state, deep))[0]
 
 

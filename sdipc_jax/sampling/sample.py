@@ -42,6 +42,7 @@ def generate(
     height: int | None = None,
     width: int | None = None,
     karras: bool = False,
+    differentiable: bool = False,
 ) -> Float[Array, "N H W 3"]:
     """Samples one picture a prompt.
 
@@ -72,6 +73,8 @@ def generate(
             neither interval is given, the checkpoint's own counts, and if it has none nothing is left away.
         eta: DDIM's share of fresh noise, 0 to 1 (Song et al. 2021, eq. 16), and TCD's; other samplers ignore it.
         karras: Karras et al.'s noise levels, for `dpm++2m`.
+        differentiable: make `jax.grad` work through the pictures, for prompts, weights and the bundle's parameters. Of
+            each step only what comes in is kept, so that it takes the memory of one step and the latents of all.
 
     Returns:
         Pictures in [0, 1], float32. One that the checkpoint's safety checker flags is black.
@@ -101,7 +104,7 @@ def generate(
         width=width,
         karras=karras,
     )
-    state = advance(bundle, request, state, 0, request.evaluations)
+    state = advance(bundle, request, state, 0, request.evaluations, differentiable=differentiable)
     # Decoding needs the memory that the UNet's other kernels have.
     del request
     return finish(bundle, state)[0]
