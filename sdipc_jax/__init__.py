@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from sdipc_jax.errors import InputError
     from sdipc_jax.prompts import (
         Projection,
+        calibrate,
         closed_form,
         convert,
         edit_prompt,
@@ -33,6 +34,7 @@ __all__ = [
     "InputError",
     "Projection",
     "add_embedding",
+    "calibrate",
     "checkpoints",
     "closed_form",
     "compilation",
@@ -59,8 +61,8 @@ _ROOMS = {
     "checkpoints": ("Bundle", "Config", "add_embedding", "load", "merge_lora", "save"),
     "errors": ("InputError",),
     "prompts": (
-        *("Projection", "closed_form", "convert", "edit_prompt", "empty_prompt", "encode_images", "image_prompt"),
-        *("read_pictures", "text_prompt", "tokenize", "truncated_pinv"),
+        *("Projection", "calibrate", "closed_form", "convert", "edit_prompt", "empty_prompt", "encode_images"),
+        *("image_prompt", "read_pictures", "text_prompt", "tokenize", "truncated_pinv"),
     ),
     "sampling": ("generate", "generate_with_progress"),
 }

@@ -37,13 +37,30 @@ def use_eigen() -> None:
         os.environ["XLA_FLAGS"] = f"{flags} {_FUSIONS}={_REDUCTIONS}".strip()
 
 
-def cache_folder() -> Path:
-    """`sdipc_jax/compiled` in the user's cache folder.
+def cache_folder(name: str = "compiled") -> Path:
+    """`sdipc_jax/compiled` in the user's cache folder, or another one beside it.
 
     Raises:
         RuntimeError: the user has no home, and nothing else says where to keep things.
     """
-    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache", "sdipc_jax", "compiled").expanduser()
+    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache", "sdipc_jax", name).expanduser()
+
+
+def private_folder(name: str) -> Path | None:
+    """`cache_folder(name)`, made for the user alone where it is not there; None where it cannot be."""
+    try:
+        folder = cache_folder(name)
+        for made in (folder.parent, folder):
+            made.mkdir(mode=0o700, parents=True, exist_ok=True)
+    except (OSError, RuntimeError):
+        return None
+    return folder
+
+
+def writable_by_others(folder: Path) -> bool:
+    """Whether what lies in a folder could be another user's work."""
+    status = folder.stat()
+    return hasattr(os, "getuid") and (status.st_uid != os.getuid() or bool(status.st_mode & _WRITABLE_BY_OTHERS))
 
 
 def is_told_where_to_keep() -> bool:
@@ -71,14 +88,10 @@ def keep_compiled() -> Path | None:
     config: Any = jax.config
     if is_told_where_to_keep():
         return None
-    try:
-        folder = cache_folder()
-        for made in (folder.parent, folder):
-            made.mkdir(mode=0o700, parents=True, exist_ok=True)
-        status = folder.stat()
-    except (OSError, RuntimeError):
+    folder = private_folder("compiled")
+    if folder is None:
         return None
-    if hasattr(os, "getuid") and (status.st_uid != os.getuid() or status.st_mode & _WRITABLE_BY_OTHERS):
+    if writable_by_others(folder):
         raise InputError(
             f"{folder}: found a folder that others can write to, expected one of your own for compiled programs: "
             f"chmod 700 it, or set JAX_ENABLE_COMPILATION_CACHE=false"

@@ -199,12 +199,36 @@ class ProjectionSettings(CheckpointSettings):
     """Where that length is measured: tspace as the authors' code, cspace as eq. 6 is written."""
     fit: Fit = "crop"
     """What the tower sees of a picture that is not square: its middle, or all of it, with bars or out of proportion."""
+    calibrate: Literal["auto", "pinv", "ridge"] = "auto"
+    """pinv: the paper's inverse of the text projection; ridge: a map fitted to captions, for any CLIP and checkpoint;
+    auto: the inverse for Stable Diffusion 1.x, else the map."""
+    ridge: Annotated[NotNegative | None, choice("FLOAT", "0.3 for the text tower's last layer, else 1")] = None
+    """Of the map: how much directions in which captions hardly vary count as 0."""
+    calibrate_captions: Annotated[Path | None, choice("FILE", "4,000 built-in ones")] = None
+    """Text file with the captions to fit the map to, one a line."""
+    calibrate_pictures: Annotated[Path | None, choice("FOLDER", "none")] = None
+    """At least 30 pictures of many kinds: their mean is put onto the captions', which lie apart from pictures."""
+    after_end: Literal["repeat", "own"] = "repeat"
+    """What stands after the end token: the vector repeated, or each place's own fitted state."""
 
     @model_validator(mode="after")
     def _one_rule(self) -> Self:
         if self.cutoff is not None and self.keep_fraction is not None:
             raise ValueError("found both cutoff and keep_fraction, expected one of them: leave the other out")
         return self
+
+    @property
+    def of_inverse(self) -> list[str]:
+        """What is typed that the inverse alone has."""
+        return self._typed("cutoff", "keep_fraction", "mode")
+
+    @property
+    def of_map(self) -> list[str]:
+        """What is typed that a fitted map alone has."""
+        return self._typed("ridge", "calibrate_captions", "after_end")
+
+    def _typed(self, *names: str) -> list[str]:
+        return [name for name in names if getattr(self, name) != type(self).model_fields[name].default]
 
 
 # The file of a run's folder that has a line for each picture.

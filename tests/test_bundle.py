@@ -134,7 +134,8 @@ def test_no_clip_or_a_deeper_one_is_refused_where_pictures_are_prompts(tiny: Bun
     without = dataclasses.replace(tiny, config=dataclasses.replace(tiny.config, clip=None))
     with pytest.raises(InputError, match=r"has no clip/ folder, .+: pass --clip FOLDER"):
         closed_form(without)
-    deeper = dataclasses.replace(tiny.config.vision_side, text_layers=3)
+    text = dataclasses.replace(tiny.config.text, num_hidden_layers=3)
+    deeper = dataclasses.replace(tiny.config.vision_side, text=text)
     with pytest.raises(InputError, match="the text encoder has 2 layers and the CLIP's text tower 3"):
         closed_form(dataclasses.replace(tiny, config=dataclasses.replace(tiny.config, clip=deeper)))
 

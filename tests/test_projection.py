@@ -187,7 +187,7 @@ def test_defaults_are_the_checkpoints(tiny: Bundle) -> None:
 
 
 def test_scale_of_openai_vit_l14(tiny: Bundle) -> None:
-    side = dataclasses.replace(tiny.config.vision_side, projection_dim=768, text_layers=12)
+    side = dataclasses.replace(tiny.config.vision_side, projection_dim=768)
     config = dataclasses.replace(tiny.config, text=CLIPTextConfig(hidden_size=768), clip=side)
     assert (config.text.num_hidden_layers, config.text.hidden_size, config.text.vocab_size) == (12, 768, 49408)
     assert default_scale(config) == 27.5

@@ -1,6 +1,7 @@
 """Measuring a converter, on one whose numbers are known."""
 
 import dataclasses
+import json
 from pathlib import Path
 
 import jax.numpy as jnp
@@ -9,8 +10,20 @@ import pytest
 from PIL import Image
 
 import sdipc_jax as sdipc
+from sdipc_jax import cli
 from sdipc_jax.checkpoints.bundle import Bundle
-from sdipc_jax.commands.spectrum import Spectrum, measure, plot
+from sdipc_jax.checkpoints.text_tower import load_text_tower
+from sdipc_jax.commands.spectrum import Spectrum, measure, measure_map, plot
+from sdipc_jax.evaluate.conversions import compare
+from sdipc_jax.prompts.calibration import caption_vectors, fit_captions
+from sdipc_jax.prompts.everyday import everyday_captions
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No calibration is kept in the user's cache folder."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
+
 
 MADE = Spectrum([4.0, 2.0, 0.5], rank=2, scale=27.5, end_norm=27.6, caption_cosine=0.98)
 
@@ -75,3 +88,71 @@ def test_plot_has_a_dot_for_every_value(tmp_path: Path) -> None:
     # The last value is counted as 0 in the first picture alone; what remains in the second is the legend's dot.
     assert orange[0] > orange[1] > 0
     assert len(list(tmp_path.iterdir())) == 2
+
+
+def test_a_fitted_map_is_told(tiny: Bundle) -> None:
+    captions = everyday_captions(60)
+    calibration = fit_captions(tiny, load_text_tower(tiny.config), captions, 0.5)
+    features = np.random.default_rng(0).standard_normal((1, 32)).astype(np.float32)
+    found = measure_map(tiny, calibration, features)
+    assert found.rank == calibration.map.rank == np.sum(calibration.map.deviations**2 >= 0.5 * np.mean(
+        calibration.map.deviations**2
+    ))  # fmt: skip
+    assert found.outside is not None
+    assert 0 < found.outside < 1
+    lines = str(dataclasses.replace(found, plot="out/spectrum.png")).splitlines()
+    assert lines[0] == "fitted           to 60 captions, ridge 0.5"
+    assert lines[1] == f"R^2              {calibration.r2[0]:.4f} of captions that were not fitted"
+    assert lines[-2] == f"picture          {100 * found.outside:.1f}% of it lies outside of the captions' span"
+    assert measure_map(tiny, calibration).outside is None
+
+
+def test_comparison_on_a_case_with_a_known_answer(tiny: Bundle) -> None:
+    """Pictures whose joint vectors are their captions' own: the inverse is exact, and finds every caption."""
+    bundle = with_projection(tiny, np.asarray(tiny.params["clip"]["text_projection"]["kernel"]))
+    tower = load_text_tower(tiny.config)
+    captions = everyday_captions(200)
+    w = caption_vectors(tower, captions[:60])
+    features = np.concatenate([w, np.zeros((60, 8))], axis=1).astype(np.float32)
+    table = compare(bundle, tower, features, captions[:60], captions, cutoff=0.0, ridge=0.01)
+    assert [name for name, _ in table.rows] == [
+        "raw inverse", "inverse, cut-off 0", "Tikhonov", "inverse, mean shift", "ridge", "ridge, mean shift"
+    ]  # fmt: skip
+    assert table["raw inverse", "cosine"].value == pytest.approx(1, abs=1e-4)
+    assert table["raw inverse", "R@1"].value == 1
+    assert table["raw inverse", "R^2"].value > 0.99
+    assert table["ridge", "R^2"].value > 0.9
+    assert "30 pictures, each against 60 captions; ridge 0.01, fitted to 200." in table.note
+    shuffled = compare(bundle, tower, features[::-1].copy(), captions[:60], captions, cutoff=0.0, ridge=0.01)
+    assert shuffled["raw inverse", "R@1"].value < 0.2
+    few = compare(bundle, tower, features[:20], captions[:20], captions, cutoff=0.0)
+    assert "ridge, mean shift" not in [name for name, _ in few.rows]
+    with pytest.raises(sdipc.InputError, match="found 9 pictures to compare on, expected at least 10"):
+        compare(bundle, tower, features[:9], captions[:9], captions, cutoff=0.0)
+
+
+def test_compare_reads_a_folder_of_captioned_pictures(
+    tiny_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "pictures"
+    folder.mkdir()
+    for seed, caption in enumerate(everyday_captions(12)):
+        noise = np.random.default_rng(seed).integers(0, 256, (28, 28, 3), np.uint8)
+        Image.fromarray(noise).save(folder / f"{seed}.png")
+        (folder / f"{seed}.txt").write_text(caption)
+    options = ["--model", str(tiny_folder), "--output-dir", str(tmp_path / "out"), "--compare", str(folder)]
+    file = tmp_path / "captions.txt"
+    file.write_text("\n".join(everyday_captions(60)))
+    ridge = ["--calibrate", "ridge", "--calibrate-captions", str(file)]
+    assert cli.main(["spectrum", *options, *ridge, "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["calibration"]["captions"] == 60
+    assert found["compared"] == json.loads((tmp_path / "out/compare.json").read_text())
+    assert set(found["compared"]["rows"]) == {"raw inverse", "inverse, cut-off 0.3", "Tikhonov", "ridge"}
+    assert 0 <= found["compared"]["rows"]["ridge"]["R@1"]["value"] <= 1
+    assert cli.main(["spectrum", *options, *ridge]) == 2
+    assert "is there already" in capsys.readouterr().err
+    assert cli.main(["spectrum", *options, "--overwrite"]) == 0
+    said = capsys.readouterr().out
+    assert "| ridge |" in said
+    assert "singular values  " in said

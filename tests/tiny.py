@@ -102,7 +102,7 @@ def tiny_bundle(folder: Path, *, safety: bool = False, seed: int = 0, **changes:
         scheduler=SchedulerConfig.from_json(SCHEDULER),
         tokens=tokens,
         defaults=Defaults(steps=4, cutoff=0.3, height=32, width=32),
-        clip=VisionSide(str(folder / "clip"), vision, preprocessing, 24, 2),
+        clip=VisionSide(str(folder / "clip"), vision, preprocessing, 24),
         safety=SafetySide(vision, preprocessing) if safety else None,
     )
     config = dataclasses.replace(config, **changes)

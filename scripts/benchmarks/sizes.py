@@ -29,6 +29,6 @@ def sd15(dtype: str) -> Config:
         scheduler=SchedulerConfig.from_json(scheduler),
         tokens=SpecialTokens(start=49406, end=49407, pad=49407, length=77),
         defaults=Defaults(height=512, width=512),
-        clip=VisionSide("clip", vision, Preprocessing(), 768, 12),
+        clip=VisionSide("clip", vision, Preprocessing(), 768),
         dtype=dtype,
     )

@@ -86,7 +86,6 @@ def export(
         vision=towers.vision,
         preprocessing=Preprocessing.from_json(preprocessing, "preprocessor_config.json"),
         projection_dim=towers.text.projection_dim,
-        text_layers=towers.text.num_hidden_layers,
     )
     vae_values = {name: value for name, value in vae_config.to_json().items() if name not in vae_config.FIXED}
     config = Config(

@@ -62,15 +62,16 @@ class Embedding:
 class VisionSide:
     """What is read from the CLIP: its vision tower with its preprocessing, and the width of the joint space.
 
-    `prompts` and `trained_inverse` tell what tuning has added to its parameters: deep prompts, and a trained layer in
-    the place of the pseudo-inverse.
+    `text` is its own text tower, which calibration alone reads; None where that is the checkpoint's. `prompts` and
+    `trained_inverse` tell what tuning has added to its parameters: deep prompts, and a trained layer in the place of
+    the pseudo-inverse.
     """
 
     folder: str
     vision: CLIPVisionConfig
     preprocessing: Preprocessing
     projection_dim: int
-    text_layers: int
+    text: CLIPTextConfig | None = None
     prompts: DeepPrompts | None = None
     trained_inverse: bool = False
 
@@ -156,23 +157,53 @@ class Config:
 
     @property
     def vision_side(self) -> VisionSide:
-        """The CLIP that turns pictures into prompts.
+        """The CLIP that sees pictures.
 
         Raises:
-            InputError: there is none, or it is not the one whose text states the UNet reads.
+            InputError: there is none.
         """
         if self.clip is None:
             raise InputError(
                 f"{self.folder} has no clip/ folder, expected the CLIP that this checkpoint was trained with: "
                 "pass --clip FOLDER"
             )
-        if self.text.num_hidden_layers < self.clip.text_layers:
+        return self.clip
+
+    @property
+    def clip_text(self) -> CLIPTextConfig:
+        """The text tower of the CLIP that sees pictures."""
+        return self.vision_side.text or self.text
+
+    @property
+    def reads_an_earlier_layer(self) -> bool:
+        """Whether the UNet reads the CLIP's text tower before its last layer, as that of Stable Diffusion 2.x does."""
+        whole = self.clip_text
+        return self.text.hidden_size == whole.hidden_size and self.text.num_hidden_layers < whole.num_hidden_layers
+
+    @property
+    def inverse_reaches(self) -> bool:
+        """Whether the CLIP's text projection is one of the states that the UNet reads, so that eq. 6 gives them."""
+        return self.text.hidden_size == self.clip_text.hidden_size and not self.reads_an_earlier_layer
+
+    def check_inverse(self) -> None:
+        """Refuses a CLIP whose text projection is not one of the states that the UNet reads: eq. 6 does not reach them.
+
+        Raises:
+            InputError: that, or there is none.
+        """
+        whole = self.clip_text
+        if whole.hidden_size != self.text.hidden_size:
+            raise InputError(
+                f"text_projection is ({self.vision_side.projection_dim}, {whole.hidden_size}) but the UNet reads "
+                f"{self.text.hidden_size}-wide prompts: pass --clip with the CLIP this checkpoint was trained with, or "
+                "--calibrate ridge"
+            )
+        if self.reads_an_earlier_layer:
             raise InputError(
                 f"the text encoder has {self.text.num_hidden_layers} layers and the CLIP's text tower "
-                f"{self.clip.text_layers}: pictures as prompts need the last layer, as Stable Diffusion 1.x has; "
-                "use `sdipc text` or another checkpoint"
+                f"{whole.num_hidden_layers}: the inverse needs the last layer, as Stable Diffusion 1.x has: "
+                "pass --calibrate ridge"
             )
-        return self.clip
 
     def latent_shape(self, height: int, width: int) -> tuple[int, int, int]:
         """(C, height / f, width / f).
@@ -210,7 +241,7 @@ class Config:
             # Small, and the source of everything else: float32 whatever the dtype.
             tree["clip"] = tower | {
                 "visual_projection": {"kernel": jax.ShapeDtypeStruct((vision.hidden_size, joint), jnp.float32)},
-                "text_projection": {"kernel": jax.ShapeDtypeStruct((self.text.hidden_size, joint), jnp.float32)},
+                "text_projection": {"kernel": jax.ShapeDtypeStruct((self.clip_text.hidden_size, joint), jnp.float32)},
                 "logit_scale": jax.ShapeDtypeStruct((), jnp.float32),
             }
             if self.clip.trained_inverse:

@@ -8,8 +8,12 @@ from sdipc_jax.checkpoints.keys import DEEP_PROMPTS_FILE, INVERSE_FILE
 from sdipc_jax.checkpoints.tensors import weight_files
 
 
-def digests(config: Config, tuned: Path | None) -> dict[str, str]:
-    """The sha256 of each file that decides what is made: weights, configurations, tokenizer, what is added."""
+def digests(config: Config, tuned: Path | None, *, left_out: tuple[str, ...] = ()) -> dict[str, str]:
+    """The sha256 of each file that decides what is made: weights, configurations, tokenizer, what is added.
+
+    Args:
+        left_out: what the names begin with of those that need not be told, such as `unet/`.
+    """
     folders = {name: Path(config.folder, name) for name in ("unet", "vae", "text_encoder")}
     if config.safety is not None:
         folders["safety_checker"] = Path(config.folder, "safety_checker")
@@ -28,6 +32,8 @@ def digests(config: Config, tuned: Path | None) -> dict[str, str]:
         files["tuned"] = tuned
     digest = {}
     for name, file in files.items():
+        if name.startswith(left_out):
+            continue
         with file.open("rb") as stream:
             digest[name] = hashlib.file_digest(stream, "sha256").hexdigest()
     return digest

@@ -103,9 +103,9 @@ def read_config(
         vae=vae,
         text=text,
         scheduler=scheduler,
-        tokens=_read_tokens(folder, text),
+        tokens=read_tokens(folder, text),
         defaults=_read_defaults(folder, unet.sample_size * vae.downscale, default_sampler(scheduler)),
-        clip=_read_clip(folder, clip, text),
+        clip=_read_clip(folder, clip),
         safety=None if safety == "off" else _read_safety(folder, safety),
         dtype=dtype,
     )
@@ -141,7 +141,7 @@ def load_weights(config: Config, tuned: str | Path | None = None) -> Bundle:
         trained: Params = {}
         folder = Path(config.folder, component)
         if component == "clip" and config.clip is not None:
-            # The text states come from text_encoder/: the CLIP's own text tower is not read.
+            # The text states come from text_encoder/: the CLIP's own text tower is read by calibration alone.
             folder, unused = Path(config.clip.folder), ("text_model.",)
             for part, file in (("deep_prompts", DEEP_PROMPTS_FILE), ("inverse", INVERSE_FILE)):
                 if part in expected:
@@ -238,7 +238,8 @@ def _check_counts(source: str, part: Architecture) -> None:
                 raise InputError(f"{source}: {name} is {value}, expected 1 to {max(most, _DEEPEST)}: correct it")
 
 
-def _read_tokens(folder: Path, text: CLIPTextConfig) -> SpecialTokens:
+def read_tokens(folder: Path, text: CLIPTextConfig) -> SpecialTokens:
+    """The tokens that a tokenizer frames texts with. See `special_tokens`."""
     try:
         return special_tokens(folder, text)
     except InputError:
@@ -260,7 +261,7 @@ def _read_defaults(folder: Path, size: int, sampler: str) -> Defaults:
         raise InputError(f"{printable(folder / 'sdipc.json')}: {error}") from None
 
 
-def _read_clip(folder: Path, clip: str | Path | None, text: CLIPTextConfig) -> VisionSide | None:
+def _read_clip(folder: Path, clip: str | Path | None) -> VisionSide | None:
     clip_folder = folder / "clip" if clip is None else Path(clip)
     if clip is None and not clip_folder.is_dir():
         return None
@@ -281,12 +282,7 @@ def _read_clip(folder: Path, clip: str | Path | None, text: CLIPTextConfig) -> V
     vision = _clip_part(CLIPVisionConfig, values, "vision_config", source)
     clip_text = _clip_part(CLIPTextConfig, values, "text_config", source)
     _check_counts(f"{source}: vision_config", vision)
-    joint = _projection_dim(values, source)
-    if clip_text.hidden_size != text.hidden_size:
-        raise InputError(
-            f"text_projection is ({joint}, {clip_text.hidden_size}) but the UNet reads {text.hidden_size}-wide "
-            "prompts: pass --clip with the CLIP this checkpoint was trained with"
-        )
+    _check_counts(f"{source}: text_config", clip_text)
     preprocessing = Preprocessing.from_json(
         _read_json(clip_folder, "preprocessor_config.json"), f"{clip_folder.name}/preprocessor_config.json"
     )
@@ -295,8 +291,8 @@ def _read_clip(folder: Path, clip: str | Path | None, text: CLIPTextConfig) -> V
         str(clip_folder),
         vision,
         preprocessing,
-        joint,
-        clip_text.num_hidden_layers,
+        _projection_dim(values, source),
+        clip_text,
         prompts=_read_prompts(clip_folder / DEEP_PROMPTS_FILE),
         trained_inverse=(clip_folder / INVERSE_FILE).is_file(),
     )

@@ -36,12 +36,17 @@ def save(bundle: Bundle, folder: str | Path, *, dtype: str | None = None) -> Non
     """
     if dtype not in (None, "float32", "float16", "bfloat16"):
         raise InputError(f"dtype is {dtype!r}, expected float32, float16 or bfloat16")
-    clip, layers = bundle.config.clip, bundle.config.text.num_hidden_layers
-    if clip is not None and clip.text_layers != layers:
-        raise InputError(
-            f"the CLIP's text tower has {clip.text_layers} layers and the text encoder {layers}, expected as many: "
-            "what is not in memory cannot be saved, use the CLIP's own folder with --clip"
-        )
+    config = bundle.config
+    tower = config.text if config.clip is None else config.clip_text
+    for name, there, expected in (
+        ("layers", tower.num_hidden_layers, config.text.num_hidden_layers),
+        ("channels", tower.hidden_size, config.text.hidden_size),
+    ):
+        if there != expected:
+            raise InputError(
+                f"the CLIP's text tower has {there} {name} and the text encoder {expected}, expected as many: "
+                "what is not in memory cannot be saved, use the CLIP's own folder with --clip"
+            )
     target = Path(folder)
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
         raise InputError(f"{folder}: found something there, expected a new folder: choose another name")

@@ -13,12 +13,15 @@ from sdipc_jax.models import CLIPTextConfig
 
 @functools.lru_cache(maxsize=8)
 def load_tokenizer(folder: str) -> Any:
-    """The tokenizer of a checkpoint's folder; kept, since it takes a while to load.
+    """The tokenizer of a checkpoint's folder, or of a CLIP's, which has it among its own files; kept, since it takes a
+    while to load.
 
     Raises:
         InputError: there is no CLIP tokenizer.
     """
-    path = Path(folder, "tokenizer")
+    path, own = Path(folder, "tokenizer"), Path(folder)
+    if not path.is_dir() and (own / "vocab.json").is_file():
+        path = own
     if not ((path / "vocab.json").is_file() and (path / "merges.txt").is_file()):
         raise InputError(f"{path}: expected a CLIP tokenizer with vocab.json and merges.txt")
     if is_plain(path):

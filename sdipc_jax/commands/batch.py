@@ -31,6 +31,7 @@ from sdipc_jax.errors import InputError, printable
 from sdipc_jax.interruption import Interruption, locked
 from sdipc_jax.parallel import make_mesh
 from sdipc_jax.prompts.converter import Converter
+from sdipc_jax.prompts.plan import plan_conversion
 from sdipc_jax.prompts.tokens import read_texts
 from sdipc_jax.records import Record, Report, digest_of
 from sdipc_jax.sampling.advice import advice
@@ -141,7 +142,7 @@ class _Job:
     @classmethod
     def make(cls, settings: JobSettings) -> "_Job":
         config = configure(settings)
-        _ = config.vision_side
+        plan = plan_conversion(config, settings)
         values = decide(config, settings)
         for height, width in ((values.height, values.width), *settings.sizes):
             config.latent_shape(height, width)
@@ -159,11 +160,11 @@ class _Job:
         check_columns(source, settings)
         typed = settings.model_dump(mode="json") | values.model_dump(mode="json", exclude_none=True)
         # A scale that is measured follows from the checkpoint.
-        decisive: Record = {name: typed[name] for name in _DECISIVE} | {"checkpoint": digests(config, settings.tuned)}
+        names = _DECISIVE if settings.vectors else (*_DECISIVE, *_SAMPLING)
+        decisive: Record = {name: typed[name] for name in names} | plan.record()
+        decisive["checkpoint"] = digests(config, settings.tuned)
         if settings.fit != "crop":
             decisive["fit"] = settings.fit
-        if not settings.vectors:
-            decisive |= {name: typed[name] for name in _SAMPLING}
         record = decisive | {name: typed[name] for name in (*_ROWS, *_RESULTS)}
         # How many rows a damaged file had is not known.
         rows = {"damaged": survey.damaged} if survey.damaged else {"rows": survey.rows}

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from sdipc_jax.checkpoints.digests import digests
-from sdipc_jax.checkpoints.load import configure, load_weights
+from sdipc_jax.checkpoints.load import configure
 from sdipc_jax.errors import InputError
 from sdipc_jax.evaluate import editing, pictures, retrieval
 from sdipc_jax.evaluate.backbone import load_backbone
@@ -18,7 +18,9 @@ from sdipc_jax.evaluate.settings import EvaluateSettings
 from sdipc_jax.files import check_result, write_atomically
 from sdipc_jax.pictures.sheets import contact_sheet, save_png
 from sdipc_jax.prompts.contexts import image_prompt
-from sdipc_jax.prompts.projection import closed_form, convert
+from sdipc_jax.prompts.converter import Converter
+from sdipc_jax.prompts.plan import plan_conversion
+from sdipc_jax.prompts.projection import convert
 from sdipc_jax.records import Report
 from sdipc_jax.samplers import SAMPLERS, chosen_sampler
 
@@ -58,7 +60,9 @@ class Evaluation:
 def evaluate(settings: EvaluateSettings, report: Report) -> Evaluation:
     """Measures a checkpoint, and writes tables, sheets and a plot."""
     config = configure(settings)
-    _ = config.vision_side
+    plan_conversion(config, settings)
+    # Captions are compared in the joint space as images of the states that the UNet reads.
+    config.check_inverse()
     defaults = config.defaults
     name = chosen_sampler(config.scheduler, settings.sampler or defaults.sampler)
     SAMPLERS[name].schedule(config.scheduler, settings.steps or defaults.steps)
@@ -85,10 +89,8 @@ def evaluate(settings: EvaluateSettings, report: Report) -> Evaluation:
 
     expected = count * len(pictures.kinds_of_prompt(settings.full)) * repeats
     expected += sum(len(rows) for _, rows in edits) * len(editing.ALPHAS) * repeats + len(on_sheet) * _SHEET_VARIATIONS
-    bundle = load_weights(config, settings.tuned)
-    projection = closed_form(
-        bundle, settings.cutoff, settings.scale, settings.mode, keep_fraction=settings.keep_fraction
-    )
+    converter = Converter(config, settings)
+    bundle, projection = converter.bundle, converter.projection
     options = {name: getattr(settings, name) for name in ("steps", "guidance_scale", "sampler")}
     sampler = Sampler(bundle, options, settings.batch_size, expected, report)
     backbones = pictures.Backbones(bundle, load_backbone())

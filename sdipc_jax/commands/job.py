@@ -21,6 +21,7 @@ from sdipc_jax.parallel import AXIS, Watchdog
 from sdipc_jax.pictures.outputs import OutputFolder, Subject, check_output
 from sdipc_jax.prompts.contexts import negative_prompt
 from sdipc_jax.prompts.converter import Converter
+from sdipc_jax.prompts.plan import plan_conversion
 from sdipc_jax.prompts.tokens import Texts, read_texts, with_chunks
 from sdipc_jax.records import Record, Report
 from sdipc_jax.sampling import Start
@@ -56,7 +57,7 @@ class SamplingJob:
         self.mesh = parallel.start(settings)
         self.config = config = configure(settings)
         if isinstance(settings, ProjectionSettings):
-            _ = config.vision_side
+            plan_conversion(config, settings)
         self.values = decide(config, settings)
         self.advice = tuple(advice(config, settings, self.values))
         shape = config.latent_shape(self.values.height, self.values.width)

@@ -13,6 +13,7 @@ from sdipc_jax.commands.settings import PromptSettings
 from sdipc_jax.files import check_result, write_atomically
 from sdipc_jax.prompts.contexts import edit_prompt, image_prompt
 from sdipc_jax.prompts.converter import Converter
+from sdipc_jax.prompts.plan import plan_conversion
 from sdipc_jax.prompts.tokens import read_texts
 from sdipc_jax.records import Report
 
@@ -20,7 +21,7 @@ from sdipc_jax.records import Report
 def prompt(settings: PromptSettings, report: Report) -> Outcome:
     """Pictures as prompts, in a safetensors file."""
     config = configure(settings)
-    _ = config.vision_side
+    plan_conversion(config, settings)
     check_result(*settings.result, settings.overwrite)
     texts = None if settings.text is None else read_texts(config, [settings.text], **settings.wording)
     paths, notes = expand(settings.pictures)
@@ -31,7 +32,9 @@ def prompt(settings: PromptSettings, report: Report) -> Outcome:
         context = image_prompt(converter.bundle, vectors)
     else:
         context = edit_prompt(converter.bundle, vectors, texts.tokens, settings.alpha, texts.weights)
-    arrays = {"prompt_embeds": np.asarray(context), "image_vectors": np.asarray(vectors)}
+    # Of a vector for each place the first is the end token's.
+    each = vectors if vectors.ndim == 2 else vectors[:, 0]
+    arrays = {"prompt_embeds": np.asarray(context), "image_vectors": np.asarray(each)}
     metadata = {
         "files": json.dumps([each.subject.record["input"] for each in inputs]),
         "settings": json.dumps(plain(settings, {"pictures", "output"}) | converter.values),

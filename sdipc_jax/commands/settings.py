@@ -177,8 +177,10 @@ class SpectrumSettings(ProjectionSettings, ResultSettings):
 
     picture: Annotated[Path | None, choice("PICTURE", "none")] = None
     """Also tell how much of this picture's energy is kept."""
+    compare: Annotated[Path | None, choice("FOLDER", "none")] = None
+    """Captioned pictures: measure the inverse, its relatives and the fitted map on them, into compare.json."""
     output_dir: LocalPath = Path("out")
-    """Where spectrum.png goes."""
+    """Where spectrum.png goes, and with --compare compare.json."""
 
     @property
     def result(self) -> tuple[Path, str]:

@@ -116,7 +116,7 @@ class _Training:
         if run.tensorboard:
             check_tensorboard()
         self.config = config = with_fit(with_loras(read_config(run.model, run.clip), run), run.fit)
-        _ = config.vision_side
+        config.check_inverse()
         height, width = run.height or config.defaults.height, run.width or config.defaults.width
         config.latent_shape(height, width)
         self.examples = examples = find_examples(run, told := list[str]())

@@ -14,7 +14,7 @@ from sdipc_jax.evaluate.metrics import cosines, ranks, unit
 from sdipc_jax.evaluate.tables import Estimate, Table
 from sdipc_jax.pictures.preprocessing import preprocess
 from sdipc_jax.prompts.contexts import end_positions, text_prompt, without_skip
-from sdipc_jax.prompts.projection import Projection, truncated_pinv
+from sdipc_jax.prompts.projection import Projection, convert, truncated_pinv
 from sdipc_jax.prompts.tokens import tokenize
 from sdipc_jax.prompts.vision import encode_images
 
@@ -99,7 +99,7 @@ def retrieval_table(
     raw = np.asarray(truncated_pinv(jnp.asarray(text_projection(bundle)), 0.0))
     spaces = {
         "C-space": (joint, captions.joint),
-        "T-space": (joint @ np.asarray(projection.inverse), captions.states),
+        "T-space": (np.asarray(convert(projection, jnp.asarray(features))), captions.states),
         "T-space, raw inverse": (joint @ raw, captions.states),
     }
     rows = []

@@ -3,6 +3,7 @@
 Imports checkpoints, pictures and models.
 """
 
+from sdipc_jax.prompts.calibration import calibrate
 from sdipc_jax.prompts.contexts import edit_prompt, empty_prompt, image_prompt, text_prompt
 from sdipc_jax.prompts.projection import Projection, closed_form, convert, truncated_pinv
 from sdipc_jax.prompts.tokens import tokenize
@@ -10,6 +11,7 @@ from sdipc_jax.prompts.vision import encode_images, read_pictures
 
 __all__ = [
     "Projection",
+    "calibrate",
     "closed_form",
     "convert",
     "edit_prompt",

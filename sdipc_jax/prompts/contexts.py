@@ -97,21 +97,21 @@ def empty_prompt(bundle: Bundle) -> Float[Array, "1 L D_text"]:
     return negative_prompt(bundle, tokens)
 
 
-def image_prompt(bundle: Bundle, vectors: Float[Array, "N D_text"]) -> Float[Array, "N L D_text"]:
+def image_prompt(bundle: Bundle, vectors: Float[Array, "N *places D_text"]) -> Float[Array, "N L D_text"]:
     """Eq. 7: the start token's state, then the picture's vector at every other place.
 
     The copies matter: each takes part in the softmax, and together they outweigh the start token (footnote 7).
 
     Args:
-        vectors: converted pictures, as `convert` gives them.
+        vectors: converted pictures, as `convert` gives them: one each, or one for each place but the first.
     """
     start = empty_prompt(bundle)[:, :1]
-    count, width = vectors.shape
+    count, width = vectors.shape[0], vectors.shape[-1]
     length = bundle.config.tokens.length
     return jnp.concatenate(
         [
             jnp.broadcast_to(start, (count, 1, width)),
-            jnp.broadcast_to(vectors[:, None], (count, length - 1, width)),
+            jnp.broadcast_to(_placed(vectors), (count, length - 1, width)),
         ],
         axis=1,
     )
@@ -120,14 +120,15 @@ def image_prompt(bundle: Bundle, vectors: Float[Array, "N D_text"]) -> Float[Arr
 @under_our_rules
 def edit_prompt(
     bundle: Bundle,
-    vectors: Float[Array, "#N D_text"],
+    vectors: Float[Array, "#N *places D_text"],
     tokens: Int[Array | np.ndarray, "#N L"],
     alpha: Float[Array | np.ndarray, "..."] | float,
     weights: Weights | None = None,
 ) -> Float[Array, "N L D_text"]:
     """Eq. 8: the text's words, and from its end token on f_picture + alpha f_end, a sum that is not renormalised.
 
-    With an empty text and alpha 0 this is `image_prompt`, bit for bit.
+    With an empty text and alpha 0 this is `image_prompt`, bit for bit. Where a picture has a vector for each place, the
+    text's state of that place is added to it.
 
     Args:
         vectors: converted pictures.
@@ -153,13 +154,21 @@ def edit_prompt(
     if weights is not None or bundle.config.clip_skip:
         last = text_prompt(without_skip(bundle), tokens)
     end = end_positions(tokens, bundle.config.tokens.end)
-    at_end = jnp.take_along_axis(last, end[:, None, None], axis=1)
+    for_each_place = vectors.ndim == 3
+    added = last if for_each_place else jnp.take_along_axis(last, end[:, None, None], axis=1)
     alpha = jnp.asarray(alpha, jnp.float32).reshape(-1, 1, 1)
-    combined = vectors[:, None] + alpha * at_end
+    # The first place is the start token's, whatever stands here.
+    placed = jnp.concatenate([vectors[:, :1], vectors], axis=1) if for_each_place else vectors[:, None]
+    combined = placed + alpha * added
     # The causal mask makes the start token's state the same under every text; one source keeps it so to the bit.
     states = states.at[:, :1].set(empty_prompt(bundle)[:, :1])
     is_word = jnp.arange(tokens.shape[1]) < end[:, None]
     return jnp.where(is_word[..., None], states, combined)
+
+
+def _placed(vectors: Float[Array, "N *places D"]) -> Float[Array, "N _ D"]:
+    """One vector for all places, or as many as there are."""
+    return vectors[:, None] if vectors.ndim == 2 else vectors
 
 
 def end_positions(tokens: Tokens, end: int) -> Int[Array, " N"]:

@@ -1,5 +1,6 @@
-"""A checkpoint with its closed form, as settings ask for it: what takes a command's pictures to vectors."""
+"""A checkpoint with its converter, as settings ask for it: what takes a command's pictures to vectors."""
 
+import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -9,46 +10,129 @@ import numpy as np
 from jaxtyping import Array, Float, Float32
 
 from sdipc_jax.checkpoints.bundle import Config
+from sdipc_jax.checkpoints.digests import digests
 from sdipc_jax.checkpoints.load import load_weights
 from sdipc_jax.checkpoints.tensors import load_tree
-from sdipc_jax.prompts.projection import closed_form, convert, default_scale, truncated_pinv
+from sdipc_jax.checkpoints.text_tower import check_projection, load_text_tower
+from sdipc_jax.errors import InputError, printable
+from sdipc_jax.prompts.calibration import (
+    ENOUGH_PICTURES,
+    SMALL_GAP,
+    Calibration,
+    caption_vectors,
+    fit_captions,
+    mean_of_pictures,
+    shifted,
+)
+from sdipc_jax.prompts.calibration_store import Store
+from sdipc_jax.prompts.plan import plan_conversion
+from sdipc_jax.prompts.projection import Projection, closed_form, convert, default_scale, truncated_pinv
+from sdipc_jax.prompts.ridge import unit
 from sdipc_jax.prompts.vision import encode_images
+from sdipc_jax.records import Record, digest_of
 from sdipc_jax.settings import ProjectionSettings
+
+# What the map does not follow from: parts that no text goes through.
+_NO_TEXT = ("unet/", "vae/", "scheduler/", "safety_checker/", "feature_extractor/")
 
 
 class Converter:
-    """The checkpoint and its closed form, with what the checkpoint decided.
+    """The checkpoint and its converter, with what the checkpoint decided.
 
     Attributes:
-        values: the cut-off and the scale that are used.
-        notes: says so where the scale had to be measured.
+        values: what manifests say of it: the cut-off and the scale that are used, or the calibration.
+        notes: what was measured, for a person.
+        calibration: the map, where it was fitted to captions.
     """
 
+    projection: Projection
+
     def __init__(self, config: Config, settings: ProjectionSettings) -> None:
+        self.config, self.settings = config, settings
+        self.plan = plan_conversion(config, settings)
+        self.notes: tuple[str, ...] = ()
+        self.calibration: Calibration | None = None
+        if self.plan.method == "pinv":
+            self._invert()
+        else:
+            self._fit()
+        if self.plan.pictures:
+            self._shift()
+
+    def _invert(self) -> None:
+        """The paper's inverse, eq. 6."""
+        config, settings = self.config, self.settings
         cutoff = config.defaults.cutoff if settings.cutoff is None else settings.cutoff
         _check_projection(config, 0.0 if settings.keep_fraction else cutoff)
-        self.config = config
         self.bundle = load_weights(config, settings.tuned)
         self.projection = closed_form(
             self.bundle, cutoff, settings.scale, settings.mode, keep_fraction=settings.keep_fraction
         )
         scale = float(self.projection.scale)
-        self.values = {"cutoff": None if settings.keep_fraction else cutoff, "scale": scale}
-        self.notes: tuple[str, ...] = ()
+        self.values: Record = {"cutoff": None if settings.keep_fraction else cutoff, "scale": scale}
         if settings.scale is None and default_scale(config) is None:
             self.notes = (f"scale {scale:.4g}, measured over built-in captions",)
 
-    def vectors(self, pictures: Sequence[Float32[np.ndarray, "S S 3"]]) -> Float[Array, "N D_text"]:
-        """Eq. 6 for preprocessed pictures."""
+    def _fit(self) -> None:
+        """The map, from the cache or from captions."""
+        config, settings, plan = self.config, self.settings, self.plan
+        files = digests(config, None, left_out=_NO_TEXT)
+        store = Store(plan.map_record() | {"dtype": config.dtype, "checkpoint": files})
+        calibration = store.read()
+        # Whatever is wrong with the CLIP is told before the UNet is read.
+        tower = load_text_tower(config) if calibration is None else None
+        self.bundle = load_weights(config, settings.tuned)
+        if tower is not None:
+            calibration = fit_captions(self.bundle, tower, plan.captions, plan.ridge, plan.after_end)
+            store.write(calibration)
+        assert calibration is not None
+        self.calibration = calibration
+        projection = calibration.projection(self.bundle)
+        if settings.scale is not None:
+            if calibration.widths:
+                raise InputError("found scale for a prompt of several parts, each with its length: leave it out")
+            projection = dataclasses.replace(
+                projection, scale=jnp.full_like(projection.scale, settings.scale, jnp.float32)
+            )
+        self.projection = projection
+        lengths = calibration.map.length[0].tolist()
+        scale = settings.scale or (lengths if calibration.widths else lengths[0])
+        self.values = {"scale": scale, "calibration": calibration.record()}
+        explained = " and ".join(f"{each:.3f}" for each in calibration.r2)
+        told = f"calibrated on {calibration.captions} captions with ridge {plan.ridge:g}"
+        self.notes = (f"{told}: R^2 {explained} on captions that were not fitted", *store.notes)
+
+    def _shift(self) -> None:
+        """Puts the mean of many pictures onto the captions'."""
+        captions, pictures = self.plan.captions, self.plan.pictures
+        mean = mean_of_pictures(self.bundle, pictures)
+        if self.calibration is None:
+            centre = unit(caption_vectors(load_text_tower(self.config), captions)).mean(axis=0)
+            self.projection = shifted(self.projection, mean, centre)
+        else:
+            centre = self.calibration.map.centre
+            self.projection = dataclasses.replace(self.projection, centre=jnp.asarray(mean, jnp.float32))
+        gap = float(np.linalg.norm(mean - centre))
+        self.values["shift"] = {"pictures": len(pictures), "gap": gap, "mean_sha256": digest_of(mean.tobytes())}
+        words = f"the means of {len(pictures)} pictures and of the captions are {gap:.3f} apart"
+        words += ", so that the shift gains hardly anything" if gap < SMALL_GAP else ""
+        if len(pictures) < ENOUGH_PICTURES:
+            words += f"; {ENOUGH_PICTURES} pictures of many kinds would be better"
+        self.notes += (words,)
+
+    def vectors(self, pictures: Sequence[Float32[np.ndarray, "S S 3"]]) -> Float[Array, "N *places D_text"]:
+        """The vectors of preprocessed pictures."""
         # One at a time: the same picture gives the same vector to the bit, whatever stands beside it.
         features = [encode_images(self.bundle, pixels[None]) for pixels in pictures]
         return convert(self.projection, jnp.concatenate(features))
 
 
 def _check_projection(config: Config, cutoff: float) -> None:
-    """Refuses a cut-off that leaves nothing, before gigabytes are loaded and anything is compiled."""
-    shape = jax.ShapeDtypeStruct((config.text.hidden_size, config.vision_side.projection_dim), jnp.float32)
+    """Refuses a cut-off that leaves nothing, and a dummy, before gigabytes are loaded and anything is compiled."""
+    shape = jax.ShapeDtypeStruct((config.clip_text.hidden_size, config.vision_side.projection_dim), jnp.float32)
     others = ("text_model.", "vision_model.", "visual_projection.", "logit_scale")
     folder = Path(config.vision_side.folder)
     tree = load_tree(folder, "clip", {"text_projection": {"kernel": shape}}, unused_prefixes=others)
-    truncated_pinv(np.asarray(tree["text_projection"]["kernel"]), cutoff)
+    projection = np.asarray(tree["text_projection"]["kernel"])
+    truncated_pinv(projection, cutoff)
+    check_projection(projection, printable(folder))

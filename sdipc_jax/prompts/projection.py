@@ -36,28 +36,35 @@ _ROUNDING = 1e-6
 
 @partial(
     jax.tree_util.register_dataclass,
-    data_fields=["visual", "inverse", "scale", "singular_values", "rank"],
-    meta_fields=["mode"],
+    data_fields=["visual", "inverse", "scale", "singular_values", "rank", "centre", "intercept"],
+    meta_fields=["mode", "widths"],
 )
 @dataclass(frozen=True)
 class Projection:
-    """The converter.
+    """The converter: eq. 6, or with a centre the map that `prompts.calibration` fits.
 
     Attributes:
         visual: W_i, (D_image, D_joint).
-        inverse: the truncated W_t^+, (D_joint, D_text).
-        scale: the length given to every vector in mode `tspace`.
-        singular_values: all of W_t's, largest first.
+        inverse: the truncated W_t^+, (D_joint, D_text); a fitted map, which may be one for each place of a prompt but
+            the first, (L - 1, D_joint, D_text).
+        scale: the length given to every vector in mode `tspace`; in a fitted one, of each part and place.
+        singular_values: all of W_t's, largest first; of a fitted one, how much captions vary along their axes.
         rank: how many of them are kept.
+        centre: taken from joint vectors of unit length, (D_joint,). None: they stay as they are.
+        intercept: added to the states, (D_text,), one for each place if the maps are. None: nothing is.
         mode: which length convention, see the module.
+        widths: of the parts of a vector that have a length each; none: it is one.
     """
 
     visual: Float[Array, "D_image D_joint"]
-    inverse: Float[Array, "D_joint D_text"]
-    scale: Float[Array, ""]
+    inverse: Float[Array, "*places D_joint D_text"]
+    scale: Float[Array, "..."]
     singular_values: Float[Array, " K"]
     rank: Array
+    centre: Float[Array, " D_joint"] | None = None
+    intercept: Float[Array, "*places D_text"] | None = None
     mode: Mode = "tspace"
+    widths: tuple[int, ...] = ()
 
 
 def truncated_pinv(matrix: Matrix, cutoff: Any) -> Matrix:
@@ -103,7 +110,7 @@ def closed_form(
         InputError: the checkpoint cannot take pictures as prompts, or a value is out of range.
     """
     config = bundle.config
-    _ = config.vision_side
+    config.check_inverse()
     if mode not in ("tspace", "cspace"):
         raise InputError(f"mode is {mode!r}, expected 'tspace' or 'cspace'")
     if scale is None:
@@ -128,13 +135,29 @@ def closed_form(
 
 
 @jax.jit
-def convert(projection: Projection, features: Float[Array, "N D_image"]) -> Float[Array, "N D_text"]:
-    """Eq. 6: image features to text states."""
+def convert(projection: Projection, features: Float[Array, "N D_image"]) -> Float[Array, "N *places D_text"]:
+    """Image features to text states, by eq. 6 or by a fitted map; one for each place of a prompt if the map is."""
     exact = precision(jnp.float32)
     joint = jnp.matmul(features.astype(jnp.float32), projection.visual, precision=exact)
-    states = jnp.matmul(joint, projection.inverse, precision=exact)
+    if projection.centre is not None:
+        joint = joint / jnp.linalg.norm(joint, axis=-1, keepdims=True) - projection.centre
+    if projection.inverse.ndim == 2:
+        states = jnp.matmul(joint, projection.inverse, precision=exact)
+    else:
+        states = jnp.einsum("nj,pjd->npd", joint, projection.inverse, precision=exact)
+    if projection.intercept is not None:
+        states = states + projection.intercept
     measured = states if projection.mode == "tspace" else joint
-    return projection.scale * states / jnp.linalg.norm(measured, axis=-1, keepdims=True)
+    return projection.scale * states / _lengths(measured, projection.widths)
+
+
+def _lengths(states: Float[Array, "*N D"], widths: tuple[int, ...]) -> Float[Array, "*N _"]:
+    """The norm of each state, or at each of its numbers that of the part in which it stands."""
+    if not widths:
+        return jnp.linalg.norm(states, axis=-1, keepdims=True)
+    parts = jnp.split(states, np.cumsum(widths[:-1]), axis=-1)
+    norms = [jnp.linalg.norm(part, axis=-1, keepdims=True) for part in parts]
+    return jnp.concatenate([jnp.broadcast_to(norm, part.shape) for norm, part in zip(norms, parts, strict=True)], -1)
 
 
 def default_scale(config: Config) -> float | None:

@@ -1,0 +1,94 @@
+"""The text tower of the CLIP that sees pictures, which is read only where a converter is fitted to captions."""
+
+import dataclasses
+from dataclasses import dataclass
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Float32
+
+from sdipc_jax.checkpoints.bundle import Config, Params
+from sdipc_jax.checkpoints.keys import flatten
+from sdipc_jax.checkpoints.load import read_tokens
+from sdipc_jax.checkpoints.tensors import load_tree
+from sdipc_jax.errors import InputError, printable
+from sdipc_jax.models import CLIPTextModel
+
+_UNUSED = ("vision_model.", "visual_projection.", "logit_scale")
+# Singular values below this share of the largest are what float32 makes of 0.
+_ROUNDING = 1e-6
+
+
+@dataclass(frozen=True)
+class TextTower:
+    """A CLIP's text tower with its projection, float32, and the tokenizer that it reads texts with.
+
+    Attributes:
+        config: the checkpoint's, with this tower and tokenizer in the place of its own: what texts are read with.
+        projection: W_t, (D_text, D_joint).
+    """
+
+    config: Config
+    params: Params
+    projection: Float32[np.ndarray, "D_text D_joint"]
+
+    @property
+    def model(self) -> CLIPTextModel:
+        return CLIPTextModel(self.config.text)
+
+
+def load_text_tower(config: Config) -> TextTower:
+    """Reads the CLIP's text tower.
+
+    Its tokenizer is that of its own folder. A CLIP that brings none, as `clip/` in a checkpoint's folder, reads with
+    the checkpoint's.
+
+    Raises:
+        InputError: there is no CLIP, no whole text tower in its folder or no tokenizer for it, or it holds dummies.
+    """
+    folder, text = Path(config.vision_side.folder), config.clip_text
+    own = any((place / "vocab.json").is_file() for place in (folder, folder / "tokenizer"))
+    if not own and text.vocab_size != config.text.vocab_size:
+        raise InputError(
+            f"{printable(folder)}: found no vocab.json and merges.txt, expected those of the CLIP's tokenizer, since "
+            "its vocabulary is not the checkpoint's: fetch them too"
+        )
+    tokenizer = str(folder) if own else config.folder
+    joint = config.vision_side.projection_dim
+    shapes = jax.eval_shape(CLIPTextModel(text).init, jax.random.key(0), jax.ShapeDtypeStruct((1, 1), jnp.int32))
+    kernel = jax.ShapeDtypeStruct((text.hidden_size, joint), jnp.float32)
+    expected = shapes["params"] | {"text_projection": {"kernel": kernel}}
+    params = load_tree(folder, "clip", expected, unused_prefixes=_UNUSED)
+    projection = np.asarray(params.pop("text_projection")["kernel"])
+    check_projection(projection, printable(folder))
+    _check_last_layer(params["text_model"]["encoder"]["layers"], printable(folder))
+    tokens = read_tokens(Path(tokenizer), text)
+    reading = dataclasses.replace(config, folder=tokenizer, text=text, tokens=tokens, embeddings=(), clip_skip=0)
+    return TextTower(reading, params, projection)
+
+
+def check_projection(projection: Float32[np.ndarray, "D_text D_joint"], name: str) -> None:
+    """Refuses what some programs write where they have no text projection.
+
+    Raises:
+        InputError: it has rank 1, as a constant one has.
+    """
+    values = np.linalg.svd(projection, compute_uv=False)
+    if len(values) > 1 and values[0] > 0 and values[1] <= _ROUNDING * values[0]:
+        raise InputError(
+            f"{name}: found a dummy text_projection, all of whose rows are alike, expected CLIP's: "
+            "use the files of the CLIP itself"
+        )
+
+
+def _check_last_layer(layers: Params, name: str) -> None:
+    """Refuses what some programs write where they have one layer less than CLIP: a copy of the one before."""
+    if len(layers) > 1:
+        last, before = (flatten(layers[str(len(layers) - back)]) for back in (1, 2))
+        if all(np.array_equal(leaf, before[path]) for path, leaf in last.items()):
+            raise InputError(
+                f"{name}: found a dummy for layer {len(layers) - 1}, a copy of the one before, expected CLIP's: "
+                "use the files of the CLIP itself"
+            )
