@@ -4,9 +4,11 @@ PIP_INSTALL := -m pip install --quiet --disable-pip-version-check --constraint
 BIN := .venv/bin
 PARITY := .venv-parity/bin
 TPU := .venv-tpu/bin
-# Nearly all the time of the tests is compilation of programs that run once: LLVM's quickest level halves it. The
-# comparison with PyTorch compiles as users do.
-QUICK_PYTEST := XLA_FLAGS="$$XLA_FLAGS --xla_backend_optimization_level=0" $(BIN)/python -m pytest
+# Nearly all the time of the tests is compilation of programs that run once: LLVM's quickest level halves it, and fusions
+# compiled without MLIR, by one thread, halve what is left. The comparison with PyTorch compiles as users do.
+QUICK := --xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true \
+	--xla_cpu_use_fusion_emitters=false --xla_cpu_parallel_codegen_split_count=1
+QUICK_PYTEST := XLA_FLAGS="$$XLA_FLAGS $(QUICK)" $(BIN)/python -m pytest
 
 .PHONY: demo test faults-scale faults-tuning parity lint wheel golden tpu-compile clean
 

@@ -61,7 +61,7 @@ class Run:
             self.devices,
             JAX_COMPILATION_CACHE_DIR=str(self.cache),
             JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS="0.1",
-            XLA_FLAGS="--xla_backend_optimization_level=0",
+            XLA_FLAGS=os.environ.get("XLA_FLAGS") or "--xla_backend_optimization_level=0",
         )
 
     def finish(self, *arguments: str, code: int = 0) -> str:
