@@ -12,6 +12,7 @@ import os
 import re
 import sys
 from collections.abc import Callable, Iterator, Sequence
+from importlib import metadata
 from typing import TYPE_CHECKING, Any
 
 from sdipc_jax.errors import InputError, InterruptedRun, MissingProcessError, shortened
@@ -71,6 +72,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         # What a terminal cannot say is no reason to end when the work is done.
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
+    if list(arguments) == ["--version"]:
+        print(f"sdipc_jax {metadata.version('sdipc-jax')}")
+        return 0
     try:
         return _run(*_parse(arguments))
     except InputError as error:
@@ -151,9 +155,11 @@ def _one_line(box: str, arguments: Sequence[str]) -> str:
 
 
 def _run(name: str, settings: "CommandSettings") -> int:
-    from sdipc_jax.files import check_result
-    from sdipc_jax.settings import ParallelSettings, ResultSettings
+    from sdipc_jax.files import check_result, new_folder
+    from sdipc_jax.settings import OUT, ParallelSettings, ResultSettings
 
+    if getattr(settings, "output_dir", settings) is None:
+        settings = settings.model_copy(update={"output_dir": new_folder(OUT, name)})
     if settings.offline:
         os.environ["HF_HUB_OFFLINE"] = "1"
     # Importing JAX takes seconds, which help, misspelt options and a place that will not do need not wait for; nor need

@@ -41,6 +41,14 @@ def write_atomically(path: Path, data: bytes) -> None:
         ) from error
 
 
+def new_folder(parent: Path, name: str) -> Path:
+    """The first of `name-001`, `name-002` and so on that is not there yet; it is not made."""
+    number = 1
+    while os.path.lexists(parent / f"{name}-{number:03d}"):
+        number += 1
+    return parent / f"{name}-{number:03d}"
+
+
 def remove_leftovers(folder: Path) -> None:
     """Removes what killed processes have left of `write_atomically`, from a folder that no other one writes to."""
     for path in folder.glob(f"{_TEMPORARY}*.tmp"):

@@ -138,6 +138,11 @@ class ResultSettings(CommandSettings):
     """Replace the results of another run."""
 
     @property
+    def folder(self) -> Path:
+        """Where results go; the command line has chosen a folder where none was named."""
+        return getattr(self, "output_dir", None) or OUT
+
+    @property
     def result(self) -> tuple[Path, str]:
         """The file that shows that there are results already, and the option that decides where it is."""
         raise NotImplementedError
@@ -231,6 +236,8 @@ class ProjectionSettings(CheckpointSettings):
         return [name for name in names if getattr(self, name) != type(self).model_fields[name].default]
 
 
+# Where runs have their folders.
+OUT = Path("out")
 # The file of a run's folder that has a line for each picture.
 MANIFEST = "manifest.jsonl"
 # What `fast` stands for.
@@ -325,9 +332,9 @@ class SamplingSettings(SamplerSettings, ParallelSettings, ResultSettings):
     """Safetensors file with the noise to start from: `latents`, float32, (num_images, C, height/f, width/f)."""
     batch_size: Count = 4
     """Pictures sampled at once on each device; more is faster and takes more memory."""
-    output_dir: LocalPath = Path("out")
+    output_dir: Annotated[LocalPath | None, choice("FOLDER", "a new one, out/COMMAND-001 and so on")] = None
     """Where the pictures, sheet.png and manifest.jsonl go."""
 
     @property
     def result(self) -> tuple[Path, str]:
-        return self.output_dir / MANIFEST, "--output-dir"
+        return self.folder / MANIFEST, "--output-dir"

@@ -221,3 +221,25 @@ def test_offline(recorder: Recorder, monkeypatch: pytest.MonkeyPatch) -> None:
     assert os.environ["HF_HUB_OFFLINE"] == "0"
     assert cli.main(["text", "a", "--offline", "--quiet"]) == 0
     assert os.environ["HF_HUB_OFFLINE"] == "1"
+
+
+def test_a_run_without_a_folder_gets_one_of_its_own(
+    recorder: Recorder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Those of other runs stay as they are, and a named folder is taken as it is."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "out/vary-001").mkdir(parents=True)
+    assert cli.main(["vary", "a.png", "--quiet"]) == 0
+    assert recorder.settings.folder == Path("out/vary-002")
+    assert cli.main(["text", "a", "--quiet"]) == 0
+    assert recorder.settings.folder == Path("out/text-001")
+    assert cli.main(["spectrum", "--quiet"]) == 0
+    assert recorder.settings.folder == Path("out/spectrum-001")
+    assert cli.main(["vary", "a.png", "--output-dir", "here", "--quiet"]) == 0
+    assert recorder.settings.folder == Path("here")
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["vary-001"]
+
+
+def test_version(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["--version"]) == 0
+    assert re.fullmatch(r"sdipc_jax \d+\.\d+\.\d+\S*\n", capsys.readouterr().out)

@@ -115,7 +115,7 @@ def evaluate(settings: EvaluateSettings, report: Report) -> Evaluation:
         [held.pictures[place], *variations[n * _SHEET_VARIATIONS : (n + 1) * _SHEET_VARIATIONS]]
         for n, place in enumerate(on_sheet)
     ]
-    folder = settings.output_dir
+    folder = settings.folder
     folder.mkdir(parents=True, exist_ok=True)
     files = [folder / "evaluation.md", folder / "variations.png"]
     save_png(files[1], np.asarray(contact_sheet(rows, held.caption[on_sheet].tolist(), cell=128)), {})

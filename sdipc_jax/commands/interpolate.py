@@ -61,8 +61,8 @@ def _with_strip(settings: InterpolateSettings, outcome: Outcome) -> Outcome:
     ways = []
     for index in range(settings.num_images):
         names = [record["file"] for record in outcome.records if record["index"] == index]
-        ways.append([Image.open(settings.output_dir / name).convert("RGB") for name in names])
-    strip, animation = settings.output_dir / STRIP, settings.output_dir / ANIMATION
+        ways.append([Image.open(settings.folder / name).convert("RGB") for name in names])
+    strip, animation = settings.folder / STRIP, settings.folder / ANIMATION
     save_png(strip, np.asarray(contact_sheet([[np.asarray(frame) for frame in way] for way in ways])), {})
     frames = [*ways[0], *ways[0][-2:0:-1]]
     stream = io.BytesIO()

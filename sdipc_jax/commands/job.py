@@ -91,7 +91,7 @@ class SamplingJob:
         """Refuses an output folder that will not do, and processes that do not agree; the last moment to refuse."""
         settings = self.settings
         if parallel.is_first():
-            check_output(settings.output_dir, subjects, settings.num_images, settings.overwrite)
+            check_output(settings.folder, subjects, settings.num_images, settings.overwrite)
         self.record: Record = {
             "seed": settings.seed,
             "settings": self._record(),
@@ -114,7 +114,7 @@ class SamplingJob:
         """
         settings, several = self.settings, jax.process_count() > 1
         record = self.record | {"settings": self.record["settings"] | (converter.values if converter else {})}
-        folder = OutputFolder(settings.output_dir, subjects) if parallel.is_first() else None
+        folder = OutputFolder(settings.folder, subjects) if parallel.is_first() else None
         if folder:
             for failure in failures:
                 folder.add_record(failure)
@@ -150,7 +150,7 @@ class SamplingJob:
         if folder is None:
             return Outcome([], [], list(failures), notes)
         records = [line for line in folder.records if "file" in line]
-        files = [*(settings.output_dir / line["file"] for line in records), folder.finish()]
+        files = [*(settings.folder / line["file"] for line in records), folder.finish()]
         return Outcome(records, files, list(failures), notes)
 
     def _sample(

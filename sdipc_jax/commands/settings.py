@@ -179,12 +179,12 @@ class SpectrumSettings(ProjectionSettings, ResultSettings):
     """Also tell how much of this picture's energy is kept."""
     compare: Annotated[Path | None, choice("FOLDER", "none")] = None
     """Captioned pictures: measure the inverse, its relatives and the fitted map on them, into compare.json."""
-    output_dir: LocalPath = Path("out")
+    output_dir: Annotated[LocalPath | None, choice("FOLDER", "a new one, out/COMMAND-001 and so on")] = None
     """Where spectrum.png goes, and with --compare compare.json."""
 
     @property
     def result(self) -> tuple[Path, str]:
-        return self.output_dir / "spectrum.png", "--output-dir"
+        return self.folder / "spectrum.png", "--output-dir"
 
 
 class TuneSettings(ParallelSettings, CommandSettings):

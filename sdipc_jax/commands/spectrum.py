@@ -155,7 +155,7 @@ def spectrum(settings: SpectrumSettings, report: Report) -> Spectrum | FittedSpe
     check_result(path, option, settings.overwrite)
     inputs, _ = read_inputs(config, [settings.picture] if settings.picture else [])
     notes: list[str] = []
-    examples, file = [], settings.output_dir / "compare.json"
+    examples, file = [], settings.folder / "compare.json"
     if settings.compare is not None:
         check_result(file, option, settings.overwrite)
         examples = find(
@@ -169,7 +169,7 @@ def spectrum(settings: SpectrumSettings, report: Report) -> Spectrum | FittedSpe
     else:
         measured = replace(measure_map(converter.bundle, converter.calibration, features), plot=str(path))
     result: Spectrum | FittedSpectrum | Compared = measured
-    settings.output_dir.mkdir(parents=True, exist_ok=True)
+    settings.folder.mkdir(parents=True, exist_ok=True)
     if examples:
         cutoff = config.defaults.cutoff if settings.cutoff is None else settings.cutoff
         table = compare(

@@ -6,7 +6,16 @@ from typing import Annotated, Any, Literal, get_args
 import tyro
 from pydantic import Field
 
-from sdipc_jax.settings import Count, NotNegative, ProjectionSettings, ResultSettings, SamplerName, Seed
+from sdipc_jax.settings import (
+    Count,
+    LocalPath,
+    NotNegative,
+    ProjectionSettings,
+    ResultSettings,
+    SamplerName,
+    Seed,
+    choice,
+)
 
 
 def _own(metavar: str) -> Any:
@@ -39,9 +48,9 @@ class EvaluateSettings(ProjectionSettings, ResultSettings):
     """The sampling method."""
     batch_size: Count = 8
     """Pictures sampled at once."""
-    output_dir: Path = Path("out")
+    output_dir: Annotated[LocalPath | None, choice("FOLDER", "a new one, out/COMMAND-001 and so on")] = None
     """Where evaluation.json, evaluation.md and the sheets go."""
 
     @property
     def result(self) -> tuple[Path, str]:
-        return self.output_dir / "evaluation.json", "--output-dir"
+        return self.folder / "evaluation.json", "--output-dir"
