@@ -16,7 +16,9 @@ from tests import cases  # noqa: E402
 from tests.parity import oracle  # noqa: E402
 from tests.parity.picture_oracle import golden_pictures  # noqa: E402
 from tests.parity.sampler_oracle import golden_samplers  # noqa: E402
+from tests.parity.sdxl_oracle import golden_families  # noqa: E402
 from tests.picture_cases import write_picture  # noqa: E402
+from tests.sdxl_cases import write_checkpoints  # noqa: E402
 from tests.tiny import write_checkpoint  # noqa: E402
 
 
@@ -45,7 +47,13 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as temporary:
         folder = write_checkpoint(Path(temporary, "checkpoint"))
         pictures = golden_pictures(folder, write_picture(Path(temporary, "clouds.png")))
-    for name, arrays in (("models", golden_models()), ("samplers", golden_samplers()), ("pictures", pictures)):
+        families = golden_families(write_checkpoints(Path(temporary, "families")))
+    for name, arrays in (
+        ("models", golden_models()),
+        ("samplers", golden_samplers()),
+        ("pictures", pictures),
+        ("families", families),
+    ):
         np.savez_compressed(ROOT / f"tests/golden/{name}.npz", allow_pickle=False, **arrays)
 
 

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from sdipc_jax.errors import InputError
     from sdipc_jax.prompts import (
         Projection,
+        Prompt,
         calibrate,
         closed_form,
         convert,
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
         empty_prompt,
         encode_images,
         image_prompt,
+        negative_prompt,
         read_pictures,
         text_prompt,
         tokenize,
@@ -33,6 +35,7 @@ __all__ = [
     "Config",
     "InputError",
     "Projection",
+    "Prompt",
     "add_embedding",
     "calibrate",
     "checkpoints",
@@ -47,6 +50,7 @@ __all__ = [
     "image_prompt",
     "load",
     "merge_lora",
+    "negative_prompt",
     "parallel",
     "read_pictures",
     "save",
@@ -61,8 +65,9 @@ _ROOMS = {
     "checkpoints": ("Bundle", "Config", "add_embedding", "load", "merge_lora", "save"),
     "errors": ("InputError",),
     "prompts": (
-        *("Projection", "calibrate", "closed_form", "convert", "edit_prompt", "empty_prompt", "encode_images"),
-        *("image_prompt", "read_pictures", "text_prompt", "tokenize", "truncated_pinv"),
+        *("Projection", "Prompt", "calibrate", "closed_form", "convert", "edit_prompt", "empty_prompt"),
+        *("encode_images", "image_prompt", "negative_prompt", "read_pictures", "text_prompt", "tokenize"),
+        "truncated_pinv",
     ),
     "sampling": ("generate", "generate_with_progress"),
 }

@@ -189,6 +189,11 @@ class CheckpointSettings(LoraSettings):
     layer before the last."""
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
     """Of the weights and arithmetic of UNet, CLIP and VAE; float16 is for cards without bfloat16."""
+    vae_dtype: Annotated[
+        Literal["float32", "bfloat16", "float16"] | None,
+        choice("float32|bfloat16|float16", "dtype; float32 if the VAE asks so, in SDXL or with float16"),
+    ] = None
+    """Of the VAE alone."""
 
 
 class ProjectionSettings(CheckpointSettings):
@@ -287,7 +292,7 @@ class SamplerSettings(WordingSettings, CheckpointSettings):
     """In pixels."""
     width: Annotated[Side | None, choice("INT")] = None
     """In pixels."""
-    negative_prompt: str = ""
+    negative_prompt: Annotated[str | None, choice("TEXT", "nothing, which is the empty text or SDXL's zeros")] = None
     """What guidance leads away from."""
     eta: Annotated[float, Field(ge=0, le=1)] = 0.0
     """DDIM's and TCD's share of fresh noise; TCD's authors use 0.3, and 1 for a single step."""

@@ -59,9 +59,9 @@ def write_tokenizer(folder: Path, pad: str = END) -> SpecialTokens:
     return SpecialTokens(tokens.index(START), tokens.index(END), tokens.index(pad), 20)
 
 
-def tiny_bundle(folder: Path, *, safety: bool = False, seed: int = 0, **changes: Any) -> Bundle:
+def tiny_bundle(folder: Path, *, safety: bool = False, seed: int = 0, pad: str = END, **changes: Any) -> Bundle:
     """A bundle whose tokenizer lies in `folder`. Latents have f = 4; pictures are 32 by 32 unless told otherwise."""
-    tokens = write_tokenizer(folder / "tokenizer")
+    tokens = write_tokenizer(folder / "tokenizer", pad)
     vision = CLIPVisionConfig(
         hidden_size=32,
         intermediate_size=64,
@@ -108,6 +108,66 @@ def tiny_bundle(folder: Path, *, safety: bool = False, seed: int = 0, **changes:
     config = dataclasses.replace(config, **changes)
     params = random_tree(config.abstract_params(), seed)
     return Bundle(jax_tree(params), config)
+
+
+SDXL_SCHEDULER = {
+    "_class_name": "EulerDiscreteScheduler",
+    "_diffusers_version": "0.39.0",
+    "beta_end": 0.012,
+    "beta_schedule": "scaled_linear",
+    "beta_start": 0.00085,
+    "clip_sample": False,
+    "interpolation_type": "linear",
+    "num_train_timesteps": 1000,
+    "prediction_type": "epsilon",
+    "sample_max_value": 1.0,
+    "set_alpha_to_one": False,
+    "skip_prk_steps": True,
+    "steps_offset": 1,
+    "timestep_spacing": "leading",
+    "trained_betas": None,
+    "use_karras_sigmas": False,
+}
+
+
+def tiny_sdxl(folder: Path, *, seed: int = 0, **changes: Any) -> Bundle:
+    """SDXL in miniature, without a CLIP: two towers that pad in two ways, and a UNet that reads both and sizes."""
+    tokens_2 = write_tokenizer(folder / "tokenizer_2", pad="!")
+    second = CLIPTextConfig(
+        vocab_size=514,
+        hidden_size=40,
+        intermediate_size=80,
+        num_hidden_layers=3,
+        num_attention_heads=5,
+        max_position_embeddings=20,
+        projection_dim=32,
+        hidden_act="gelu",
+    )
+    unet = UNetConfig(
+        sample_size=8,
+        block_out_channels=(16, 32),
+        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
+        up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
+        norm_num_groups=4,
+        cross_attention_dim=24 + 40,
+        attention_head_dim=(2, 4),
+        layers_per_block=1,
+        use_linear_projection=True,
+        transformer_layers_per_block=(1, 2),
+        addition_embed_type="text_time",
+        addition_time_embed_dim=8,
+        projection_class_embeddings_input_dim=32 + 6 * 8,
+    )
+    parts: dict[str, Any] = {
+        "unet": unet,
+        "scheduler": SchedulerConfig.from_json(SDXL_SCHEDULER),
+        "defaults": Defaults(steps=4, sampler="euler", guidance_scale=5.0, height=32, width=32),
+        "clip": None,
+        "text_2": second,
+        "tokens_2": tokens_2,
+        "force_zeros_for_empty_prompt": True,
+    }
+    return tiny_bundle(folder, seed=seed, **parts | changes)
 
 
 def quick_unet(unet: UNetConfig) -> UNetConfig:

@@ -138,7 +138,9 @@ class Reader:
         return {
             "text": text,
             "alpha": None if text is None else job.alpha if row.alpha is None else row.alpha,
-            "negative_prompt": job.negative_prompt if row.negative_prompt is None else row.negative_prompt,
+            "negative_prompt": self.config.negative_text(
+                job.negative_prompt if row.negative_prompt is None else row.negative_prompt
+            ),
             "seed": job.seed if row.seed is None else row.seed,
             "index": None if row.seed is None else 0,
             "height": row.height or height,
@@ -150,7 +152,7 @@ class Reader:
         if size not in self.sizes:
             known = ", ".join(f"{height}x{width}" for height, width in self.sizes)
             raise InputError(f"height x width is {size[0]}x{size[1]}, expected one of the job's sizes, {known}: add it")
-        texts = (record["text"] or "", record["negative_prompt"])
+        texts = (record["text"] or "", record["negative_prompt"] or "")
         found = [_texts_of(self.config, text, tuple(self.job.wording.items())) for text in texts]
         longest = max(each.tokens.shape[-1] for each in found)
         return [with_chunks(self.config, each, longest) for each in found]

@@ -47,6 +47,7 @@ class _Rows(NamedTuple):
     alpha: Any
     seeds: Any
     indices: Any
+    negative_given: Any = None
 
 
 class _Static(NamedTuple):
@@ -115,6 +116,7 @@ class Sampler:
                 ],
                 np.uint32,
             ),
+            negative_given=self._given([each["negative_prompt"] for each in records]),
         )
         values = self.values
         guidance = values.guidance_scale
@@ -134,6 +136,12 @@ class Sampler:
         if finite is not None and not np.asarray(finite).all():
             raise InputError(NOT_FINITE.format(dtype=self.bundle.config.dtype))
         return np.asarray(pictures)[: len(records)], np.asarray(flagged)[: len(records)]
+
+    def _given(self, texts: Sequence[str | None]) -> Bool[np.ndarray, " N"] | None:
+        """Which negative prompts are texts; None where all are, since nothing said is the empty text."""
+        if not self.bundle.config.force_zeros_for_empty_prompt:
+            return None
+        return np.array([text is not None for text in texts])
 
 
 def _stack(texts: Sequence[Any]) -> Any:
@@ -161,7 +169,7 @@ def _sample(
         request, state = begin(
             bundle,
             edit_prompt(bundle, rows.vectors, rows.tokens.tokens, rows.alpha, rows.tokens.weights),
-            negative=negative_prompt(bundle, *rows.negative),
+            negative=negative_prompt(bundle, rows.negative.tokens, rows.negative.weights, rows.negative_given),
             seeds=rows.seeds,
             indices=rows.indices,
             steps=static.steps,

@@ -14,6 +14,7 @@ from sdipc_jax.models import (
     AutoencoderKL,
     CLIPTextConfig,
     CLIPTextModel,
+    CLIPTextModelWithProjection,
     CLIPVisionConfig,
     CLIPVisionModel,
     StableDiffusionSafetyChecker,
@@ -30,6 +31,9 @@ from sdipc_jax.settings import Defaults, Fit
 from sdipc_jax.tracing import under_our_rules
 
 Params = dict[str, Any]
+
+# SDXL is told height and width of the original, top and left of the crop, and height and width of the target.
+SIZES = 6
 
 
 @dataclass(frozen=True)
@@ -108,7 +112,12 @@ class SafetySide:
 
 @dataclass(frozen=True)
 class Config:
-    """Everything about a checkpoint but its weights. Hashable: a static argument of compiled functions."""
+    """Everything about a checkpoint but its weights. Hashable: a static argument of compiled functions.
+
+    `text_2` and `tokens_2` are SDXL's second text tower, which is what tells SDXL from the others here.
+    `force_zeros_for_empty_prompt`: a negative prompt that is left out is zeros, and not the states of the empty text.
+    `vae_dtype`: of the VAE, where it is not `dtype`.
+    """
 
     folder: str
     unet: UNetConfig
@@ -120,6 +129,10 @@ class Config:
     clip: VisionSide | None = None
     safety: SafetySide | None = None
     dtype: str = "float32"
+    text_2: CLIPTextConfig | None = None
+    tokens_2: SpecialTokens | None = None
+    force_zeros_for_empty_prompt: bool = False
+    vae_dtype: str | None = None
     # What is fused into the weights. Programs are the same with and without, and so are not compiled anew for it.
     loras: tuple[Lora, ...] = field(default=(), compare=False)
     # What a person should know of how it was put together.
@@ -138,9 +151,10 @@ class Config:
 
     @property
     def vae_model(self) -> AutoencoderKL:
-        # Activations of autoencoders exceed what float16 holds, unless they were trained not to.
-        upcast = self.dtype == "float16" and self.vae.force_upcast
-        return AutoencoderKL(self.vae, jnp.dtype("float32") if upcast else self.compute_dtype)
+        # Activations of autoencoders exceed what float16 holds, unless they were trained not to, and in SDXL's bfloat16
+        # shows.
+        upcast = self.vae.force_upcast and (self.dtype == "float16" or self.text_2 is not None)
+        return AutoencoderKL(self.vae, jnp.dtype(self.vae_dtype or ("float32" if upcast else self.dtype)))
 
     @property
     def text_model(self) -> CLIPTextModel:
@@ -149,7 +163,24 @@ class Config:
     @property
     def text_towers(self) -> dict[str, CLIPTextConfig]:
         """The text encoders by the names of their components."""
-        return {"text_encoder": self.text}
+        return {"text_encoder": self.text} | ({} if self.text_2 is None else {"text_encoder_2": self.text_2})
+
+    @property
+    def text_model_2(self) -> CLIPTextModelWithProjection:
+        """SDXL's second text tower.
+
+        Raises:
+            InputError: there is none.
+        """
+        if self.text_2 is None:
+            raise InputError(f"{self.folder} has no text_encoder_2, expected SDXL: use another checkpoint")
+        return CLIPTextModelWithProjection(self.text_2, self.compute_dtype)
+
+    @property
+    def towers(self) -> tuple[tuple[CLIPTextConfig, SpecialTokens], ...]:
+        """The text towers with the tokens that frame their texts."""
+        second = () if self.text_2 is None or self.tokens_2 is None else ((self.text_2, self.tokens_2),)
+        return ((self.text, self.tokens), *second)
 
     @property
     def vision_model(self) -> CLIPVisionModel | PromptedCLIPVisionModel:
@@ -205,6 +236,10 @@ class Config:
                 "pass --calibrate ridge"
             )
 
+    def negative_text(self, typed: str | None) -> str | None:
+        """What a negative prompt that is left out stands for: the empty text, but None where that is zeros."""
+        return "" if typed is None and not self.force_zeros_for_empty_prompt else typed
+
     def latent_shape(self, height: int, width: int) -> tuple[int, int, int]:
         """(C, height / f, width / f).
 
@@ -217,17 +252,30 @@ class Config:
                 raise InputError(f"{name} is {side}, expected a multiple of {f}: try {max(f, round(side / f) * f)}")
         return self.vae.latent_channels, height // f, width // f
 
+    def added_inputs(self, count: int) -> dict[str, jax.ShapeDtypeStruct]:
+        """The shapes of what the UNet reads beside latents, time and prompts: SDXL's pooled texts and sizes."""
+        if self.text_2 is None:
+            return {}
+        return {
+            "text_embeds": jax.ShapeDtypeStruct((count, self.text_2.projection_dim), jnp.float32),
+            "time_ids": jax.ShapeDtypeStruct((count, SIZES), jnp.float32),
+        }
+
     @under_our_rules
     def abstract_params(self) -> Params:
         """The shapes and dtypes of all parameters, a tree for each part of the pipeline."""
         f, base = self.vae.downscale, 2 ** (len(self.unet.block_out_channels) - 1)
         latents = ((1, base, base, self.unet.in_channels), jnp.float32)
         context = ((1, 1, self.unet.cross_attention_dim), jnp.float32)
+        added = {name: (each.shape, each.dtype) for name, each in self.added_inputs(1).items()}
         tree = {
-            "unet": shapes(self.unet_model, latents, ((1,), jnp.float32), context),
+            "unet": shapes(self.unet_model, latents, ((1,), jnp.float32), context, **added),
             "vae": shapes(self.vae_model, ((1, f, f, 3), jnp.float32)),
             "text_encoder": shapes(self.text_model, ((1, self.tokens.length), jnp.int32)),
         }
+        if self.text_2 is not None:
+            tokens, ends = ((1, self.tokens.length), jnp.int32), ((1,), jnp.int32)
+            tree["text_encoder_2"] = shapes(self.text_model_2, tokens, ends)
         if self.embeddings:
             count = sum(each.vectors for each in self.embeddings)
             tree["embeddings"] = {
@@ -275,3 +323,9 @@ class Bundle:
 
     params: Params
     config: Config
+
+
+def for_sampling(bundle: Bundle) -> Bundle:
+    """What is read once there are prompts: their makers' memory is free as soon as no one holds the whole bundle."""
+    kept = ("unet", "vae", "safety_checker")
+    return Bundle({name: tree for name, tree in bundle.params.items() if name in kept}, bundle.config)

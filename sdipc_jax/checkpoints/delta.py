@@ -29,7 +29,7 @@ from sdipc_jax.models.deep_prompts import CLIPDeepPrompts, DeepPrompts
 _EMBEDDINGS = "clip.deep_prompts.embeddings"
 _INVERSE = "clip.inverse.weight"
 # The safety checker judges pictures and takes no part in making them.
-_DIGESTED = ("unet", "vae", "text_encoder", "clip")
+_DIGESTED = ("unet", "vae", "text_encoder", "text_encoder_2", "clip")
 
 
 @partial(

@@ -15,12 +15,14 @@ def digests(config: Config, tuned: Path | None, *, left_out: tuple[str, ...] = (
         left_out: what the names begin with of those that need not be told, such as `unet/`.
     """
     folders = {name: Path(config.folder, name) for name in ("unet", "vae", "text_encoder")}
+    if config.text_2 is not None:
+        folders["text_encoder_2"] = Path(config.folder, "text_encoder_2")
     if config.safety is not None:
         folders["safety_checker"] = Path(config.folder, "safety_checker")
     if config.clip is not None:
         folders["clip"] = Path(config.clip.folder)
     files = {f"{name}/{file.name}": file for name, folder in folders.items() for file in weight_files(folder)}
-    for name in (*folders, "tokenizer", "scheduler", "feature_extractor"):
+    for name in (*folders, "tokenizer", "tokenizer_2", "scheduler", "feature_extractor"):
         folder = folders.get(name, Path(config.folder, name))
         files |= {f"{name}/{file.name}": file for file in sorted([*folder.glob("*.json"), *folder.glob("*.txt")])}
     if config.clip is not None:

@@ -39,7 +39,7 @@ def canonical_name(component: str, name: str) -> str | None:
     """The name that a tensor of a file has today, or None for a buffer that holds no weight."""
     if name.endswith(".position_ids") or name == "position_ids":
         return None
-    if component == "text_encoder" and not name.startswith("text_model."):
+    if component in ("text_encoder", "text_encoder_2") and not name.startswith(("text_model.", "text_projection.")):
         return f"text_model.{name}"
     if component == "vae" and (match := _OLD_VAE_KEY.fullmatch(name)):
         return f"{match[1]}.{_OLD_VAE_ATTENTION[match[2]]}.{match[3]}"

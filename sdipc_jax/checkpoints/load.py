@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, get_args
 
 from sdipc_jax.checkpoints.bundle import Bundle, Config, Params, SafetySide, SpecialTokens, VisionSide, with_fit
+from sdipc_jax.checkpoints.checks import check_counts, check_kind, check_towers
 from sdipc_jax.checkpoints.delta import apply_delta, load_delta
 from sdipc_jax.checkpoints.embeddings import load_rows, with_embeddings
 from sdipc_jax.checkpoints.keys import DEEP_PROMPTS_FILE, INVERSE_FILE, OVERWRITE
@@ -16,7 +17,6 @@ from sdipc_jax.checkpoints.tensors import load_tree, read_header, read_metadata
 from sdipc_jax.checkpoints.tokenizer import special_tokens
 from sdipc_jax.errors import InputError, printable
 from sdipc_jax.models import CLIPTextConfig, CLIPVisionConfig, UNetConfig, VAEConfig
-from sdipc_jax.models.config import Architecture
 from sdipc_jax.models.deep_prompts import DeepPrompts
 from sdipc_jax.pictures.preprocessing import Preprocessing
 from sdipc_jax.samplers import SchedulerConfig, default_sampler
@@ -27,21 +27,28 @@ EMBEDDED = Path(__file__).parent.parent / "embedded"
 # What model_index.json may name, and the configurations of the parts besides.
 _PIPELINES = {
     *("StableDiffusionPipeline", "StableDiffusionImg2ImgPipeline", "StableDiffusionInpaintPipeline"),
+    *("StableDiffusionXLPipeline", "StableDiffusionXLImg2ImgPipeline"),
+    *("FlaxStableDiffusionPipeline", "FlaxStableDiffusionXLPipeline"),
     "LatentConsistencyModelPipeline",
-    "FlaxStableDiffusionPipeline",
 }
 _CLASSES: dict[str, set[str]] = {
     "unet": {"UNet2DConditionModel"},
     "vae": {"AutoencoderKL"},
     "text_encoder": {"CLIPTextModel"},
+    "text_encoder_2": {"CLIPTextModelWithProjection"},
     "tokenizer": {"CLIPTokenizer", "CLIPTokenizerFast"},
+    "tokenizer_2": {"CLIPTokenizer", "CLIPTokenizerFast"},
     "safety_checker": {"StableDiffusionSafetyChecker"},
     "feature_extractor": {"CLIPImageProcessor", "CLIPImageProcessorFast", "CLIPFeatureExtractor"},
     "image_encoder": set(),
     "clip": {"CLIPModel"},
 }
-_MODEL_TYPES = {"text_encoder": "clip_text_model", "clip": "clip", "safety_checker": "clip"}
-_DEEPEST = 200
+_MODEL_TYPES = {
+    "text_encoder": "clip_text_model",
+    "text_encoder_2": "clip_text_model",
+    "clip": "clip",
+    "safety_checker": "clip",
+}
 _DTYPES = ("float32", "bfloat16", "float16")
 
 
@@ -51,6 +58,7 @@ def load(
     tuned: str | Path | None = None,
     *,
     dtype: str = "float32",
+    vae_dtype: str | None = None,
     safety: SafetyName = "auto",
 ) -> Bundle:
     """Loads a checkpoint.
@@ -60,12 +68,14 @@ def load(
         clip: a transformers CLIP folder; by default `clip/` in the model's folder.
         tuned: a tuning's delta file, made for this checkpoint.
         dtype: of the weights and arithmetic of UNet, CLIP and VAE, `float32`, `bfloat16` or `float16`.
+        vae_dtype: of the VAE alone. If None it is float32 where its file asks for that (`force_upcast`), in SDXL and
+            with float16.
         safety: `auto` has the safety checker where the checkpoint does, `on` refuses one without, `off` does without.
 
     Raises:
         InputError: no such folder, an unknown class or option, weights that do not fit, a delta for another checkpoint.
     """
-    return load_weights(read_config(model, clip, dtype=dtype, safety=safety), tuned)
+    return load_weights(read_config(model, clip, dtype=dtype, vae_dtype=vae_dtype, safety=safety), tuned)
 
 
 def read_config(
@@ -73,29 +83,29 @@ def read_config(
     clip: str | Path | None = None,
     *,
     dtype: str = "float32",
+    vae_dtype: str | None = None,
     safety: SafetyName = "auto",
 ) -> Config:
     """Reads all that is known of a checkpoint without its weights, and checks that the parts fit. See `load`."""
-    if dtype not in _DTYPES:
-        raise InputError(f"dtype is {dtype!r}, expected one of {', '.join(_DTYPES)}")
+    for name, value in (("dtype", dtype), ("vae_dtype", vae_dtype)):
+        if value not in _DTYPES and (name, value) != ("vae_dtype", None):
+            raise InputError(f"{name} is {value!r}, expected one of {', '.join(_DTYPES)}")
     if safety not in get_args(SafetyName):
         raise InputError(f"safety is {safety!r}, expected one of {', '.join(get_args(SafetyName))}")
     folder = _model_folder(model, safety)
     unet = UNetConfig.from_json(_read_part(folder / "unet", "unet"), "unet/config.json")
     vae = VAEConfig.from_json(_read_part(folder / "vae", "vae"), "vae/config.json")
-    text = CLIPTextConfig.from_json(_read_part(folder / "text_encoder", "text_encoder"), "text_encoder/config.json")
-    for name, part in (("unet", unet), ("vae", vae), ("text_encoder", text)):
-        _check_counts(f"{name}/config.json", part)
-    if text.hidden_size != unet.cross_attention_dim:
-        raise InputError(
-            f"{folder}: the text encoder's states are {text.hidden_size} wide but the UNet reads "
-            f"{unet.cross_attention_dim}-wide prompts: use the parts of one checkpoint together"
-        )
+    text = _read_text(folder, "text_encoder")
+    for name, part in (("unet", unet), ("vae", vae)):
+        check_counts(f"{name}/config.json", part)
     if vae.latent_channels != unet.out_channels or not (unet.repaints or unet.in_channels == unet.out_channels):
         raise InputError(
             f"{folder}: the UNet takes {unet.in_channels} and gives {unet.out_channels} channels, expected the "
             f"VAE's {vae.latent_channels}, or twice as many and a mask to repaint: other checkpoints are not supported"
         )
+    text_2 = _read_text(folder, "text_encoder_2") if (folder / "text_encoder_2").is_dir() else None
+    check_towers(printable(folder), unet, text, text_2)
+    tokens = read_tokens(folder, text)
     scheduler = SchedulerConfig.from_json(_read_json(folder, "scheduler/scheduler_config.json"))
     config = Config(
         folder=str(folder),
@@ -103,11 +113,15 @@ def read_config(
         vae=vae,
         text=text,
         scheduler=scheduler,
-        tokens=read_tokens(folder, text),
+        tokens=tokens,
         defaults=_read_defaults(folder, unet.sample_size * vae.downscale, default_sampler(scheduler)),
         clip=_read_clip(folder, clip),
         safety=None if safety == "off" else _read_safety(folder, safety),
         dtype=dtype,
+        text_2=text_2,
+        tokens_2=None if text_2 is None else _read_tokens_2(folder, text_2, tokens),
+        force_zeros_for_empty_prompt=text_2 is not None and _forces_zeros(folder),
+        vae_dtype=vae_dtype,
     )
     config.latent_shape(config.defaults.height, config.defaults.width)
     return config
@@ -116,7 +130,8 @@ def read_config(
 def configure(settings: CheckpointSettings) -> Config:
     """The configuration of the checkpoint that a command's settings ask for. See `read_config`."""
     safety = settings.safety if isinstance(settings, SamplerSettings) else "auto"
-    config = read_config(settings.model, settings.clip, dtype=settings.dtype, safety=safety)
+    options: dict[str, Any] = {"dtype": settings.dtype, "vae_dtype": settings.vae_dtype, "safety": safety}
+    config = read_config(settings.model, settings.clip, **options)
     if settings.clip_skip >= config.text.num_hidden_layers:
         raise InputError(
             f"clip_skip is {settings.clip_skip}, expected less than the text encoder's {config.text.num_hidden_layers} "
@@ -181,6 +196,7 @@ def _check_index(folder: Path, index: Mapping[str, Any], safety: SafetyName) -> 
     pipeline = str(index.get("_class_name", "StableDiffusionPipeline"))
     if pipeline not in _PIPELINES:
         raise InputError(f"{where}: found a {pipeline}, expected a StableDiffusionPipeline: use another checkpoint")
+    check_kind(where, index)
     for name, entry in index.items():
         if name == "scheduler" or not isinstance(entry, list) or not entry or entry[-1] is None:
             continue
@@ -218,36 +234,49 @@ def _read_part(folder: Path, component: str) -> dict[str, Any]:
             if str(each) not in _CLASSES[component]:
                 raise InputError(
                     f"{component}/config.json: {key} is {each!r}, expected {min(_CLASSES[component])!r}: "
-                    "use a Stable Diffusion 1.x or 2.x checkpoint"
+                    "use a Stable Diffusion 1.x, 2.x or SDXL checkpoint"
                 )
     kind = values.get("model_type")
     if kind not in (None, _MODEL_TYPES.get(component)):
         raise InputError(
             f"{component}/config.json: model_type is {kind!r}, expected {_MODEL_TYPES.get(component)!r}: "
-            "use a Stable Diffusion 1.x or 2.x checkpoint"
+            "use a Stable Diffusion 1.x, 2.x or SDXL checkpoint"
         )
     return values
 
 
-def _check_counts(source: str, part: Architecture) -> None:
-    """Refuses what could not be built, or not in a lifetime: each layer is traced on its own."""
-    for name, value in part.to_json().items():
-        if type(value) is int and name != "freq_shift":
-            most = _DEEPEST if name in ("num_hidden_layers", "layers_per_block") else value
-            if not 1 <= value <= most:
-                raise InputError(f"{source}: {name} is {value}, expected 1 to {max(most, _DEEPEST)}: correct it")
+def _read_text(folder: Path, component: str) -> CLIPTextConfig:
+    text = CLIPTextConfig.from_json(_read_part(folder / component, component), f"{component}/config.json")
+    check_counts(f"{component}/config.json", text)
+    return text
 
 
-def read_tokens(folder: Path, text: CLIPTextConfig) -> SpecialTokens:
+def _forces_zeros(folder: Path) -> bool:
+    index = _read_json(folder, "model_index.json") if (folder / "model_index.json").is_file() else {}
+    return bool(index.get("force_zeros_for_empty_prompt", True))
+
+
+def _read_tokens_2(folder: Path, text: CLIPTextConfig, first: SpecialTokens) -> SpecialTokens:
+    """Those of SDXL's second tokenizer, which frames texts as the first one does but for the pad."""
+    tokens = read_tokens(folder, text, "tokenizer_2")
+    if dataclasses.replace(tokens, pad=first.pad) != first:
+        raise InputError(
+            f"{printable(folder)}: tokenizer_2 frames texts with {tokens} and tokenizer with {first}, expected the "
+            "same but for the pad: fetch the whole checkpoint"
+        )
+    return tokens
+
+
+def read_tokens(folder: Path, text: CLIPTextConfig, name: str = "tokenizer") -> SpecialTokens:
     """The tokens that a tokenizer frames texts with. See `special_tokens`."""
     try:
-        return special_tokens(folder, text)
+        return special_tokens(folder, text, name)
     except InputError:
         raise
     except Exception as error:  # Whatever transformers and tokenizers raise: for some files that is almost anything.
         reason = " ".join(str(error).split())[:200]
         raise InputError(
-            f"{printable(folder / 'tokenizer')}: not readable ({reason}), expected a CLIP tokenizer: fetch it again"
+            f"{printable(folder / name)}: not readable ({reason}), expected a CLIP tokenizer: fetch it again"
         ) from None
 
 
@@ -281,8 +310,8 @@ def _read_clip(folder: Path, clip: str | Path | None) -> VisionSide | None:
         )
     vision = _clip_part(CLIPVisionConfig, values, "vision_config", source)
     clip_text = _clip_part(CLIPTextConfig, values, "text_config", source)
-    _check_counts(f"{source}: vision_config", vision)
-    _check_counts(f"{source}: text_config", clip_text)
+    check_counts(f"{source}: vision_config", vision)
+    check_counts(f"{source}: text_config", clip_text)
     preprocessing = Preprocessing.from_json(
         _read_json(clip_folder, "preprocessor_config.json"), f"{clip_folder.name}/preprocessor_config.json"
     )
@@ -319,7 +348,7 @@ def _read_safety(folder: Path, safety: SafetyName) -> SafetySide | None:
     source = "safety_checker/config.json"
     values = _read_part(folder / "safety_checker", "safety_checker")
     vision = _clip_part(CLIPVisionConfig, values, "vision_config", source)
-    _check_counts(f"{source}: vision_config", vision)
+    check_counts(f"{source}: vision_config", vision)
     vision = dataclasses.replace(vision, projection_dim=_projection_dim(values, source))
     preprocessing = Preprocessing.from_json(
         _read_json(folder, "feature_extractor/preprocessor_config.json"), "feature_extractor/preprocessor_config.json"

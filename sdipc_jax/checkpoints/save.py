@@ -12,13 +12,14 @@ import jax.numpy as jnp
 import numpy as np
 from safetensors.numpy import save_file
 
-from sdipc_jax.checkpoints.bundle import Bundle, Config, Params
+from sdipc_jax.checkpoints.bundle import Bundle, Config, Params, SpecialTokens
 from sdipc_jax.checkpoints.keys import DEEP_PROMPTS_FILE, INVERSE_FILE, OVERWRITE, flatten, to_torch, torch_name
 from sdipc_jax.errors import InputError
 from sdipc_jax.models.config import Architecture, CLIPTextConfig, CLIPVisionConfig
 
 # The oldest diffusers whose files these are; it tells diffusers which defaults of old to apply, here none.
 _DIFFUSERS_VERSION = "0.39.0"
+_TEXT_CLASSES = ("CLIPTextModel", "CLIPTextModelWithProjection")
 
 
 def save(bundle: Bundle, folder: str | Path, *, dtype: str | None = None) -> None:
@@ -63,9 +64,10 @@ def _write(bundle: Bundle, folder: Path, dtype: str | None) -> None:
     for component, part in (("unet", config.unet), ("vae", config.vae)):
         _write_json(folder / component / "config.json", _diffusers_json(part))
         _write_weights(folder / component / "diffusion_pytorch_model.safetensors", params[component], dtype)
-    _write_json(folder / "text_encoder/config.json", _text_json(config) | {"architectures": ["CLIPTextModel"]})
-    _write_weights(folder / "text_encoder/model.safetensors", params["text_encoder"], dtype)
-    shutil.copytree(Path(config.folder, "tokenizer"), folder / "tokenizer")
+    for suffix, (text, tokens), kind in zip(("", "_2"), config.towers, _TEXT_CLASSES, strict=False):
+        _write_json(folder / f"text_encoder{suffix}/config.json", _text_json(text, tokens) | {"architectures": [kind]})
+        _write_weights(folder / f"text_encoder{suffix}/model.safetensors", params[f"text_encoder{suffix}"], dtype)
+        shutil.copytree(Path(config.folder, f"tokenizer{suffix}"), folder / f"tokenizer{suffix}")
     _write_json(folder / "scheduler/scheduler_config.json", config.scheduler.to_json())
     _write_json(folder / "sdipc.json", config.defaults.model_dump(exclude_none=True))
     if config.clip is not None:
@@ -73,7 +75,7 @@ def _write(bundle: Bundle, folder: Path, dtype: str | None) -> None:
             "architectures": ["CLIPModel"],
             "model_type": "clip",
             "projection_dim": config.clip.projection_dim,
-            "text_config": _text_json(config) | {"projection_dim": config.clip.projection_dim},
+            "text_config": _text_json(config.text, config.tokens) | {"projection_dim": config.clip.projection_dim},
             "vision_config": _vision_json(config.clip.vision),
         }
         _write_json(folder / "clip/config.json", clip)
@@ -102,19 +104,28 @@ def _write(bundle: Bundle, folder: Path, dtype: str | None) -> None:
 
 
 def _model_index(config: Config) -> dict[str, Any]:
-    safe = config.safety is not None
-    return {
-        "_class_name": "StableDiffusionPipeline",
+    safe, second = config.safety is not None, config.text_2 is not None
+    index = {
         "_diffusers_version": _DIFFUSERS_VERSION,
         "feature_extractor": ["transformers", "CLIPImageProcessor"] if safe else [None, None],
         "image_encoder": [None, None],
-        "requires_safety_checker": safe,
-        "safety_checker": ["stable_diffusion", "StableDiffusionSafetyChecker"] if safe else [None, None],
         "scheduler": ["diffusers", config.scheduler.to_json().get("_class_name", "DDIMScheduler")],
         "text_encoder": ["transformers", "CLIPTextModel"],
         "tokenizer": ["transformers", "CLIPTokenizer"],
         "unet": ["diffusers", "UNet2DConditionModel"],
         "vae": ["diffusers", "AutoencoderKL"],
+    }
+    if second:
+        return index | {
+            "_class_name": "StableDiffusionXLPipeline",
+            "force_zeros_for_empty_prompt": config.force_zeros_for_empty_prompt,
+            "text_encoder_2": ["transformers", "CLIPTextModelWithProjection"],
+            "tokenizer_2": ["transformers", "CLIPTokenizer"],
+        }
+    return index | {
+        "_class_name": "StableDiffusionPipeline",
+        "requires_safety_checker": safe,
+        "safety_checker": ["stable_diffusion", "StableDiffusionSafetyChecker"] if safe else [None, None],
     }
 
 
@@ -122,13 +133,8 @@ def _diffusers_json(part: Architecture) -> dict[str, Any]:
     return {"_class_name": part.CLASS_NAME, "_diffusers_version": _DIFFUSERS_VERSION} | part.to_json()
 
 
-def _text_json(config: Config) -> dict[str, Any]:
-    text: CLIPTextConfig = config.text
-    special = {
-        "bos_token_id": config.tokens.start,
-        "eos_token_id": config.tokens.end,
-        "pad_token_id": config.tokens.pad,
-    }
+def _text_json(text: CLIPTextConfig, tokens: SpecialTokens) -> dict[str, Any]:
+    special = {"bos_token_id": tokens.start, "eos_token_id": tokens.end, "pad_token_id": tokens.pad}
     return text.to_json() | special | {"model_type": "clip_text_model"}
 
 

@@ -12,14 +12,14 @@ from sdipc_jax.models import CLIPTextConfig
 
 
 @functools.lru_cache(maxsize=8)
-def load_tokenizer(folder: str) -> Any:
+def load_tokenizer(folder: str, name: str = "tokenizer") -> Any:
     """The tokenizer of a checkpoint's folder, or of a CLIP's, which has it among its own files; kept, since it takes a
     while to load.
 
     Raises:
         InputError: there is no CLIP tokenizer.
     """
-    path, own = Path(folder, "tokenizer"), Path(folder)
+    path, own = Path(folder, name), Path(folder)
     if not path.is_dir() and (own / "vocab.json").is_file():
         path = own
     if not ((path / "vocab.json").is_file() and (path / "merges.txt").is_file()):
@@ -34,9 +34,9 @@ def load_tokenizer(folder: str) -> Any:
     return CLIPTokenizer.from_pretrained(path, local_files_only=True)
 
 
-def special_tokens(folder: Path, text: CLIPTextConfig) -> SpecialTokens:
+def special_tokens(folder: Path, text: CLIPTextConfig, name: str = "tokenizer") -> SpecialTokens:
     """The ids of start, end and pad as the tokenizer has them, and L."""
-    tokenizer = load_tokenizer(str(folder))
+    tokenizer = load_tokenizer(str(folder), name)
     length = min(tokenizer.model_max_length, text.max_position_embeddings)
     tokens = SpecialTokens(tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id, length)
     if len(tokenizer) > text.vocab_size or None in (tokens.start, tokens.end, tokens.pad):

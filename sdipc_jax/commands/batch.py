@@ -159,6 +159,7 @@ class _Job:
             )
         check_columns(source, settings)
         typed = settings.model_dump(mode="json") | values.model_dump(mode="json", exclude_none=True)
+        typed["negative_prompt"] = config.negative_text(settings.negative_prompt)
         # A scale that is measured follows from the checkpoint.
         names = _DECISIVE if settings.vectors else (*_DECISIVE, *_SAMPLING)
         decisive: Record = {name: typed[name] for name in names} | plan.record()

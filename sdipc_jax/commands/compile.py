@@ -13,6 +13,8 @@ from sdipc_jax.checkpoints.delta import load_delta, tuned_config
 from sdipc_jax.checkpoints.load import configure
 from sdipc_jax.commands.settings import CompileSettings
 from sdipc_jax.prompts.contexts import text_prompt, without_skip
+from sdipc_jax.prompts.prompt import abstract_prompt
+from sdipc_jax.prompts.tokens import empty_tokens
 from sdipc_jax.prompts.vision import encode_images
 from sdipc_jax.records import Report
 from sdipc_jax.sampling.decoding import finish
@@ -60,11 +62,8 @@ def compile(settings: CompileSettings, report: Report) -> Compiled:
         config = tuned_config(config, load_delta(settings.tuned))
     values = decide(config, settings)
     bundle = Bundle(config.abstract_params(), config)
-    tokens = jax.ShapeDtypeStruct((1, config.tokens.length), jnp.int32)
-    context = jax.ShapeDtypeStruct(
-        (settings.batch_size, config.tokens.length, config.unet.cross_attention_dim), jnp.float32
-    )
-    negative = jax.ShapeDtypeStruct((1, *context.shape[1:]), jnp.float32)
+    tokens = jax.ShapeDtypeStruct(empty_tokens(config).shape, jnp.int32)
+    context, negative = (abstract_prompt(config, count) for count in (settings.batch_size, 1))
 
     def first(bundle: Bundle, context: Any, negative: Any) -> Any:
         chosen = ("steps", "guidance_scale", "guidance_interval", "cache_interval", "sampler", "height", "width")

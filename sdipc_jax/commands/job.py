@@ -10,7 +10,7 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from sdipc_jax import parallel
-from sdipc_jax.checkpoints.bundle import Bundle
+from sdipc_jax.checkpoints.bundle import Bundle, for_sampling
 from sdipc_jax.checkpoints.digests import digests
 from sdipc_jax.checkpoints.load import configure
 from sdipc_jax.commands.inputs import read_latents
@@ -22,6 +22,7 @@ from sdipc_jax.pictures.outputs import OutputFolder, Subject, check_output
 from sdipc_jax.prompts.contexts import negative_prompt
 from sdipc_jax.prompts.converter import Converter
 from sdipc_jax.prompts.plan import plan_conversion
+from sdipc_jax.prompts.prompt import AnyPrompt
 from sdipc_jax.prompts.tokens import Texts, read_texts, with_chunks
 from sdipc_jax.records import Record, Report
 from sdipc_jax.sampling import Start
@@ -44,9 +45,9 @@ class Prompts(NamedTuple):
         negative: what guidance leads away from, if not the negative prompt's text.
     """
 
-    context: Float[Array, "P L D"] | Float[Array, "P R L D"]
+    context: AnyPrompt | Float[Array, "P R L D"]
     weights: np.ndarray | None = None
-    negative: Float[Array, "1 L D"] | None = None
+    negative: AnyPrompt | None = None
 
 
 class SamplingJob:
@@ -64,7 +65,8 @@ class SamplingJob:
         self.latents = None
         if settings.latents is not None:
             self.latents = read_latents(settings.latents, (settings.num_images, *shape))
-        self.negative = read_texts(config, [settings.negative_prompt], **settings.wording)
+        self.negative_text = config.negative_text(settings.negative_prompt)
+        self.negative = read_texts(config, [self.negative_text or ""], **settings.wording)
         self.starting: Starting | None = None
 
     def start_from(self, pictures: Sequence[Path] = ()) -> None:
@@ -99,10 +101,14 @@ class SamplingJob:
         } | (self.starting.record if self.starting else {})
         parallel.agree(self.record | {"inputs": [subject.record for subject in subjects]})
 
+    def negative_prompt(self, bundle: Bundle) -> AnyPrompt:
+        """What guidance leads away from."""
+        return negative_prompt(bundle) if self.negative_text is None else negative_prompt(bundle, *self.negative)
+
     def run(
         self,
         bundle: Bundle,
-        prompts: Prompts | Float[Array, "P L D"],
+        prompts: Prompts | AnyPrompt,
         subjects: list[Subject],
         report: Report,
         failures: Sequence[Record] = (),
@@ -110,7 +116,8 @@ class SamplingJob:
     ) -> Outcome:
         """Samples `num_images` pictures of each subject; each is saved as soon as its batch is done.
 
-        Of several processes each samples on its devices, and the first receives all pictures and saves them.
+        The text encoders and the CLIP are let go: callers should hold no bundle of their own. Of several processes each
+        samples on its devices, and the first receives all pictures and saves them.
         """
         settings, several = self.settings, jax.process_count() > 1
         record = self.record | {"settings": self.record["settings"] | (converter.values if converter else {})}
@@ -119,7 +126,11 @@ class SamplingJob:
             for failure in failures:
                 folder.add_record(failure)
         prompts = prompts if isinstance(prompts, Prompts) else Prompts(prompts)
-        negative = negative_prompt(bundle, *self.negative) if prompts.negative is None else prompts.negative
+        negative = self.negative_prompt(bundle) if prompts.negative is None else prompts.negative
+        # The towers' memory is free from here on.
+        bundle = for_sampling(bundle)
+        if converter is not None:
+            converter.release()
         start = self.starting.start(bundle, len(subjects)) if self.starting else None
         # One device runs the programs that `sdipc compile` has made, which know of no mesh.
         if self.mesh.size > 1:
@@ -157,7 +168,7 @@ class SamplingJob:
         self,
         bundle: Bundle,
         prompts: Prompts,
-        negative: Float[Array, "1 L D"],
+        negative: AnyPrompt,
         start: Start | None,
         rows: Sequence[tuple[int, int]],
         report: Callable[[int, int], None],
@@ -195,5 +206,5 @@ class SamplingJob:
         """Every setting, those left out as the checkpoint has them."""
         left_out = {"pictures", "picture", "texts", "seed", "output_dir", *ParallelSettings.model_fields}
         decided = {"mesh": f"{AXIS}={self.mesh.size}", "safety": "off" if self.config.safety is None else "on"}
-        settings = plain(self.settings, left_out) | decided
+        settings = plain(self.settings, left_out) | decided | {"negative_prompt": self.negative_text}
         return settings | self.values.model_dump(include=set(settings))

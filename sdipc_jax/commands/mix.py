@@ -50,23 +50,22 @@ def mix(settings: MixSettings, report: Report) -> Outcome:
     )
     job.check([subject])
     converter = Converter(config, settings)
-    bundle = converter.bundle
     vectors = converter.vectors([each.pixels for each in inputs])
-    rest = text_prompt(bundle, *texts)
+    rest = text_prompt(converter.bundle, *texts)
     if settings.mask:
-        prompts = controls.together(converter, image_prompt(bundle, vectors), rest, weights)
-        return job.run(bundle, prompts, [subject], report, failures, converter)
+        prompts = controls.together(converter, image_prompt(converter.bundle, vectors), rest, weights)
+        return job.run(converter.bundle, prompts, [subject], report, failures, converter)
     vector = algebra.mean(vectors, weights)
     if settings.without:
         # As directions from the middle of all texts: what these share is no part of what a word means.
-        middle = mean_end_state(bundle)
+        middle = mean_end_state(converter.bundle)
         parts = [converter.vectors([each.pixels for each in unwanted])] if unwanted else []
-        parts += [end_states(bundle, unwanted_tokens)] if words else []
+        parts += [end_states(converter.bundle, unwanted_tokens)] if words else []
         vector = middle + algebra.project_out(vector - middle, jnp.concatenate(parts) - middle)
     if settings.mean == "direction":
         vector = algebra.with_length(vector, converter.projection.scale)
     if settings.text:
-        context = edit_prompt(bundle, vector, texts.tokens, settings.alpha, texts.weights)
+        context = edit_prompt(converter.bundle, vector, texts.tokens, settings.alpha, texts.weights)
     else:
-        context = image_prompt(bundle, vector)
-    return job.run(bundle, controls.prompts(converter, context, rest), [subject], report, failures, converter)
+        context = image_prompt(converter.bundle, vector)
+    return job.run(converter.bundle, controls.prompts(converter, context, rest), [subject], report, failures, converter)

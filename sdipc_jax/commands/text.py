@@ -1,7 +1,8 @@
 """The command `text`: texts in, pictures out."""
 
+from sdipc_jax.checkpoints.bundle import for_sampling
 from sdipc_jax.checkpoints.load import load_weights
-from sdipc_jax.commands.job import SamplingJob
+from sdipc_jax.commands.job import Prompts, SamplingJob
 from sdipc_jax.commands.outcome import Outcome
 from sdipc_jax.commands.settings import TextSettings
 from sdipc_jax.pictures.outputs import Subject
@@ -17,4 +18,6 @@ def text(settings: TextSettings, report: Report) -> Outcome:
     job.start_from()
     job.check(subjects)
     bundle = load_weights(job.config, settings.tuned)
-    return job.run(bundle, text_prompt(bundle, *texts), subjects, report)
+    prompts = Prompts(text_prompt(bundle, *texts), negative=job.negative_prompt(bundle))
+    bundle = for_sampling(bundle)
+    return job.run(bundle, prompts, subjects, report)

@@ -38,21 +38,28 @@ def _zeros(key: Any, shape: Any, dtype: Any) -> jax.Array:
     return jnp.zeros(shape, dtype)
 
 
-def shapes(module: nn.Module, *inputs: tuple[tuple[int, ...], Any]) -> dict[str, Any]:
+# The shape and the dtype of an input.
+Described = tuple[tuple[int, ...], Any]
+
+
+def shapes(module: nn.Module, *inputs: Described, **named: Described) -> dict[str, Any]:
     """The shapes and dtypes of a module's parameters, for inputs of a shape and a dtype each; nothing is drawn."""
     # A copy, since trees are dictionaries, which their owners may change.
-    return jax.tree.map(lambda leaf: leaf, _shapes(module, inputs))
+    return jax.tree.map(lambda leaf: leaf, _shapes(module, inputs, tuple(named.items())))
 
 
 @functools.lru_cache(maxsize=64)
-def _shapes(module: nn.Module, inputs: tuple[tuple[tuple[int, ...], Any], ...]) -> dict[str, Any]:
+def _shapes(
+    module: nn.Module, inputs: tuple[Described, ...], named: tuple[tuple[str, Described], ...]
+) -> dict[str, Any]:
     def trace() -> dict[str, Any]:
-        arrays = [jax.ShapeDtypeStruct(shape, dtype) for shape, dtype in inputs]
+        arrays = [jax.ShapeDtypeStruct(*each) for each in inputs]
+        by_name = {name: jax.ShapeDtypeStruct(*each) for name, each in named}
         key = jax.random.key(0)
-        tree = jax.eval_shape(module.init, {"params": key, _SHAPES_ALONE: key}, *arrays)["params"]
+        tree = jax.eval_shape(module.init, {"params": key, _SHAPES_ALONE: key}, *arrays, **by_name)["params"]
         return {"/".join(path): [leaf.shape, leaf.dtype.name] for path, leaf in flatten_dict(tree).items()}
 
-    found = remembered("shapes", f"{version('flax')} {_code()} {module!r} {inputs}", trace)
+    found = remembered("shapes", f"{version('flax')} {_code()} {module!r} {inputs} {named}", trace)
     leaves = {tuple(path.split("/")): jax.ShapeDtypeStruct(tuple(size), dtype) for path, (size, dtype) in found.items()}
     return unflatten_dict(leaves)
 

@@ -50,7 +50,7 @@ _OUTPUT = {
 }
 
 
-def transformed(model: nn.Module, params: Any, *inputs: Any, method: str = "__call__") -> Any:
+def transformed(model: nn.Module, params: Any, *inputs: Any, method: str = "__call__", **named: Any) -> Any:
     """The kernels of a network's convolutions that are quicker in this form, G w G^T, for inputs of these shapes.
 
     Under `jit` nothing else of the network is computed. Nothing is transformed but on CPUs and in float32.
@@ -61,7 +61,8 @@ def transformed(model: nn.Module, params: Any, *inputs: Any, method: str = "__ca
     # Most small networks have no such convolution: they need not be traced to be told.
     if platform() != "cpu" or not any(map(_gains, jax.tree.leaves(params))):
         return {}
-    return model.apply({"params": params}, *inputs, method=method, mutable=[COLLECTION])[1].get(COLLECTION, {})
+    _, found = model.apply({"params": params}, *inputs, method=method, mutable=[COLLECTION], **named)
+    return found.get(COLLECTION, {})
 
 
 def transform_kernel(kernel: Float[Array, "3 3 C D"], height: int, width: int) -> Float[Array, "places C D"] | None:

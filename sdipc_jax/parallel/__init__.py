@@ -1,6 +1,6 @@
 """One device's program in, the same over every device of every host out: processes, mesh, what ends a run that hangs.
 
-Imports sampling and checkpoints.
+Imports sampling, prompts and checkpoints.
 """
 
 from sdipc_jax.batches import pad

@@ -14,6 +14,7 @@ from jaxtyping import Array, Bool, Float
 from sdipc_jax.batches import pad
 from sdipc_jax.checkpoints.bundle import Bundle
 from sdipc_jax.parallel.mesh import AXIS, Tree, on_each_device, place, replicate
+from sdipc_jax.prompts.prompt import AnyPrompt
 from sdipc_jax.sampling.decoding import finish
 from sdipc_jax.sampling.loop import advance
 from sdipc_jax.sampling.request import Request, State, begin
@@ -23,13 +24,13 @@ from sdipc_jax.sampling.sample import in_pieces
 _PIECES = 20
 # What of a request every device has whole, and what lies on them in rows.
 _WHOLE = ("schedule", "guided", "cache_interval", "eta", "winograd")
-_IN_ROWS = ("context", "weights", "keys", "guidance_scale", "repainting")
+_IN_ROWS = ("context", "added", "weights", "keys", "guidance_scale", "repainting")
 
 
 def generate(
     mesh: Mesh,
     bundle: Bundle,
-    context: Float[Array, "N L D"],
+    context: AnyPrompt,
     report: Callable[[int, int], None] | None = None,
     **settings: Any,
 ) -> tuple[Float[Array, "N H W 3"], Bool[Array, " N"]]:
@@ -101,9 +102,9 @@ def _divided(mesh: Mesh, request: Request) -> Request:
         pairs = pad(pairs, mesh.size).reshape(mesh.size, each, halves, *rows.shape[1:])
         return place(mesh, pairs.swapaxes(1, 2).reshape(-1, *rows.shape[1:]))
 
-    context, weights = jax.tree.map(divided, (request.context, request.weights))
+    rows = {name: jax.tree.map(divided, getattr(request, name)) for name in ("context", "added", "weights")}
     whole = replicate(mesh, {name: getattr(request, name) for name in _WHOLE})
-    return dataclasses.replace(request, context=context, weights=weights, **alone, **whole)
+    return dataclasses.replace(request, **rows, **alone, **whole)
 
 
 def _here(tree: Tree) -> Tree:

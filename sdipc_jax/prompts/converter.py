@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Float32
 
-from sdipc_jax.checkpoints.bundle import Config
+from sdipc_jax.checkpoints.bundle import Bundle, Config, for_sampling
 from sdipc_jax.checkpoints.digests import digests
 from sdipc_jax.checkpoints.load import load_weights
 from sdipc_jax.checkpoints.tensors import load_tree
@@ -119,6 +119,11 @@ class Converter:
         if len(pictures) < ENOUGH_PICTURES:
             words += f"; {ENOUGH_PICTURES} pictures of many kinds would be better"
         self.notes += (words,)
+
+    def release(self) -> Bundle:
+        """What sampling reads, when all prompts are made: the towers' memory is free from here on."""
+        self.bundle = for_sampling(self.bundle)
+        return self.bundle
 
     def vectors(self, pictures: Sequence[Float32[np.ndarray, "S S 3"]]) -> Float[Array, "N *places D_text"]:
         """The vectors of preprocessed pictures."""

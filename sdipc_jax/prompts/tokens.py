@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from jaxtyping import Float32, Int32
 
-from sdipc_jax.checkpoints.bundle import Bundle, Config
+from sdipc_jax.checkpoints.bundle import Bundle, Config, SpecialTokens
 from sdipc_jax.checkpoints.tokenizer import load_tokenizer
 from sdipc_jax.errors import InputError
 from sdipc_jax.prompts.wording import Part, parts_of
@@ -19,7 +19,7 @@ class Texts(NamedTuple):
     """Texts as `text_prompt` and `edit_prompt` take them.
 
     Attributes:
-        tokens: ids, of one or several chunks of L.
+        tokens: ids, of one or several chunks of L; for SDXL a row for each of its two towers.
         weights: of each token's states; None if all are 1.
     """
 
@@ -27,8 +27,9 @@ class Texts(NamedTuple):
     weights: Float32[np.ndarray, "*N C*L"] | None = None
 
 
-def tokenize(bundle: Bundle, texts: Sequence[str], *, truncate: bool = False) -> Int32[np.ndarray, "N L"]:
-    """Token ids, framed by start and end and padded as the checkpoint pads.
+def tokenize(bundle: Bundle, texts: Sequence[str], *, truncate: bool = False) -> Int32[np.ndarray, "N *towers L"]:
+    """Token ids, framed by start and end and padded as the checkpoint pads; for SDXL a row for each of its two towers,
+    which pad in different ways.
 
     Args:
         texts: prompts.
@@ -40,7 +41,7 @@ def tokenize(bundle: Bundle, texts: Sequence[str], *, truncate: bool = False) ->
     return token_ids(bundle.config, texts, truncate=truncate)
 
 
-def token_ids(config: Config, texts: Sequence[str], *, truncate: bool = False) -> Int32[np.ndarray, "N L"]:
+def token_ids(config: Config, texts: Sequence[str], *, truncate: bool = False) -> Int32[np.ndarray, "N *towers L"]:
     """`tokenize` without the weights."""
     return read_texts(config, texts, truncate=truncate).tokens
 
@@ -68,12 +69,31 @@ def read_texts(
     if isinstance(texts, str):
         raise InputError(f"texts is the string {texts!r}, expected a list: put it in brackets")
     options = {"truncate": truncate, "weighted": prompt_weights, "chunked": long_text is not None}
-    rows = [_read(config, text, **options) for text in texts]
-    most = max(map(len, rows), default=1)
-    shape = len(rows), most * config.tokens.length
-    framed = np.array([[_frame(config, chunk) for chunk in row + [[]] * (most - len(row))] for row in rows], np.float64)
-    ids, weights = np.moveaxis(framed.reshape(*shape, 2), -1, 0)
+    # Each tower's own: a word that pads, such as "!", is cut from its neighbours in texts too.
+    towers = [(special, [_read(config, name, text, **options) for text in texts]) for name, special in _towers(config)]
+    most = max((len(row) for _, rows in towers for row in rows), default=1)
+    shape = len(texts), most * config.tokens.length
+    framed = [
+        np.array([[_frame(special, chunk) for chunk in row + [[]] * (most - len(row))] for row in rows], np.float64)
+        for special, rows in towers
+    ]
+    ids, weights = np.moveaxis(_side_by_side([each.reshape(*shape, 2) for each in framed]), -1, 0)
     return Texts(ids.astype(np.int32), weights.astype(np.float32) if prompt_weights else None)
+
+
+def empty_tokens(config: Config) -> Int32[np.ndarray, "1 *towers L"]:
+    """The empty text's ids."""
+    rows = [np.array([_frame(special, [])])[..., 0] for _, special in _towers(config)]
+    return _side_by_side(rows).astype(np.int32)
+
+
+def _towers(config: Config) -> Iterator[tuple[str, SpecialTokens]]:
+    """Each text tower's tokenizer and what frames its texts."""
+    return zip(("tokenizer", "tokenizer_2"), (special for _, special in config.towers), strict=False)
+
+
+def _side_by_side(towers: list[np.ndarray]) -> np.ndarray:
+    return towers[0] if len(towers) == 1 else np.stack(towers, axis=1)
 
 
 def with_chunks(config: Config, texts: Texts, length: int) -> Texts:
@@ -81,7 +101,8 @@ def with_chunks(config: Config, texts: Texts, length: int) -> Texts:
     missing = (length - texts.tokens.shape[-1]) // config.tokens.length
     if missing <= 0:
         return texts
-    ids, weights = np.array([_frame(config, [])] * missing).reshape(-1, 2).T
+    chunks = [np.array([_frame(special, [])] * missing).reshape(1, -1, 2) for _, special in _towers(config)]
+    ids, weights = np.moveaxis(_side_by_side(chunks)[0], -1, 0)
     rows = texts.tokens.shape[:-1]
 
     def longer(array: np.ndarray, more: np.ndarray) -> np.ndarray:
@@ -94,11 +115,11 @@ def with_chunks(config: Config, texts: Texts, length: int) -> Texts:
 _Token = tuple[int, float]
 
 
-def _read(config: Config, text: str, *, truncate: bool, weighted: bool, chunked: bool) -> list[list[_Token]]:
+def _read(config: Config, name: str, text: str, *, truncate: bool, weighted: bool, chunked: bool) -> list[list[_Token]]:
     """A text's chunks without their frames, of which all but one need `chunked`."""
     if any("\ud800" <= letter <= "\udfff" for letter in text):
         raise InputError(f"the prompt is {text!a}, expected text that can be written as UTF-8: retype it")
-    tokenizer, room = load_tokenizer(config.folder), config.tokens.length - 2
+    tokenizer, room = load_tokenizer(config.folder, name), config.tokens.length - 2
     groups = [
         (part, place, group)
         for part in parts_of(text, config.embeddings, weighted=weighted)
@@ -133,8 +154,7 @@ def _groups(config: Config, tokenizer: Any, part: Part) -> Iterator[list[_Token]
     yield [(first + place, part.weight) for place in range(part.embedding.vectors)]
 
 
-def _frame(config: Config, chunk: list[_Token]) -> list[_Token]:
-    special = config.tokens
+def _frame(special: SpecialTokens, chunk: list[_Token]) -> list[_Token]:
     framed = [(special.start, 1.0), *chunk, (special.end, 1.0)]
     return framed + [(special.pad, 1.0)] * (special.length - len(framed))
 

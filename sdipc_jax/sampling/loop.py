@@ -37,9 +37,9 @@ def advance(
     def predict(i: Array, x: Array, rows: int, *deep: Array, with_deep: bool = False) -> Any:
         """Of the last rows of the prompts, all or those that are no negative ones."""
         context: Any = request.context
-        weights = request.weights
+        weights, added = request.weights, request.added
         if rows < every:
-            context, weights = jax.tree.map(lambda leaf: leaf[-rows:], (context, weights))
+            context, weights, added = jax.tree.map(lambda leaf: leaf[-rows:], (context, weights, added))
         scaled = (schedule.input_scale[i] * x).astype(config.compute_dtype)
         if request.repainting is not None and request.repainting.channels is not None:
             scaled = jnp.concatenate([scaled, request.repainting.channels.astype(scaled.dtype)], axis=-1)
@@ -51,7 +51,7 @@ def advance(
         unet = {"params": bundle.params["unet"], winograd.COLLECTION: request.winograd}
         told = guidance[:, 0, 0, 0] if config.unet.embeds_guidance else None
         return config.unet_model.apply(
-            unet, inputs, timesteps, context, *deep, with_deep=with_deep, guidance_scale=told
+            unet, inputs, timesteps, context, *deep, with_deep=with_deep, guidance_scale=told, **added
         )
 
     def guide(prediction: Float[Array, "M h w C"]) -> Float[Array, "N h w C"]:

@@ -15,7 +15,8 @@ from sdipc_jax.checkpoints.bundle import Bundle, Config, Params
 from sdipc_jax.errors import InputError
 from sdipc_jax.models import winograd
 from sdipc_jax.models.weighted import cross_attention_layers
-from sdipc_jax.prompts.contexts import as_long, empty_prompt
+from sdipc_jax.prompts.contexts import as_long, negative_prompt
+from sdipc_jax.prompts.prompt import AnyPrompt, unet_inputs
 from sdipc_jax.samplers import SAMPLERS, chosen_sampler
 from sdipc_jax.sampling.noise import draw_noise, keys_of
 from sdipc_jax.sampling.start import Repainting, Start, first_evaluation, started
@@ -29,6 +30,7 @@ from sdipc_jax.tracing import under_our_rules
     data_fields=[
         "schedule",
         "context",
+        "added",
         "weights",
         "keys",
         "guidance_scale",
@@ -48,6 +50,7 @@ class Request:
         schedule: the sampler's arrays, one entry an evaluation of the UNet.
         context: the negative prompts, then the prompts, (2N, L, D); the prompts alone, (N, L, D), without guidance. R
             prompts for each picture are (2N, R, L, D).
+        added: what SDXL's UNet reads besides, by name and in the same rows: pooled texts and sizes.
         weights: of R prompts in each layer, evaluation and place, (2N, R, layers, evaluations, h, w) or with axes of 1;
             None where there is one.
         keys: one key a picture, (N,).
@@ -61,6 +64,7 @@ class Request:
 
     schedule: Any
     context: Float[Array, "M L D"] | Float[Array, "M R L D"]
+    added: dict[str, Any]
     weights: Float[Array, "M R _ _ _ _"] | None
     keys: Key[Array, " N"]
     guidance_scale: Float[Array, "N 1 1 1"]
@@ -84,10 +88,10 @@ State = tuple[Float[Array, "N h w C"], Any]
 @under_our_rules
 def begin(
     bundle: Bundle,
-    context: Float[Array, "N L D"] | Float[Array, "N R L D"],
+    context: AnyPrompt | Float[Array, "N R L D"],
     *,
     weights: Float[Array | np.ndarray, "#N R ..."] | None = None,
-    negative: Float[Array, "*N L D"] | None = None,
+    negative: AnyPrompt | None = None,
     seeds: Any,
     indices: Any = 0,
     latents: Float[Array, "N C h w"] | None = None,
@@ -105,13 +109,15 @@ def begin(
     """The loop's inputs and its first state. See `sample.generate`."""
     config, defaults = bundle.config, bundle.config.defaults
     name = chosen_sampler(config.scheduler, defaults.sampler if sampler is None else sampler)
-    shape = config.latent_shape(
-        defaults.height if height is None else height, defaults.width if width is None else width
-    )
-    count = context.shape[0]
+    height, width = defaults.height if height is None else height, defaults.width if width is None else width
+    shape = config.latent_shape(height, width)
+    count = len(context)
     if count == 0:
         raise InputError("there are no prompts, expected at least one: ask for a picture")
-    negative = empty_prompt(bundle) if negative is None else negative
+    negative = negative_prompt(bundle) if negative is None else negative
+    sizes = np.array([height, width, 0, 0, height, width], np.float32)
+    context, added = unet_inputs(config, "context", context, count, sizes)
+    negative, negative_added = unet_inputs(config, "negative", negative, count, added.get("time_ids", sizes))
     context, negative = as_long(context, negative, config.tokens.length)
     length = context.shape[-2] if context.shape[-2] % config.tokens.length == 0 else config.tokens.length
     prompt_shape = (length, config.unet.cross_attention_dim)
@@ -162,12 +168,14 @@ def begin(
             negative = negative[:, None]
             weights = jnp.concatenate([jnp.full_like(weights, 1 / context.shape[1]), weights])
         prompts = jnp.concatenate([jnp.broadcast_to(negative, context.shape), context])
+        added = {name: jnp.concatenate([negative_added[name], array]) for name, array in added.items()}
         if interval is not None:
             share = np.asarray(schedule.timesteps) / config.scheduler.num_train_timesteps
             guided = jnp.asarray((interval[0] <= share) & (share <= interval[1]))
     request = Request(
         schedule=jax.tree.map(jnp.asarray, schedule),
         context=prompts.astype(config.compute_dtype),
+        added=added,
         weights=weights,
         keys=keys,
         guidance_scale=guidance,
@@ -224,7 +232,8 @@ def winograd_kernels(bundle: Bundle, height: int, width: int) -> Params:
     config = bundle.config
     sample = jnp.zeros((1, height, width, config.unet.in_channels))
     context = jnp.zeros((1, 1, config.unet.cross_attention_dim))
-    return winograd.transformed(config.unet_model, bundle.params["unet"], sample, jnp.zeros(1), context)
+    added: dict[str, Any] = {name: jnp.zeros(shape.shape) for name, shape in config.added_inputs(1).items()}
+    return winograd.transformed(config.unet_model, bundle.params["unet"], sample, jnp.zeros(1), context, **added)
 
 
 @dataclass(frozen=True)

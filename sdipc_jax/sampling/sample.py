@@ -15,6 +15,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float
 
 from sdipc_jax.checkpoints.bundle import Bundle
+from sdipc_jax.prompts.prompt import AnyPrompt
 from sdipc_jax.sampling.decoding import finish
 from sdipc_jax.sampling.loop import advance
 from sdipc_jax.sampling.request import Request, State, begin
@@ -25,10 +26,10 @@ _SECONDS_BETWEEN_REPORTS = 1.0
 
 def generate(
     bundle: Bundle,
-    context: Float[Array, "N L D"] | Float[Array, "N R L D"],
+    context: AnyPrompt | Float[Array, "N R L D"],
     *,
     weights: Float[Array | np.ndarray, "#N R ..."] | None = None,
-    negative: Float[Array, "*N L D"] | None = None,
+    negative: AnyPrompt | None = None,
     seeds: Any,
     indices: Any = 0,
     latents: Float[Array, "N C h w"] | None = None,
@@ -55,7 +56,8 @@ def generate(
         weights: of the R prompts, (N, R, layers, evaluations, h, w), or with fewer axes at the end and axes of 1, as
             `sampling.weights` makes them; equal ones with a sum of 1 if None. New values compile nothing. One prompt
             with the weight 1 runs the program of (N, L, D).
-        negative: what guidance leads away from, (N, L, D) or (1, L, D); the empty text if None.
+        negative: what guidance leads away from, one for each picture or one for all; the empty text if None, which for
+            SDXL is zeros where the checkpoint says so.
         seeds: 0 to 2^32 - 1, one a picture or one for all.
         indices: numbers the variations of a seed. Picture n depends on `fold_in(key(seeds[n]), indices[n])` alone,
             not on its batch.
@@ -111,7 +113,7 @@ def generate(
 
 
 def generate_with_progress(
-    bundle: Bundle, context: Float[Array, "N L D"], report: Callable[[int, int], None], **settings: Any
+    bundle: Bundle, context: AnyPrompt, report: Callable[[int, int], None], **settings: Any
 ) -> tuple[Float[Array, "N H W 3"], Bool[Array, " N"]]:
     """`generate` in pieces of about a second, on the host.
 

@@ -1,0 +1,101 @@
+"""SDXL's prompt, which is more than one array: that of Stable Diffusion 1.x and 2.x is its context alone."""
+
+import dataclasses
+from collections.abc import Iterator
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float
+
+from sdipc_jax.checkpoints.bundle import Config
+from sdipc_jax.errors import InputError
+
+
+@partial(jax.tree_util.register_dataclass, data_fields=["context", "pooled", "sizes"], meta_fields=[])
+@dataclasses.dataclass(frozen=True)
+class Prompt:
+    """What SDXL reads of N prompts. A pytree; rows are taken as of an array, `prompt[rows]`.
+
+    Attributes:
+        context: the states of both text towers side by side.
+        pooled: the second tower's embedding of each text, a point in the joint space.
+        sizes: in pixels, of each picture or of all: height and width of the original, top and left of the crop, height
+            and width of the target. If None those of the picture that is made, not cropped; in a negative prompt those
+            of the prompt.
+    """
+
+    context: Float[Array, "N *R L D"]
+    pooled: Float[Array, "N P"]
+    sizes: Float[Array, "*N 6"] | None = None
+
+    def __len__(self) -> int:
+        return len(self.context)
+
+    def __iter__(self) -> Iterator["Prompt"]:
+        return (self[row : row + 1] for row in range(len(self)))
+
+    def __getitem__(self, rows: Any) -> "Prompt":
+        return jax.tree.map(lambda leaf: leaf[rows], self)
+
+    def with_sizes(self, original: Any, target: Any, crop: Any = (0, 0)) -> "Prompt":
+        """The prompt of pictures that were cut out of larger ones, as SDXL knows them from its training.
+
+        Args:
+            original: height and width before the crop, (2,) for all pictures or (N, 2).
+            target: height and width after it, likewise.
+            crop: what was cut off at top and left, likewise.
+        """
+        pairs = [jnp.broadcast_to(jnp.asarray(pair, jnp.float32), (len(self), 2)) for pair in (original, crop, target)]
+        return dataclasses.replace(self, sizes=jnp.concatenate(pairs, axis=1))
+
+
+# A prompt of whichever checkpoint. Static types cannot tell which it is.
+if TYPE_CHECKING:
+    AnyPrompt = Any
+else:
+    AnyPrompt = Float[Array, "N L D"] | Prompt
+
+
+def abstract_prompt(config: Config, count: int) -> Any:
+    """The shapes of the prompts that a checkpoint's UNet reads."""
+    shape = (count, config.tokens.length, config.unet.cross_attention_dim)
+    context = jax.ShapeDtypeStruct(shape, jnp.float32)
+    if config.text_2 is None:
+        return context
+    return Prompt(context, jax.ShapeDtypeStruct((count, config.text_2.projection_dim), jnp.float32))  # type: ignore[arg-type]
+
+
+def context_of(prompt: Any) -> Float[Array, "N *R L D"]:
+    """What cross-attention reads of a prompt."""
+    return prompt.context if isinstance(prompt, Prompt) else prompt
+
+
+def unet_inputs(
+    config: Config, what: str, prompt: Any, count: int, sizes: Float[Array | np.ndarray, "*N 6"]
+) -> tuple[Float[Array, "N *R L D"], dict[str, Array]]:
+    """A prompt as the UNet takes it: its context, and by name what else SDXL's reads.
+
+    Args:
+        what: what to call it in errors.
+        count: of pictures.
+        sizes: those of a prompt that says nothing of them.
+
+    Raises:
+        InputError: another kind of checkpoint's prompt, or shapes that do not fit.
+    """
+    expected = config.added_inputs(count)
+    if isinstance(prompt, Prompt) != bool(expected):
+        kind = "a Prompt, as SDXL reads" if expected else "an array, as this checkpoint reads"
+        raise InputError(f"{what} is {type(prompt).__name__}, expected {kind}: make it with this bundle")
+    if not expected:
+        return prompt, {}
+    chosen = jnp.asarray(sizes if prompt.sizes is None else prompt.sizes, jnp.float32)
+    added = {"text_embeds": prompt.pooled, "time_ids": chosen if chosen.ndim > 1 else chosen[None]}
+    for name, array in added.items():
+        shape = expected[name].shape
+        if array.ndim != 2 or array.shape[1] != shape[1] or len(array) not in (1, count):
+            raise InputError(f"{what} has {name} of shape {array.shape}, expected {shape}: make it with this bundle")
+    return prompt.context, {name: jnp.broadcast_to(array, expected[name].shape) for name, array in added.items()}
