@@ -65,7 +65,8 @@ def load_text_tower(config: Config) -> TextTower:
     check_projection(projection, printable(folder))
     _check_last_layer(params["text_model"]["encoder"]["layers"], printable(folder))
     tokens = read_tokens(Path(tokenizer), text)
-    reading = dataclasses.replace(config, folder=tokenizer, text=text, tokens=tokens, embeddings=(), clip_skip=0)
+    own_alone = {"text_2": None, "tokens_2": None, "embeddings": (), "clip_skip": 0}
+    reading = dataclasses.replace(config, folder=tokenizer, text=text, tokens=tokens, **own_alone)
     return TextTower(reading, params, projection)
 
 
