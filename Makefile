@@ -3,6 +3,7 @@ PYTHON ?= python3
 PIP_INSTALL := -m pip install --quiet --disable-pip-version-check --constraint
 BIN := .venv/bin
 PARITY := .venv-parity/bin
+NEWEST := .venv-newest/bin
 TPU := .venv-tpu/bin
 # Nearly all the time of the tests is compilation of programs that run once: LLVM's quickest level halves it, and fusions
 # compiled without MLIR, by one thread, halve what is left. The comparison with PyTorch compiles as users do.
@@ -10,7 +11,7 @@ QUICK := --xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=
 	--xla_cpu_use_fusion_emitters=false --xla_cpu_parallel_codegen_split_count=1
 QUICK_PYTEST := XLA_FLAGS="$$XLA_FLAGS $(QUICK)" $(BIN)/python -m pytest
 
-.PHONY: demo test faults-scale faults-tuning parity lint wheel golden tpu-compile clean
+.PHONY: demo test faults-scale faults-tuning parity parity-newest lint wheel golden tpu-compile clean
 
 # Installs the package and makes variations and an edit of the pictures in examples/.
 demo: .venv/.demo
@@ -30,6 +31,10 @@ faults-tuning: .venv/.test
 # Live comparison with PyTorch. Its own warnings, of which old releases have many, are no concern of ours.
 parity: .venv-parity/.done
 	$(PARITY)/python -m pytest tests/parity --override-ini addopts=--strict-markers --override-ini filterwarnings=ignore
+
+# The same with the newest diffusers and transformers, which have no Flax: checkpoints as they write them.
+parity-newest: .venv-newest/.done
+	$(NEWEST)/python -m pytest tests/parity_newest --override-ini addopts=--strict-markers --override-ini filterwarnings=ignore
 
 lint: .venv/.lint
 	$(BIN)/ruff check .
@@ -74,6 +79,11 @@ tpu-compile: .venv-tpu/.done
 	$(PARITY)/python $(PIP_INSTALL) constraints-parity.txt --editable '.[parity]'
 	touch $@
 
+.venv-newest/.done: pyproject.toml constraints-newest.txt
+	$(PYTHON) -m venv .venv-newest
+	$(NEWEST)/python $(PIP_INSTALL) constraints-newest.txt --editable '.[newest]'
+	touch $@
+
 # Not in .venv: where libtpu is installed, JAX looks for a TPU.
 .venv-tpu/.done: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv-tpu
@@ -81,4 +91,4 @@ tpu-compile: .venv-tpu/.done
 	touch $@
 
 clean:
-	rm -rf .venv .venv-parity .venv-tpu build out
+	rm -rf .venv .venv-parity .venv-newest .venv-tpu build out

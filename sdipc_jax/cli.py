@@ -43,6 +43,14 @@ _COMMANDS = {
         "Resumable generation over a data set: run it again, and it goes on where it stopped.",
     ),
     "tune": ("sdipc_jax.commands.settings.tune", "Tuning on one's own pictures."),
+    "models": (
+        "sdipc_jax.commands.settings.ModelsSettings",
+        "The checkpoints that have names here, their sizes and licences, and which are in the cache; or fetches some.",
+    ),
+    "export": (
+        "sdipc_jax.commands.settings.ExportSettings",
+        "A checkpoint as it was loaded, with LoRAs and tuning in its weights: a diffusers folder, or one file.",
+    ),
     "compile": (
         "sdipc_jax.commands.settings.CompileSettings",
         "What vary, edit and text run on one device, compiled ahead of their first use; no weights are read.",
@@ -162,6 +170,8 @@ def _run(name: str, settings: "CommandSettings") -> int:
         settings = settings.model_copy(update={"output_dir": new_folder(OUT, name)})
     if settings.offline:
         os.environ["HF_HUB_OFFLINE"] = "1"
+    if settings.quiet or settings.json_:
+        os.environ["HF_HUB_DISABLE_PROGRESS_BARS"] = "1"
     # Importing JAX takes seconds, which help, misspelt options and a place that will not do need not wait for; nor need
     # a command for another's packages. (Processes that are to join others tell them first.)
     joins_others = isinstance(settings, ParallelSettings) and settings.is_one_of_several

@@ -177,9 +177,20 @@ class CheckpointSettings(LoraSettings):
     """Which weights, and how exact."""
 
     model: str = "embedded"
-    """The checkpoint: `embedded`, or a diffusers pipeline folder."""
-    clip: Annotated[Path | None, choice("FOLDER", "clip/ in the checkpoint's folder")] = None
-    """Folder of the CLIP that the checkpoint was trained with."""
+    """The checkpoint: `embedded`, a name that `sdipc models` lists, an id on the hub (ORG/NAME[@REVISION]), a diffusers
+    pipeline folder, or a single .safetensors file."""
+    revision: Annotated[str | None, choice("BRANCH_TAG_OR_COMMIT", "the newest")] = None
+    """Of the checkpoint on the hub."""
+    clip: Annotated[Path | None, choice("FOLDER_ID_OR_FILE", "clip/ in the folder, else its family's")] = None
+    """The CLIP that the checkpoint was trained with."""
+    vae: Annotated[Path | None, choice("FOLDER_ID_OR_FILE")] = None
+    """Another VAE, or the one that a single file lacks."""
+    text_encoder: Annotated[Path | None, choice("FOLDER_ID_OR_FILE")] = None
+    """Another text encoder, or the one that a single file lacks."""
+    prediction_type: Annotated[Literal["epsilon", "v_prediction"] | None, choice("epsilon|v_prediction")] = None
+    """What the UNet predicts; a single file does not always tell."""
+    ema: bool = False
+    """Take the moving average of the UNet's weights that a single file has beside them."""
     tuned: Annotated[Path | None, choice("FILE", "the checkpoint as it is")] = None
     """A tuning's delta file (safetensors), made for this checkpoint."""
     embedding: Annotated[tuple[str, ...], *_several("FILE", "none")] = ()

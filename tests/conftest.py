@@ -1,6 +1,7 @@
 """What several test modules share: one checkpoint in miniature, written and loaded once."""
 
 import dataclasses
+import os
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,6 +12,8 @@ import pytest
 from sdipc_jax import Bundle, load
 from tests.tiny import write_checkpoint, write_tokenizer
 
+# No test uses a network, but for the one on the loopback device.
+os.environ["HF_HUB_OFFLINE"] = "1"
 # What runs on several chips is tested on two devices of the CPU. No backend is there yet.
 jax.config.update("jax_num_cpu_devices", 2)
 # Tests count compilations, and leave the user's cache alone.

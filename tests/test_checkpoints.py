@@ -18,11 +18,14 @@ import numpy as np
 import pytest
 from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
+from transformers import CLIPTokenizer
 
 import sdipc_jax as sdipc
 from sdipc_jax.checkpoints.load import load_weights, read_config
 from sdipc_jax.checkpoints.tensors import load_tree, read_header, weight_files
+from sdipc_jax.checkpoints.tokenizer import load_tokenizer
 from sdipc_jax.errors import InputError
+from tests.tiny import write_checkpoint
 
 UNET = "unet/diffusion_pytorch_model.safetensors"
 
@@ -120,6 +123,47 @@ def test_variants(tmp_path: Path) -> None:
     # Full precision goes first.
     save_file(tensors(), tmp_path / "diffusion_pytorch_model.safetensors")
     np.testing.assert_array_equal(load(tmp_path)["norm"]["scale"], tensors()["norm.weight"])
+
+
+@pytest.mark.parametrize("variant", ["fp32", "fp16", "bf16", "non_ema"])
+def test_any_variant_that_is_alone(tmp_path: Path, variant: str) -> None:
+    save_file(tensors(), tmp_path / f"diffusion_pytorch_model.{variant}.safetensors")
+    np.testing.assert_array_equal(load(tmp_path)["norm"]["scale"], tensors()["norm.weight"])
+
+
+POINTER = "version https://git-lfs.github.com/spec/v1\noid sha256:4d7a2146\nsize 3438167540\n"
+
+
+@pytest.mark.parametrize("file", [UNET, "tokenizer/vocab.json", "unet/config.json", "vae/diffusion_pytorch_model."])
+def test_pointers_of_git_lfs_are_named(folder: Path, file: str) -> None:
+    path = folder / (f"{file}safetensors" if file.endswith(".") else file)
+    path.write_text(POINTER)
+    refuse(lambda: sdipc.load(folder), words=f"{path}: found a git-lfs pointer, expected the file that it points to")
+    refuse(lambda: sdipc.load(folder), words=f"run `git -C {path.parent} lfs pull`")
+
+
+def test_names_of_transformers_5(folder: Path, tmp_path: Path) -> None:
+    """It leaves the outer module's name away, and writes tokenizer.json alone."""
+    write_checkpoint(tmp_path / "safe", safety=True)
+    expected = sdipc.load(tmp_path / "safe")
+    for part, old, new in (
+        ("text_encoder", "text_model.", ""),
+        ("safety_checker", "vision_model.vision_model.", "vision_model."),
+    ):
+        file = tmp_path / "safe" / part / "model.safetensors"
+        stored = load_file(file)
+        assert any(name.startswith(old) for name in stored)
+        save_file({name.replace(old, new): array for name, array in stored.items()}, file)
+    tokenizer = tmp_path / "safe/tokenizer"
+    saved = CLIPTokenizer.from_pretrained(tokenizer)
+    shutil.rmtree(tokenizer)
+    saved.save_pretrained(tokenizer)
+    assert {path.name for path in tokenizer.iterdir()} == {"tokenizer.json", "tokenizer_config.json"}
+    change(tmp_path / "safe/model_index.json", feature_extractor=["transformers", "CLIPImageProcessorPil"])
+    load_tokenizer.cache_clear()
+    found = sdipc.load(tmp_path / "safe")
+    equal(found.params, expected.params)
+    assert found.config.tokens == expected.config.tokens
 
 
 def shards(folder: Path, index: str = "model.safetensors.index.json", **entries: Any) -> Path:
@@ -249,7 +293,8 @@ def test_pickles_are_not_opened(tmp_path: Path, name: str) -> None:
     (folder / name).write_bytes(pickle.dumps(Canary(canary)))
     found = f"found {name}, expected safetensors" if not name.endswith("safetensors") else "no whole safetensors file"
     refuse(load, folder, words=found)
-    refuse(read_config, folder / name, words="single files are not supported yet: convert to a folder")
+    found = "no whole safetensors file" if name.endswith("safetensors") else f"found a {Path(name).suffix} file"
+    refuse(read_config, folder / name, words=found)
     assert not canary.exists()
     pickle.loads((folder / name).read_bytes())
     assert canary.exists()
@@ -376,7 +421,7 @@ def test_what_cannot_be_saved(tiny: sdipc.Bundle, tiny_folder: Path, folder: Pat
             {"class_embed_type": "timestep"},
             "class_embed_type is 'timestep', only None is supported",
         ),
-        ("unet/config.json", {"in_channels": 9, "out_channels": 4}, "the UNet takes 9 and gives 4 channels, expected"),
+        ("unet/config.json", {"in_channels": 8, "out_channels": 4}, "the UNet takes 8 and gives 4 channels, expected"),
         ("unet/config.json", {"cross_attention_dim": 32}, "states are 24 wide but the UNet reads 32-wide prompts"),
         ("text_encoder/config.json", {"intermediate_size": 0}, "intermediate_size is 0, expected 1 to"),
         ("clip/config.json", {"vision_config": {"patch_size": 0}}, "vision_config: patch_size is 0, expected 1 to"),
@@ -469,8 +514,9 @@ def test_any_value_of_any_option_is_taken_or_refused(folder: Path, value: Any) -
 
 
 def test_names_that_are_no_folders(tmp_path: Path) -> None:
-    for name in ("sd15", "runwayml/stable-diffusion-v1-5", tmp_path / "missing\n"):
-        refuse(read_config, name, words="download the checkpoint and give its folder")
+    for name in ("sd15", "runwayml/stable-diffusion-v1-5"):
+        refuse(read_config, name, words="not in the cache, and the network must not be used: run `sdipc models fetch")
+    refuse(read_config, tmp_path / "missing\n", words="no such folder or file, expected 'embedded', sd14")
     refuse(read_config, tmp_path, words="not a checkpoint, expected a diffusers pipeline folder with unet/")
 
 
@@ -481,8 +527,8 @@ def test_clip_folders(folder: Path, tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"has no clip/ folder, expected the CLIP .*: pass --clip FOLDER"):
         _ = config.vision_side
     assert read_config(folder, tmp_path / "clip").vision_side.folder == str(tmp_path / "clip")
-    refuse(read_config, folder, "openai/clip-vit-large-patch14", words="download the CLIP and give its folder")
-    refuse(read_config, folder, folder / UNET, words="single files are not supported yet: convert to a folder")
+    refuse(read_config, folder, "openai/clip-vit-large-patch14", words="not in the cache, and the network must not")
+    refuse(read_config, folder, folder / UNET, words="found no CLIP with a vision tower, only the UNet")
 
 
 def test_nothing_but_the_text_encoder_gives_text_states(folder: Path, tiny: sdipc.Bundle) -> None:

@@ -43,7 +43,9 @@ def test_a_tokenizer_with_more_words_than_the_text_encoder_is_refused(tiny: Bund
 
 
 def test_a_missing_tokenizer_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match=r"expected a CLIP tokenizer with vocab.json and merges.txt"):
+    with pytest.raises(
+        InputError, match=r"expected a CLIP tokenizer with vocab.json and merges.txt, or tokenizer.json"
+    ):
         load_tokenizer(str(tmp_path))
 
 

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass, field, replace
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -114,9 +115,15 @@ class SafetySide:
 class Config:
     """Everything about a checkpoint but its weights. Hashable: a static argument of compiled functions.
 
-    `text_2` and `tokens_2` are SDXL's second text tower, which is what tells SDXL from the others here.
-    `force_zeros_for_empty_prompt`: a negative prompt that is left out is zeros, and not the states of the empty text.
-    `vae_dtype`: of the VAE, where it is not `dtype`.
+    Attributes:
+        folder: of the pipeline, or its single file.
+        text_2, tokens_2: SDXL's second text tower, which is what tells SDXL from the others here.
+        force_zeros_for_empty_prompt: a negative prompt that is left out is zeros, and not the states of the empty text.
+        vae_dtype: of the VAE, where it is not `dtype`.
+        elsewhere: where parts are that are not there, folder or file by part.
+        average: the UNet's weights are the moving average that a single file has beside them.
+        origins: the hub's repositories and commits that the parts were fetched from.
+        loras: what is fused into the weights.
     """
 
     folder: str
@@ -133,12 +140,22 @@ class Config:
     tokens_2: SpecialTokens | None = None
     force_zeros_for_empty_prompt: bool = False
     vae_dtype: str | None = None
-    # What is fused into the weights. Programs are the same with and without, and so are not compiled anew for it.
+    elsewhere: tuple[tuple[str, str], ...] = ()
+    average: bool = False
+    # What follows changes no program, so that none is compiled anew for it.
+    origins: tuple[tuple[str, str], ...] = field(default=(), compare=False)
     loras: tuple[Lora, ...] = field(default=(), compare=False)
     # What a person should know of how it was put together.
     notes: tuple[str, ...] = field(default=(), compare=False)
     embeddings: tuple[Embedding, ...] = ()
     clip_skip: int = 0
+
+    def place(self, part: str) -> Path:
+        """Where a part's weights and configuration are: a folder of its own, or a file that holds others too."""
+        elsewhere = dict(self.elsewhere).get(part)
+        if elsewhere is not None:
+            return Path(elsewhere)
+        return Path(self.folder) if Path(self.folder).is_file() else Path(self.folder, part)
 
     @property
     def compute_dtype(self) -> DType:

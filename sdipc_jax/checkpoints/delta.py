@@ -20,8 +20,9 @@ import numpy as np
 from jaxtyping import Array
 
 from sdipc_jax.checkpoints.bundle import Bundle, Config, Params
+from sdipc_jax.checkpoints.headers import read_header, read_metadata
 from sdipc_jax.checkpoints.keys import OVERWRITE, flatten, from_torch, to_torch, torch_name, torch_shape, unflatten
-from sdipc_jax.checkpoints.tensors import read_header, read_metadata, to_safetensors
+from sdipc_jax.checkpoints.tensors import to_safetensors
 from sdipc_jax.errors import InputError
 from sdipc_jax.files import write_atomically
 from sdipc_jax.models.deep_prompts import CLIPDeepPrompts, DeepPrompts

@@ -13,8 +13,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from sdipc_jax.checkpoints.bundle import Bundle, Config, Embedding, Params
+from sdipc_jax.checkpoints.headers import Tensor, read_header
 from sdipc_jax.checkpoints.lora_changes import shortened
-from sdipc_jax.checkpoints.tensors import RUNS_CODE, Tensor, read_header
+from sdipc_jax.checkpoints.tensors import RUNS_CODE
 from sdipc_jax.errors import InputError, printable
 
 # The keys of files for two text encoders, by component; else a file has one tensor, under any name.

@@ -40,7 +40,10 @@ def canonical_name(component: str, name: str) -> str | None:
     if name.endswith(".position_ids") or name == "position_ids":
         return None
     if component in ("text_encoder", "text_encoder_2") and not name.startswith(("text_model.", "text_projection.")):
+        # transformers 5 leaves the outer module's name away, here and below.
         return f"text_model.{name}"
+    if component == "safety_checker" and re.match(r"vision_model\.(?!vision_model\.)", name):
+        return f"vision_model.{name}"
     if component == "vae" and (match := _OLD_VAE_KEY.fullmatch(name)):
         return f"{match[1]}.{_OLD_VAE_ATTENTION[match[2]]}.{match[3]}"
     return name

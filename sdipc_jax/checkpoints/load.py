@@ -1,28 +1,29 @@
 """A diffusers folder and its CLIP, into a bundle."""
 
 import dataclasses
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, get_args
 
-from sdipc_jax.checkpoints.bundle import Bundle, Config, Params, SafetySide, SpecialTokens, VisionSide, with_fit
+from sdipc_jax.checkpoints.bundle import Bundle, Config, Params, SpecialTokens, with_fit
 from sdipc_jax.checkpoints.checks import check_counts, check_kind, check_towers
 from sdipc_jax.checkpoints.delta import apply_delta, load_delta
 from sdipc_jax.checkpoints.embeddings import load_rows, with_embeddings
-from sdipc_jax.checkpoints.keys import DEEP_PROMPTS_FILE, INVERSE_FILE, OVERWRITE
+from sdipc_jax.checkpoints.families import FAMILIES
+from sdipc_jax.checkpoints.keys import DEEP_PROMPTS_FILE, INVERSE_FILE
 from sdipc_jax.checkpoints.lora import with_loras
 from sdipc_jax.checkpoints.lora_changes import changes_of
-from sdipc_jax.checkpoints.tensors import load_tree, read_header, read_metadata
+from sdipc_jax.checkpoints.parts import CLASSES, read_json, read_part
+from sdipc_jax.checkpoints.shapes import PREDICTIONS, family_of, prediction_of
+from sdipc_jax.checkpoints.sides import read_clip, read_safety
+from sdipc_jax.checkpoints.single import open_single
+from sdipc_jax.checkpoints.sources import EMBEDDED, find
+from sdipc_jax.checkpoints.tensors import RUNS_CODE, load_tree
 from sdipc_jax.checkpoints.tokenizer import special_tokens
 from sdipc_jax.errors import InputError, printable
-from sdipc_jax.models import CLIPTextConfig, CLIPVisionConfig, UNetConfig, VAEConfig
-from sdipc_jax.models.deep_prompts import DeepPrompts
-from sdipc_jax.pictures.preprocessing import Preprocessing
+from sdipc_jax.models import CLIPTextConfig, UNetConfig, VAEConfig
 from sdipc_jax.samplers import SchedulerConfig, default_sampler
 from sdipc_jax.settings import CheckpointSettings, Defaults, ProjectionSettings, SafetyName, SamplerSettings
-
-EMBEDDED = Path(__file__).parent.parent / "embedded"
 
 # What model_index.json may name, and the configurations of the parts besides.
 _PIPELINES = {
@@ -31,24 +32,8 @@ _PIPELINES = {
     *("FlaxStableDiffusionPipeline", "FlaxStableDiffusionXLPipeline"),
     "LatentConsistencyModelPipeline",
 }
-_CLASSES: dict[str, set[str]] = {
-    "unet": {"UNet2DConditionModel"},
-    "vae": {"AutoencoderKL"},
-    "text_encoder": {"CLIPTextModel"},
-    "text_encoder_2": {"CLIPTextModelWithProjection"},
-    "tokenizer": {"CLIPTokenizer", "CLIPTokenizerFast"},
-    "tokenizer_2": {"CLIPTokenizer", "CLIPTokenizerFast"},
-    "safety_checker": {"StableDiffusionSafetyChecker"},
-    "feature_extractor": {"CLIPImageProcessor", "CLIPImageProcessorFast", "CLIPFeatureExtractor"},
-    "image_encoder": set(),
-    "clip": {"CLIPModel"},
-}
-_MODEL_TYPES = {
-    "text_encoder": "clip_text_model",
-    "text_encoder_2": "clip_text_model",
-    "clip": "clip",
-    "safety_checker": "clip",
-}
+# Stands for clip/ in the folder, or else the CLIP of the family.
+DEFAULT_CLIP = "default"
 _DTYPES = ("float32", "bfloat16", "float16")
 
 
@@ -59,23 +44,46 @@ def load(
     *,
     dtype: str = "float32",
     vae_dtype: str | None = None,
+    revision: str | None = None,
     safety: SafetyName = "auto",
+    vae: str | Path | None = None,
+    text_encoder: str | Path | None = None,
+    prediction_type: str | None = None,
+    ema: bool = False,
 ) -> Bundle:
     """Loads a checkpoint.
 
     Args:
-        model: `embedded` or a diffusers pipeline folder.
-        clip: a transformers CLIP folder; by default `clip/` in the model's folder.
+        model: `embedded`, an alias, an id on the hub (`ORG/NAME[@REVISION]`), a diffusers pipeline folder, or a single
+            `.safetensors` file.
+        clip: a transformers CLIP, the same; by default `clip/` in the model's folder. `default` is that one or the
+            CLIP of the checkpoint's family, from the hub.
         tuned: a tuning's delta file, made for this checkpoint.
         dtype: of the weights and arithmetic of UNet, CLIP and VAE, `float32`, `bfloat16` or `float16`.
         vae_dtype: of the VAE alone. If None it is float32 where its file asks for that (`force_upcast`), in SDXL and
             with float16.
+        revision: of the model on the hub: a branch, a tag or a commit.
         safety: `auto` has the safety checker where the checkpoint does, `on` refuses one without, `off` does without.
+        vae, text_encoder: folders or files to take these parts from.
+        prediction_type: `epsilon` or `v_prediction`, where the checkpoint does not say it rightly.
+        ema: take the moving average of the UNet's weights that a single file has beside them.
 
     Raises:
         InputError: no such folder, an unknown class or option, weights that do not fit, a delta for another checkpoint.
     """
-    return load_weights(read_config(model, clip, dtype=dtype, vae_dtype=vae_dtype, safety=safety), tuned)
+    config = read_config(
+        model,
+        clip,
+        dtype=dtype,
+        vae_dtype=vae_dtype,
+        revision=revision,
+        safety=safety,
+        vae=vae,
+        text_encoder=text_encoder,
+        prediction_type=prediction_type,
+        ema=ema,
+    )
+    return load_weights(config, tuned)
 
 
 def read_config(
@@ -84,7 +92,12 @@ def read_config(
     *,
     dtype: str = "float32",
     vae_dtype: str | None = None,
+    revision: str | None = None,
     safety: SafetyName = "auto",
+    vae: str | Path | None = None,
+    text_encoder: str | Path | None = None,
+    prediction_type: str | None = None,
+    ema: bool = False,
 ) -> Config:
     """Reads all that is known of a checkpoint without its weights, and checks that the parts fit. See `load`."""
     for name, value in (("dtype", dtype), ("vae_dtype", vae_dtype)):
@@ -92,36 +105,62 @@ def read_config(
             raise InputError(f"{name} is {value!r}, expected one of {', '.join(_DTYPES)}")
     if safety not in get_args(SafetyName):
         raise InputError(f"safety is {safety!r}, expected one of {', '.join(get_args(SafetyName))}")
-    folder = _model_folder(model, safety)
-    unet = UNetConfig.from_json(_read_part(folder / "unet", "unet"), "unet/config.json")
-    vae = VAEConfig.from_json(_read_part(folder / "vae", "vae"), "vae/config.json")
-    text = _read_text(folder, "text_encoder")
-    for name, part in (("unet", unet), ("vae", vae)):
+    if prediction_type not in (None, *PREDICTIONS):
+        raise InputError(f"prediction_type is {prediction_type!r}, expected one of {', '.join(PREDICTIONS)}")
+    given = {"model": model, "vae": vae, "text_encoder": text_encoder, "clip": None if clip == DEFAULT_CLIP else clip}
+    sources = {
+        part: find(name, revision if part == "model" else None) for part, name in given.items() if name is not None
+    }
+    folder = _check_model(sources["model"].path, safety)
+    elsewhere: dict[str, Path] = {
+        part: _given_part(sources[part].path, part) for part in ("vae", "text_encoder") if part in sources
+    }
+
+    def place(part: str) -> Path:
+        return elsewhere.get(part) or (folder if folder.is_file() else folder / part)
+
+    schedule, notes = _read_scheduler(folder, prediction_type, ema)
+    predicted = schedule.get("prediction_type", "epsilon")
+    unet = UNetConfig.from_json(read_part(place("unet"), "unet", predicted), "unet/config.json")
+    decoder = VAEConfig.from_json(read_part(place("vae"), "vae"), "vae/config.json")
+    text = _read_text(place("text_encoder"), "text_encoder")
+    for name, part in (("unet", unet), ("vae", decoder)):
         check_counts(f"{name}/config.json", part)
-    if vae.latent_channels != unet.out_channels or not (unet.repaints or unet.in_channels == unet.out_channels):
+    latent, takes, gives = decoder.latent_channels, unet.in_channels, unet.out_channels
+    if latent != gives or not (unet.repaints or takes == gives):
         raise InputError(
-            f"{folder}: the UNet takes {unet.in_channels} and gives {unet.out_channels} channels, expected the "
-            f"VAE's {vae.latent_channels}, or twice as many and a mask to repaint: other checkpoints are not supported"
+            f"{folder}: the UNet takes {takes} and gives {gives} channels, expected the VAE's {latent}, or twice as "
+            "many and a mask to repaint: other checkpoints are not supported"
         )
-    text_2 = _read_text(folder, "text_encoder_2") if (folder / "text_encoder_2").is_dir() else None
+    second = "text_encoder_2" in open_single(folder) if folder.is_file() else (folder / "text_encoder_2").is_dir()
+    text_2 = _read_text(place("text_encoder_2"), "text_encoder_2") if second else None
     check_towers(printable(folder), unet, text, text_2)
     tokens = read_tokens(folder, text)
-    scheduler = SchedulerConfig.from_json(_read_json(folder, "scheduler/scheduler_config.json"))
+    if clip == DEFAULT_CLIP and not (folder / "clip").is_dir():
+        family = next((family for family in FAMILIES if family.width == unet.cross_attention_dim), None)
+        sources |= {} if family is None else {"clip": find(family.clip)}
+    scheduler = SchedulerConfig.from_json(schedule)
     config = Config(
         folder=str(folder),
         unet=unet,
-        vae=vae,
+        vae=decoder,
         text=text,
         scheduler=scheduler,
         tokens=tokens,
-        defaults=_read_defaults(folder, unet.sample_size * vae.downscale, default_sampler(scheduler)),
-        clip=_read_clip(folder, clip),
-        safety=None if safety == "off" else _read_safety(folder, safety),
+        defaults=_read_defaults(
+            folder, unet.sample_size * decoder.downscale, default_sampler(scheduler), sources["model"].defaults
+        ),
+        clip=read_clip(folder, sources["clip"].path if "clip" in sources else None),
+        safety=None if safety == "off" else read_safety(folder, safety),
         dtype=dtype,
         text_2=text_2,
         tokens_2=None if text_2 is None else _read_tokens_2(folder, text_2, tokens),
         force_zeros_for_empty_prompt=text_2 is not None and _forces_zeros(folder),
         vae_dtype=vae_dtype,
+        elsewhere=tuple((part, str(path)) for part, path in elsewhere.items()),
+        average=ema,
+        notes=(*(source.note for source in sources.values() if source.note), *notes),
+        origins=tuple((part, source.origin) for part, source in sources.items() if source.origin),
     )
     config.latent_shape(config.defaults.height, config.defaults.width)
     return config
@@ -130,8 +169,18 @@ def read_config(
 def configure(settings: CheckpointSettings) -> Config:
     """The configuration of the checkpoint that a command's settings ask for. See `read_config`."""
     safety = settings.safety if isinstance(settings, SamplerSettings) else "auto"
-    options: dict[str, Any] = {"dtype": settings.dtype, "vae_dtype": settings.vae_dtype, "safety": safety}
-    config = read_config(settings.model, settings.clip, **options)
+    config = read_config(
+        settings.model,
+        DEFAULT_CLIP if settings.clip is None and isinstance(settings, ProjectionSettings) else settings.clip,
+        dtype=settings.dtype,
+        vae_dtype=settings.vae_dtype,
+        revision=settings.revision,
+        safety=safety,
+        vae=settings.vae,
+        text_encoder=settings.text_encoder,
+        prediction_type=settings.prediction_type,
+        ema=settings.ema,
+    )
     if settings.clip_skip >= config.text.num_hidden_layers:
         raise InputError(
             f"clip_skip is {settings.clip_skip}, expected less than the text encoder's {config.text.num_hidden_layers} "
@@ -154,7 +203,8 @@ def load_weights(config: Config, tuned: str | Path | None = None) -> Bundle:
     for component, expected in expected_params.items():
         unused: tuple[str, ...] = ()
         trained: Params = {}
-        folder = Path(config.folder, component)
+        folder = config.place(component)
+        average = config.average and component == "unet"
         if component == "clip" and config.clip is not None:
             # The text states come from text_encoder/: the CLIP's own text tower is read by calibration alone.
             folder, unused = Path(config.clip.folder), ("text_model.",)
@@ -163,30 +213,32 @@ def load_weights(config: Config, tuned: str | Path | None = None) -> Bundle:
                     added = {part: expected.pop(part)}
                     trained |= load_tree(folder, component, added, files=[folder / file])
         changes = changes_of(config.loras, component)
-        params[component] = load_tree(folder, component, expected, unused_prefixes=unused, changes=changes) | trained
+        params[component] = (
+            load_tree(folder, component, expected, unused_prefixes=unused, changes=changes, average=average) | trained
+        )
     bundle = Bundle(params, config)
     return bundle if delta is None else apply_delta(bundle, delta)
 
 
-def _model_folder(model: str | Path, safety: SafetyName) -> Path:
-    folder = EMBEDDED if model == "embedded" else Path(model)
-    name = printable(model)
+def _check_model(folder: Path, safety: SafetyName) -> Path:
+    """Refuses what is no checkpoint, as far as can be told without opening its parts."""
+    name = printable(folder)
     if folder.is_file():
-        raise InputError(f"{name}: single files are not supported yet: convert to a folder")
-    if model == "embedded" and not folder.is_dir():
+        if folder.suffix in RUNS_CODE:
+            raise InputError(
+                f"{name}: found a {folder.suffix} file, expected safetensors: such a file can run code when it is "
+                "opened, use the same checkpoint as .safetensors"
+            )
+        return folder
+    if folder == EMBEDDED and not folder.is_dir():
         raise InputError("the embedded checkpoint is not part of this installation: pass --model FOLDER")
-    if not folder.is_dir():
-        raise InputError(
-            f"{name}: no such folder, expected 'embedded' or a diffusers pipeline folder: names and hub ids are not "
-            "supported yet, download the checkpoint and give its folder"
-        )
     if not (folder / "unet").is_dir():
         raise InputError(
             f"{name}: not a checkpoint, expected a diffusers pipeline folder with unet/, vae/, text_encoder/, "
             "tokenizer/ and scheduler/: give another folder"
         )
     if (folder / "model_index.json").is_file():
-        _check_index(folder, _read_json(folder, "model_index.json"), safety)
+        _check_index(folder, read_json(folder, "model_index.json"), safety)
     return folder
 
 
@@ -200,7 +252,7 @@ def _check_index(folder: Path, index: Mapping[str, Any], safety: SafetyName) -> 
     for name, entry in index.items():
         if name == "scheduler" or not isinstance(entry, list) or not entry or entry[-1] is None:
             continue
-        known = _CLASSES.get(name, set()) - _CLASSES["clip"]
+        known = CLASSES.get(name, set()) - CLASSES["clip"]
         if str(entry[-1]) not in known:
             expected = " or ".join(sorted(known)) or "no such part"
             raise InputError(f"{where}: {name} is a {entry[-1]}, expected {expected}: use another checkpoint")
@@ -211,48 +263,38 @@ def _check_index(folder: Path, index: Mapping[str, Any], safety: SafetyName) -> 
             )
 
 
-def _read_json(folder: Path, name: str) -> dict[str, Any]:
-    path = folder / name
-    shown = printable(path)
-    try:
-        values = json.loads(path.read_text(encoding="utf-8-sig"))
-    except FileNotFoundError:
-        raise InputError(f"{shown}: not found, expected a whole checkpoint folder: fetch it again") from None
-    except (OSError, ValueError, RecursionError) as error:
-        raise InputError(f"{shown}: not readable ({error}), expected a JSON object: fetch it again") from None
-    if not isinstance(values, dict):
-        raise InputError(f"{shown}: holds {type(values).__name__}, expected a JSON object: fetch it again")
-    return values
+def _given_part(path: str | Path, part: str) -> Path:
+    """The folder or file that an option names, or the part's folder in it."""
+    place = Path(path)
+    return place / part if (place / part).is_dir() else place
 
 
-def _read_part(folder: Path, component: str) -> dict[str, Any]:
-    """A part's config.json, whose class must be the one that is built."""
-    values = _read_json(folder, "config.json")
-    for key in ("_class_name", "architectures"):
-        found = values.get(key) or []
-        for each in found if isinstance(found, list) else [found]:
-            if str(each) not in _CLASSES[component]:
-                raise InputError(
-                    f"{component}/config.json: {key} is {each!r}, expected {min(_CLASSES[component])!r}: "
-                    "use a Stable Diffusion 1.x, 2.x or SDXL checkpoint"
-                )
-    kind = values.get("model_type")
-    if kind not in (None, _MODEL_TYPES.get(component)):
-        raise InputError(
-            f"{component}/config.json: model_type is {kind!r}, expected {_MODEL_TYPES.get(component)!r}: "
-            "use a Stable Diffusion 1.x, 2.x or SDXL checkpoint"
-        )
-    return values
+def _read_scheduler(folder: Path, asked: str | None, ema: bool) -> tuple[dict[str, Any], tuple[str, ...]]:
+    """The scheduler's file, or that of a single file's family, and what was chosen there."""
+    if not folder.is_file():
+        if ema:
+            raise InputError(f"{printable(folder)}: found a folder, expected a single file for --ema: leave --ema out")
+        values = read_json(folder, "scheduler/scheduler_config.json")
+        return values | ({} if asked is None else {"prediction_type": asked}), ()
+    single = open_single(folder)
+    family = family_of(single)
+    choice = prediction_of(single, family, asked)
+    if ema and not single.has_average:
+        raise InputError(f"{single.name}: found no moving average (EMA) of the weights: leave --ema out")
+    values = family.scheduler(choice.value) | ({"rescale_betas_zero_snr": True} if single.zero_snr else {})
+    weights = ", its moving average" if ema else ", not the moving average beside it" if single.has_average else ""
+    note = f"{folder.name}: {family.title} by its shapes, {choice.value} by {choice.source}{weights}"
+    return values, (printable(note),)
 
 
-def _read_text(folder: Path, component: str) -> CLIPTextConfig:
-    text = CLIPTextConfig.from_json(_read_part(folder / component, component), f"{component}/config.json")
+def _read_text(place: Path, component: str) -> CLIPTextConfig:
+    text = CLIPTextConfig.from_json(read_part(place, component), f"{component}/config.json")
     check_counts(f"{component}/config.json", text)
     return text
 
 
 def _forces_zeros(folder: Path) -> bool:
-    index = _read_json(folder, "model_index.json") if (folder / "model_index.json").is_file() else {}
+    index = read_json(folder, "model_index.json") if (folder / "model_index.json").is_file() else {}
     return bool(index.get("force_zeros_for_empty_prompt", True))
 
 
@@ -280,105 +322,11 @@ def read_tokens(folder: Path, text: CLIPTextConfig, name: str = "tokenizer") -> 
         ) from None
 
 
-def _read_defaults(folder: Path, size: int, sampler: str) -> Defaults:
-    values: dict[str, Any] = {"height": size, "width": size, "sampler": sampler}
+def _read_defaults(folder: Path, size: int, sampler: str, asked: Mapping[str, Any]) -> Defaults:
+    values: dict[str, Any] = {"height": size, "width": size, "sampler": sampler} | dict(asked)
     if (folder / "sdipc.json").is_file():
-        values |= _read_json(folder, "sdipc.json")
+        values |= read_json(folder, "sdipc.json")
     try:
         return Defaults(**values)
     except InputError as error:
         raise InputError(f"{printable(folder / 'sdipc.json')}: {error}") from None
-
-
-def _read_clip(folder: Path, clip: str | Path | None) -> VisionSide | None:
-    clip_folder = folder / "clip" if clip is None else Path(clip)
-    if clip is None and not clip_folder.is_dir():
-        return None
-    if clip_folder.is_file():
-        raise InputError(f"{printable(clip_folder)}: single files are not supported yet: convert to a folder")
-    if not clip_folder.is_dir():
-        raise InputError(
-            f"{printable(clip_folder)}: no such folder, expected a transformers CLIP folder: names and hub ids are not "
-            "supported yet, download the CLIP and give its folder"
-        )
-    values = _read_part(clip_folder, "clip")
-    source = f"{clip_folder.name}/config.json"
-    if "vision_config" not in values or "text_config" not in values:
-        raise InputError(
-            f"{source}: no vision_config and text_config, expected a whole CLIPModel: "
-            "pass --clip with the CLIP this checkpoint was trained with"
-        )
-    vision = _clip_part(CLIPVisionConfig, values, "vision_config", source)
-    clip_text = _clip_part(CLIPTextConfig, values, "text_config", source)
-    check_counts(f"{source}: vision_config", vision)
-    check_counts(f"{source}: text_config", clip_text)
-    preprocessing = Preprocessing.from_json(
-        _read_json(clip_folder, "preprocessor_config.json"), f"{clip_folder.name}/preprocessor_config.json"
-    )
-    _check_size(preprocessing, vision, clip_folder.name)
-    return VisionSide(
-        str(clip_folder),
-        vision,
-        preprocessing,
-        _projection_dim(values, source),
-        clip_text,
-        prompts=_read_prompts(clip_folder / DEEP_PROMPTS_FILE),
-        trained_inverse=(clip_folder / INVERSE_FILE).is_file(),
-    )
-
-
-def _read_prompts(file: Path) -> DeepPrompts | None:
-    if not file.is_file():
-        return None
-    shapes = {tensor.name: tensor.shape for tensor in read_header(file)}
-    shape = shapes.get("deep_prompts.embeddings", ())
-    if len(shape) != 3:
-        raise InputError(f"{file}: no deep_prompts.embeddings of three axes, expected the file of a tuned checkpoint")
-    return DeepPrompts(shape[1], read_metadata(file).get(OVERWRITE) == "true")
-
-
-def _read_safety(folder: Path, safety: SafetyName) -> SafetySide | None:
-    if not (folder / "safety_checker").is_dir():
-        if safety == "on":
-            raise InputError(
-                f"{printable(folder)}: no safety_checker/ folder, expected one with --safety on: fetch the whole "
-                "checkpoint, or leave the option out"
-            )
-        return None
-    source = "safety_checker/config.json"
-    values = _read_part(folder / "safety_checker", "safety_checker")
-    vision = _clip_part(CLIPVisionConfig, values, "vision_config", source)
-    check_counts(f"{source}: vision_config", vision)
-    vision = dataclasses.replace(vision, projection_dim=_projection_dim(values, source))
-    preprocessing = Preprocessing.from_json(
-        _read_json(folder, "feature_extractor/preprocessor_config.json"), "feature_extractor/preprocessor_config.json"
-    )
-    _check_size(preprocessing, vision, "feature_extractor")
-    return SafetySide(vision, preprocessing)
-
-
-def _check_size(preprocessing: Preprocessing, vision: CLIPVisionConfig, source: str) -> None:
-    if preprocessing.output_size != (vision.image_size, vision.image_size):
-        height, width = preprocessing.output_size
-        raise InputError(
-            f"{source}/preprocessor_config.json: gives {height}x{width} pictures but the vision tower takes "
-            f"{vision.image_size}x{vision.image_size}: use the files of one CLIP together"
-        )
-
-
-def _projection_dim(values: Mapping[str, Any], source: str) -> int:
-    joint = values.get("projection_dim", 512)
-    if type(joint) is not int or not 1 <= joint <= 100_000:
-        raise InputError(f"{source}: projection_dim is {joint!r}, expected 1 to 100,000: correct it")
-    return joint
-
-
-def _clip_part(kind: Any, values: Mapping[str, Any], name: str, source: str) -> Any:
-    merged: dict[str, Any] = {}
-    # transformers lets the old `*_config_dict` win where both are there.
-    for key in (name, f"{name}_dict"):
-        part = values.get(key) or {}
-        if not isinstance(part, Mapping):
-            raise InputError(f"{source}: {key} is {part!r}, expected a JSON object: fetch it again")
-        merged |= part
-    return kind.from_json(merged, f"{source}: {name}")

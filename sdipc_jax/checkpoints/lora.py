@@ -19,11 +19,12 @@ import jax.numpy as jnp
 import numpy as np
 
 from sdipc_jax.checkpoints.bundle import Bundle, Config
+from sdipc_jax.checkpoints.headers import Tensor, read_header, read_metadata
 from sdipc_jax.checkpoints.keys import flatten, from_torch, to_torch, torch_name, torch_shape, unflatten
 from sdipc_jax.checkpoints.lora_changes import Change, Lora, changes_of, named, shortened
 from sdipc_jax.checkpoints.lora_formulas import KINDS, Kind, changed, kind_of
 from sdipc_jax.checkpoints.lora_names import UNSUPPORTED, spellings, split
-from sdipc_jax.checkpoints.tensors import RUNS_CODE, Tensor, read_header, read_metadata
+from sdipc_jax.checkpoints.tensors import RUNS_CODE
 from sdipc_jax.errors import InputError, printable
 from sdipc_jax.settings import LoraSettings
 

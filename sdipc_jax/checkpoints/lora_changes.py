@@ -9,8 +9,8 @@ from pathlib import Path
 
 import numpy as np
 
+from sdipc_jax.checkpoints.headers import Tensor
 from sdipc_jax.checkpoints.lora_formulas import Kind, changed
-from sdipc_jax.checkpoints.tensors import Tensor
 from sdipc_jax.errors import InputError, printable
 
 Fuse = Callable[[np.ndarray], np.ndarray]

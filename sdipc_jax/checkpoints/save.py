@@ -1,7 +1,6 @@
 """A bundle, into a diffusers folder that PyTorch's diffusers and transformers open."""
 
 import json
-import shutil
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -14,6 +13,7 @@ from safetensors.numpy import save_file
 
 from sdipc_jax.checkpoints.bundle import Bundle, Config, Params, SpecialTokens
 from sdipc_jax.checkpoints.keys import DEEP_PROMPTS_FILE, INVERSE_FILE, OVERWRITE, flatten, to_torch, torch_name
+from sdipc_jax.checkpoints.tokenizer import write_tokenizer
 from sdipc_jax.errors import InputError
 from sdipc_jax.models.config import Architecture, CLIPTextConfig, CLIPVisionConfig
 
@@ -35,8 +35,7 @@ def save(bundle: Bundle, folder: str | Path, *, dtype: str | None = None) -> Non
         InputError: there is something at `folder`, the dtype is none or cannot hold a weight, or the CLIP's text
             tower has layers that the text encoder lacks.
     """
-    if dtype not in (None, "float32", "float16", "bfloat16"):
-        raise InputError(f"dtype is {dtype!r}, expected float32, float16 or bfloat16")
+    check_dtype(dtype)
     config = bundle.config
     tower = config.text if config.clip is None else config.clip_text
     for name, there, expected in (
@@ -67,7 +66,7 @@ def _write(bundle: Bundle, folder: Path, dtype: str | None) -> None:
     for suffix, (text, tokens), kind in zip(("", "_2"), config.towers, _TEXT_CLASSES, strict=False):
         _write_json(folder / f"text_encoder{suffix}/config.json", _text_json(text, tokens) | {"architectures": [kind]})
         _write_weights(folder / f"text_encoder{suffix}/model.safetensors", params[f"text_encoder{suffix}"], dtype)
-        shutil.copytree(Path(config.folder, f"tokenizer{suffix}"), folder / f"tokenizer{suffix}")
+        write_tokenizer(config, folder / f"tokenizer{suffix}")
     _write_json(folder / "scheduler/scheduler_config.json", config.scheduler.to_json())
     _write_json(folder / "sdipc.json", config.defaults.model_dump(exclude_none=True))
     if config.clip is not None:
@@ -101,6 +100,12 @@ def _write(bundle: Bundle, folder: Path, dtype: str | None) -> None:
         _write_json(folder / "feature_extractor/preprocessor_config.json", config.safety.preprocessing.to_json())
         _write_weights(folder / "safety_checker/model.safetensors", params["safety_checker"], dtype)
     _write_json(folder / "model_index.json", _model_index(config))
+
+
+def check_dtype(dtype: str | None) -> None:
+    """Refuses a dtype that files of weights do not have."""
+    if dtype not in (None, "float32", "float16", "bfloat16"):
+        raise InputError(f"dtype is {dtype!r}, expected float32, float16 or bfloat16")
 
 
 def _model_index(config: Config) -> dict[str, Any]:
@@ -150,6 +155,20 @@ def _write_json(path: Path, values: Mapping[str, Any]) -> None:
 def _write_weights(
     path: Path, params: Params, dtype: str | None, metadata: Mapping[str, str] = MappingProxyType({})
 ) -> None:
+    tensors = stored_tensors(params, dtype)
+    save_file(tensors, path, metadata={"format": "pt", **metadata})
+
+
+def stored_tensors(params: Params, dtype: str | None) -> dict[str, np.ndarray]:
+    """A tree's leaves under PyTorch's names and in its layouts, as a file has them.
+
+    Args:
+        dtype: to store them in; as they are in memory if None.
+
+    Raises:
+        InputError: the dtype cannot hold a weight.
+    """
+
     def stored(leaf_path: tuple[str, ...], leaf: Any) -> np.ndarray:
         array = np.asarray(leaf)
         if dtype is not None:
@@ -162,5 +181,4 @@ def _write_weights(
             )
         return np.asarray(to_torch(leaf_path, array), order="C")
 
-    tensors = {torch_name(leaf_path): stored(leaf_path, leaf) for leaf_path, leaf in flatten(params).items()}
-    save_file(tensors, path, metadata={"format": "pt", **metadata})
+    return {torch_name(leaf_path): stored(leaf_path, leaf) for leaf_path, leaf in flatten(params).items()}

@@ -1,64 +1,36 @@
 """Reading safetensors files tensor by tensor, so that no second copy of the weights is ever in memory."""
 
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
 import jax
-import ml_dtypes
 import numpy as np
 import safetensors.numpy
 
+from sdipc_jax.checkpoints.headers import Tensor, read_header
 from sdipc_jax.checkpoints.keys import canonical_name, flatten, from_torch, torch_name, torch_shape, unflatten
+from sdipc_jax.checkpoints.single import open_single
 from sdipc_jax.errors import InputError
 
-_DTYPES = {"F64": np.float64, "F32": np.float32, "F16": np.float16, "BF16": ml_dtypes.bfloat16}
 _SHOWN = 5
 # Bytes, of XLA's arrays on CPUs.
 _ALIGNMENT = 64
-# Hundreds of times what a Stable Diffusion checkpoint needs: parsing a hostile header must not take long.
-_LONGEST_HEADER = 8_000_000
+# Of one checkpoint: full precision before half, the average that pipelines sample with before the weights behind it.
+VARIANTS = ("", ".fp32", ".fp16", ".bf16", ".non_ema")
 RUNS_CODE = (".bin", ".ckpt", ".pkl", ".pt", ".pth")
 
 
-@dataclass(frozen=True)
-class Tensor:
-    """Where a tensor lies in a file."""
-
-    file: Path
-    name: str
-    dtype: str
-    shape: tuple[int, ...]
-    offset: int
-
-    def read(self) -> np.ndarray:
-        """The tensor's values.
-
-        Raises:
-            InputError: not a floating-point tensor, or not all of its values are finite.
-        """
-        if self.dtype not in _DTYPES:
-            raise InputError(
-                f"{self.file}: {self.name} has dtype {self.dtype}, expected one of {', '.join(_DTYPES)}: fetch it again"
-            )
-        count = int(np.prod(self.shape, dtype=np.int64))
-        array = np.fromfile(self.file, _DTYPES[self.dtype], count, offset=self.offset).reshape(self.shape)
-        if not np.isfinite(array).all():
-            raise InputError(f"{self.file}: {self.name} holds NaN or infinity: the file is damaged, fetch it again")
-        return array
-
-
 def weight_files(folder: Path) -> list[Path]:
-    """The safetensors files of a component: one, or the shards an index names, full precision before fp16.
+    """The safetensors files of a component: one, or the shards an index names, of the first variant that is there.
 
     Raises:
         InputError: there is none, or only files that could run code when opened.
     """
     for stem in ("diffusion_pytorch_model", "model"):
-        for variant in ("", ".fp16"):
+        for variant in VARIANTS:
             single = folder / f"{stem}{variant}.safetensors"
             if single.is_file():
                 return [single]
@@ -95,45 +67,6 @@ def _shards(index: Path) -> list[Path]:
     return [index.parent / name for name in names]
 
 
-def read_header(file: Path) -> Iterator[Tensor]:
-    """The tensors of a safetensors file, without their values.
-
-    Raises:
-        InputError: the file is not whole or not safetensors.
-    """
-    try:
-        with file.open("rb") as stream:
-            length = int.from_bytes(stream.read(8), "little")
-            if length > _LONGEST_HEADER:
-                raise ValueError(f"its header would be {length} bytes long")
-            header = json.loads(stream.read(length), object_pairs_hook=_unique)
-        # The library checks what a hostile header could do: overlaps, holes, sizes.
-        with safetensors.safe_open(file, framework="numpy"):
-            pass
-    except (safetensors.SafetensorError, OSError, ValueError, RecursionError) as error:
-        reason = " ".join(str(error).split())
-        raise InputError(f"{file}: found no whole safetensors file ({reason}), expected one: fetch it again") from None
-    for name, entry in header.items():
-        if name != "__metadata__":
-            offset = 8 + length + entry["data_offsets"][0]
-            yield Tensor(file, name, entry["dtype"], tuple(entry["shape"]), offset)
-
-
-def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    values: dict[str, Any] = {}
-    for name, value in pairs:
-        if name in values:
-            raise ValueError(f"{name} is in its header twice")
-        values[name] = value
-    return values
-
-
-def read_metadata(file: Path) -> dict[str, str]:
-    """The texts that a whole safetensors file carries beside its tensors."""
-    with safetensors.safe_open(file, framework="numpy") as opened:
-        return opened.metadata() or {}
-
-
 def load_tree(
     folder: Path,
     component: str,
@@ -142,32 +75,32 @@ def load_tree(
     unused_prefixes: tuple[str, ...] = (),
     files: Sequence[Path] | None = None,
     changes: Mapping[str, Callable[[np.ndarray], np.ndarray]] = MappingProxyType({}),
+    average: bool = False,
 ) -> dict[str, Any]:
     """Loads a component's parameter tree.
 
     Everything is checked against the expected tree before the first value is read.
 
     Args:
-        folder: holds the component's safetensors files.
+        folder: holds the component's safetensors files, or is a single file that holds it.
         component: its name in the pipeline, such as `unet`.
         expected: nested dict of `jax.ShapeDtypeStruct`; the dtypes are those that the leaves get.
         unused_prefixes: tensors that may be there and are not wanted.
         files: to read instead of those that `weight_files` finds.
         changes: what happens to tensors between the file and the leaf's dtype, by their names in PyTorch.
+        average: read the moving average that a single file has beside the weights.
 
     Raises:
         InputError: with the missing, extra and misshapen tensors by name.
     """
-    found: dict[str, Tensor] = {}
-    problems = []
-    for file in weight_files(folder) if files is None else files:
-        for tensor in read_header(file):
-            name = canonical_name(component, tensor.name)
-            if name is not None and not name.startswith(unused_prefixes):
-                if name in found:
-                    problems.append(f"{name} is there twice")
-                found[name] = tensor
     wanted = {torch_name(path): (path, leaf) for path, leaf in flatten(expected).items()}
+    problems: list[str] = []
+    if files is None and folder.is_file():
+        shapes = {name: torch_shape(path, leaf.shape) for name, (path, leaf) in wanted.items()}
+        stored = open_single(folder).read(component, shapes, average=average)
+        found = {name: tensor for name, tensor in stored.items() if not name.startswith(unused_prefixes)}
+    else:
+        found = _stored(component, weight_files(folder) if files is None else files, unused_prefixes, problems)
     problems += [f"{name} is missing" for name in wanted if name not in found]
     problems += [f"{tensor.name} is extra" for name, tensor in found.items() if name not in wanted]
     problems += [
@@ -188,6 +121,20 @@ def load_tree(
 
 def _same(values: np.ndarray) -> np.ndarray:
     return values
+
+
+def _stored(
+    component: str, files: Sequence[Path], unused_prefixes: tuple[str, ...], problems: list[str]
+) -> dict[str, Tensor]:
+    found: dict[str, Tensor] = {}
+    for file in files:
+        for tensor in read_header(file):
+            name = canonical_name(component, tensor.name)
+            if name is not None and not name.startswith(unused_prefixes):
+                if name in found:
+                    problems.append(f"{name} is there twice")
+                found[name] = tensor
+    return found
 
 
 def _place(

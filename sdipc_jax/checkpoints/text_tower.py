@@ -3,6 +3,7 @@
 import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -65,7 +66,7 @@ def load_text_tower(config: Config) -> TextTower:
     check_projection(projection, printable(folder))
     _check_last_layer(params["text_model"]["encoder"]["layers"], printable(folder))
     tokens = read_tokens(Path(tokenizer), text)
-    own_alone = {"text_2": None, "tokens_2": None, "embeddings": (), "clip_skip": 0}
+    own_alone: dict[str, Any] = {"text_2": None, "tokens_2": None, "embeddings": (), "clip_skip": 0}
     reading = dataclasses.replace(config, folder=tokenizer, text=text, tokens=tokens, **own_alone)
     return TextTower(reading, params, projection)
 

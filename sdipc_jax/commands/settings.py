@@ -7,6 +7,7 @@ import tyro
 from pydantic import Field, model_validator
 
 from sdipc_jax.settings import (
+    CheckpointSettings,
     CommandSettings,
     Count,
     Finite,
@@ -208,7 +209,7 @@ class CtSettings(TuneSettings):
     """Customising on a handful of pictures (SD-IPC-CT); run it again, and it goes on where it stopped."""
 
 
-class ExportSettings(LoraSettings, CommandSettings):
+class TunedSettings(LoraSettings, CommandSettings):
     """A tuned checkpoint as a folder of its own, which diffusers opens, with its CLIP in clip/."""
 
     delta: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="TUNED.safetensors")]
@@ -223,11 +224,37 @@ class ExportSettings(LoraSettings, CommandSettings):
     """Of the stored weights."""
 
 
+class ModelsSettings(CommandSettings):
+    """The checkpoints that have names here, their sizes and licences, and which are in the cache; or fetches some."""
+
+    action: Annotated[Literal["list", "fetch"], tyro.conf.Positional] = "list"
+    """What to do."""
+    names: Annotated[
+        tuple[str, ...], tyro.conf.Positional, tyro.conf.arg(metavar="NAME...", help_behavior_hint="")
+    ] = ()
+    """What to fetch and verify: names of the list, or ids on the hub (ORG/NAME[@REVISION])."""
+
+    @model_validator(mode="after")
+    def _names(self) -> Self:
+        if (self.action == "fetch") != bool(self.names):
+            raise ValueError("found no name to fetch, expected `sdipc models fetch NAME`: see `sdipc models`")
+        return self
+
+
+class ExportSettings(CheckpointSettings, CommandSettings):
+    """A checkpoint as it was loaded, with LoRAs and tuning in its weights: a diffusers folder, or one file."""
+
+    output: Annotated[Path, tyro.conf.arg(metavar="FOLDER|FILE.safetensors")]
+    """What to write: a folder that diffusers opens, or one file with CompVis' names."""
+    dtype: Literal["float32", "float16", "bfloat16"] = "float32"
+    """Of the stored weights."""
+
+
 def tune(
     command: Annotated[
         Annotated[FtSettings, tyro.conf.subcommand("ft")]
         | Annotated[CtSettings, tyro.conf.subcommand("ct")]
-        | Annotated[ExportSettings, tyro.conf.subcommand("export")],
+        | Annotated[TunedSettings, tyro.conf.subcommand("export")],
         tyro.conf.OmitSubcommandPrefixes,
         tyro.conf.arg(name=""),
     ],

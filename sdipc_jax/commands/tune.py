@@ -16,10 +16,10 @@ from tqdm import tqdm
 from sdipc_jax import parallel
 from sdipc_jax.checkpoints.bundle import with_fit
 from sdipc_jax.checkpoints.delta import save_delta
-from sdipc_jax.checkpoints.load import load_weights, read_config
+from sdipc_jax.checkpoints.load import DEFAULT_CLIP, load_weights, read_config
 from sdipc_jax.checkpoints.lora import with_loras
 from sdipc_jax.checkpoints.save import save
-from sdipc_jax.commands.settings import ExportSettings, FtSettings, TuneSettings
+from sdipc_jax.commands.settings import FtSettings, TunedSettings, TuneSettings
 from sdipc_jax.datasets.examples import data_digest
 from sdipc_jax.errors import InputError, printable
 from sdipc_jax.files import check_writable, remove_leftovers, write_atomically
@@ -76,14 +76,14 @@ class Tuned:
         return f"{', '.join(filter(None, parts))}; see {printable(self.files[0])}"
 
 
-def tune(settings: TuneSettings | ExportSettings, report: Report) -> Tuned:
+def tune(settings: TuneSettings | TunedSettings, report: Report) -> Tuned:
     """Tunes, or writes a tuned checkpoint."""
-    return export(settings, report) if isinstance(settings, ExportSettings) else train(settings, report)
+    return export(settings, report) if isinstance(settings, TunedSettings) else train(settings, report)
 
 
-def export(settings: ExportSettings, report: Report) -> Tuned:
+def export(settings: TunedSettings, report: Report) -> Tuned:
     """A diffusers folder of what was tuned."""
-    config = with_loras(read_config(settings.model, settings.clip), settings)
+    config = with_loras(read_config(settings.model, settings.clip or DEFAULT_CLIP), settings)
     check_writable(settings.output.parent)
     save(load_weights(config, settings.delta), settings.output, dtype=settings.dtype)
     report(1.0)
@@ -115,7 +115,7 @@ class _Training:
         self.allowed, self.quiet = settings.allow_change, settings.quiet
         if run.tensorboard:
             check_tensorboard()
-        self.config = config = with_fit(with_loras(read_config(run.model, run.clip), run), run.fit)
+        self.config = config = with_fit(with_loras(read_config(run.model, run.clip or DEFAULT_CLIP), run), run.fit)
         config.check_inverse()
         height, width = run.height or config.defaults.height, run.width or config.defaults.width
         config.latent_shape(height, width)

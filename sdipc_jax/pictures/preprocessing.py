@@ -18,14 +18,15 @@ _NO_NUMBERS = {
     *("data_format", "device", "disable_grouping", "do_convert_rgb", "input_data_format"),
     *("processor_class", "return_tensors"),
 }
-_CLASSES = ("CLIPFeatureExtractor", "CLIPImageProcessor", "CLIPImageProcessorFast", "CLIPImageProcessorPil")
+# Names of one class: of old, in PyTorch, in Pillow.
+PROCESSORS = ("CLIPFeatureExtractor", "CLIPImageProcessor", "CLIPImageProcessorFast", "CLIPImageProcessorPil")
 # Options that are supported with these values alone.
 _FIXED: dict[str, tuple[Any, ...]] = {
     "do_pad": (False,),
     "use_square_size": (False,),
     "default_to_square": (False,),
-    "feature_extractor_type": _CLASSES,
-    "image_processor_type": _CLASSES,
+    "feature_extractor_type": PROCESSORS,
+    "image_processor_type": PROCESSORS,
 }
 _Side = Annotated[int, Field(ge=1, le=4096)]
 _Positive = Annotated[float, Field(gt=0)]

@@ -1,0 +1,67 @@
+"""Where a checkpoint is, from what was typed: `embedded`, an alias, an id on the hub, a folder or a file."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from sdipc_jax.checkpoints import hub
+from sdipc_jax.checkpoints.aliases import ALIASES, MOVED
+from sdipc_jax.errors import InputError, printable
+
+EMBEDDED = Path(__file__).parent.parent / "embedded"
+
+
+@dataclass(frozen=True)
+class Source:
+    """A folder or file.
+
+    Attributes:
+        origin: the hub's repository and commit that it was fetched from.
+        note: what a person should know about it.
+        defaults: what it asks for where the user does not.
+    """
+
+    path: Path
+    origin: str | None = None
+    note: str | None = None
+    defaults: Mapping[str, Any] = field(default_factory=dict)
+
+
+def find(name: str | Path, revision: str | None = None) -> Source:
+    """The folder or file that a name stands for, fetched if need be. What is there under the name comes first.
+
+    Args:
+        name: `embedded`, an alias, `ORG/NAME[@REVISION]`, a folder or a file.
+        revision: of a repository on the hub.
+
+    Raises:
+        InputError: there is no such thing, or it cannot be fetched.
+    """
+    if name == "embedded":
+        return Source(EMBEDDED)
+    if Path(name).exists():
+        if revision is not None:
+            raise InputError(f"{printable(name)}: found a folder or file, expected an id for --revision: leave it out")
+        return Source(Path(name))
+    text = str(name)
+    if text in ALIASES:
+        alias = ALIASES[text]
+        return replace(_fetched(alias.repository, revision or alias.commit), defaults=alias.defaults)
+    repository, at, written = text.partition("@")
+    if hub.REPOSITORY.fullmatch(repository) and Path(repository).suffix != ".safetensors":
+        if at and revision is not None:
+            raise InputError(f"{text}: found a revision here and in --revision, expected one of them: leave one out")
+        if repository not in MOVED:
+            return _fetched(repository, written or revision)
+        note = f"{repository} was deleted: {MOVED[repository]} is used"
+        return replace(_fetched(MOVED[repository], written or revision), note=note)
+    raise InputError(
+        f"{printable(name)}: no such folder or file, expected 'embedded', {', '.join(ALIASES)}, an id on the hub "
+        "(ORG/NAME), a folder or a .safetensors file: check the spelling"
+    )
+
+
+def _fetched(repository: str, revision: str | None) -> Source:
+    snapshot = hub.fetch(repository, revision)
+    return Source(snapshot.folder, snapshot.origin)
