@@ -2,6 +2,7 @@
 
 import io
 import json
+import shutil
 import tarfile
 from collections.abc import Callable
 from functools import partial
@@ -17,6 +18,7 @@ from PIL import Image
 import sdipc_jax as sdipc
 from sdipc_jax import cli
 from sdipc_jax.batch.settings import BatchSettings
+from sdipc_jax.checkpoints.load import read_config
 from sdipc_jax.commands import batch as command
 from sdipc_jax.errors import InputError
 from tests.batch_jobs import Stub, draw, draw_all, manifest, records, write_job, write_rows
@@ -205,3 +207,14 @@ def test_columns_that_are_no_settings_are_refused_with_what_there_is(
     with pytest.raises(InputError, match=f"has the column '{ending}'.* which of picture, {ending} are to be read"):
         outcome_of("out", source=tmp_path / "in.tar")
     assert outcome_of("out", source=tmp_path / "in.tar", columns={"picture": "picture"}).progress.done == 1
+
+
+@pytest.mark.parametrize(
+    "name", ["model_index.json", "unet/config.json", "vae/config.json", "scheduler/scheduler_config.json"]
+)
+def test_a_checkpoints_files_may_begin_with_a_mark(tiny_folder: Path, tmp_path: Path, name: str) -> None:
+    shutil.copytree(tiny_folder, tmp_path / "marked")
+    path = tmp_path / "marked" / name
+    path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes())
+    found, expected = read_config(str(tmp_path / "marked")), read_config(str(tiny_folder))
+    assert (found.unet, found.vae, found.defaults) == (expected.unet, expected.vae, expected.defaults)
