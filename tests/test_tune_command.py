@@ -165,7 +165,7 @@ def test_what_is_refused_is_refused_before_anything_is_compiled(
         (["per_class=4"], "data: 9 pictures, "),
         (["batch_size=1", "--allow-change", "batch_size"], "allow-change is batch_size, expected one of betas"),
         (["height=30"], "height is 30, expected a multiple of 4"),
-        (["data=nowhere"], "nowhere: No such file"),
+        (["data=nowhere"], "data is nowhere, but nothing is there"),
         ([f"output_dir={config}/run"], "cannot write there"),
     ]
     for arguments, message in cases:
