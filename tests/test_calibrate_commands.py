@@ -266,3 +266,16 @@ def test_what_a_map_alone_has_is_refused_for_the_inverse(
     arguments = ("prompt", picture, "--model", tiny_folder, "--output", tmp_path / "p.safetensors")
     for options in (("--ridge", 0.5), ("--after-end", "own"), ("--calibrate-captions", captions)):
         assert f"found {options[0]} for the inverse, which has none" in refuse(capsys, *arguments, *options)
+
+
+def test_one_vector_a_picture_where_they_are_added_up(
+    second: Path, picture: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    options = ("--model", second, "--after-end", "own", "--output-dir", tmp_path / "out")
+    words = "after-end is 'own', which gives a picture a vector for each place"
+    for command in ("mix", "interpolate"):
+        assert words in refuse(capsys, command, picture, picture, *options)
+    job = tmp_path / "job.yaml"
+    job.write_text(f"source: {picture.parent}\nmodel: {second}\nafter_end: own\noutput_dir: {tmp_path / 'out'}\n")
+    assert words in refuse(capsys, "batch", job)
+    assert not (tmp_path / "out").exists()

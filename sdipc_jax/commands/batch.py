@@ -31,7 +31,7 @@ from sdipc_jax.errors import InputError, printable
 from sdipc_jax.interruption import Interruption, locked
 from sdipc_jax.parallel import make_mesh
 from sdipc_jax.prompts.converter import Converter
-from sdipc_jax.prompts.plan import plan_conversion
+from sdipc_jax.prompts.plan import check_one_vector, plan_conversion
 from sdipc_jax.prompts.tokens import read_texts
 from sdipc_jax.records import Record, Report, digest_of
 from sdipc_jax.sampling.advice import advice
@@ -142,6 +142,7 @@ class _Job:
     @classmethod
     def make(cls, settings: JobSettings) -> "_Job":
         config = configure(settings)
+        check_one_vector(settings)
         plan = plan_conversion(config, settings)
         values = decide(config, settings)
         for height, width in ((values.height, values.width), *settings.sizes):

@@ -17,6 +17,7 @@ from sdipc_jax.pictures.sheets import contact_sheet, save_png
 from sdipc_jax.prompts import algebra
 from sdipc_jax.prompts.contexts import image_prompt
 from sdipc_jax.prompts.converter import Converter
+from sdipc_jax.prompts.plan import check_one_vector
 from sdipc_jax.prompts.projection import end_states
 from sdipc_jax.prompts.tokens import token_ids
 from sdipc_jax.records import Record, Report
@@ -26,6 +27,7 @@ STRIP, ANIMATION = "strip.png", "animation.webp"
 
 def interpolate(settings: InterpolateSettings, report: Report) -> Outcome:
     """The way from one picture or text to another, along the arc between their vectors."""
+    check_one_vector(settings)
     job = SamplingJob(settings)
     config = job.config
     ends: list[Input | np.ndarray] = []

@@ -16,6 +16,7 @@ from sdipc_jax.pictures.sheets import contact_sheet
 from sdipc_jax.prompts import algebra
 from sdipc_jax.prompts.contexts import edit_prompt, image_prompt, text_prompt
 from sdipc_jax.prompts.converter import Converter
+from sdipc_jax.prompts.plan import check_one_vector
 from sdipc_jax.prompts.projection import end_states, mean_end_state
 from sdipc_jax.prompts.tokens import token_ids
 from sdipc_jax.records import Report
@@ -25,6 +26,7 @@ _STEMS_IN_NAME = 4
 
 def mix(settings: MixSettings, report: Report) -> Outcome:
     """Several pictures as one prompt."""
+    check_one_vector(settings)
     job = SamplingJob(settings)
     config = job.config
     texts = job.read([settings.text or ""])

@@ -80,6 +80,19 @@ def plan_conversion(config: Config, settings: ProjectionSettings) -> Plan:
     return Plan("ridge" if fitted else "pinv", captions, ridge, settings.after_end, pictures)
 
 
+def check_one_vector(settings: ProjectionSettings) -> None:
+    """Refuses a vector for each place, where pictures' vectors are added up or stored.
+
+    Raises:
+        InputError: that is asked for.
+    """
+    if settings.after_end == "own":
+        raise InputError(
+            "after-end is 'own', which gives a picture a vector for each place, expected 'repeat' where pictures' "
+            "vectors are added up or stored: leave it out"
+        )
+
+
 def _read_captions(file: Path | None) -> tuple[str, ...]:
     """The captions in a text file, one a line; the built-in ones if there is none."""
     if file is None:
