@@ -195,13 +195,18 @@ def test_clips_vocabulary_is_in_the_package(sd1: Bundle, sd2: Bundle) -> None:
 # Whole files.
 
 
-@pytest.mark.parametrize("name", ["sd1", "sd2"])
+@pytest.fixture(scope="module")
+def sdxl(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+    return family_bundle(tmp_path_factory.mktemp("sdxl") / "checkpoint", SDXL)
+
+
+@pytest.mark.parametrize("name", ["sd1", "sd2", "sdxl"])
 def test_a_single_file_equals_the_folder(name: str, request: pytest.FixtureRequest, tmp_path: Path) -> None:
     bundle = request.getfixturevalue(name)
     save_single(bundle, tmp_path / "x.safetensors")
     found = sdipc.load(tmp_path / "x.safetensors")
     equal(found.params, bundle.params)
-    for part in ("unet", "vae", "text", "tokens", "scheduler"):
+    for part in ("unet", "vae", "text", "tokens", "text_2", "tokens_2", "scheduler"):
         left, right = getattr(found.config, part), getattr(bundle.config, part)
         assert dataclasses.replace(left, projection_dim=64) == right if part == "text" else left == right
     np.testing.assert_array_equal(sdipc.tokenize(found, ["a red cat"]), sdipc.tokenize(bundle, ["a red cat"]))

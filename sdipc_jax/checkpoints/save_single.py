@@ -108,7 +108,7 @@ def _renamed(config: Config, part: str, prefix: str, stored: Mapping[str, np.nda
 
 def _check(file: Path, config: Config, prediction: str) -> None:
     """Refuses what would be read as another network: heads, groups and activations are in no file."""
-    parts = {"unet": config.unet, "vae": config.vae, "text_encoder": config.text}
+    parts: dict[str, Any] = {"unet": config.unet, "vae": config.vae} | config.text_towers
     for part, expected in parts.items():
         found = type(expected).from_json(configuration(SingleFile(file), part, prediction), part)
         ignored = {"sample_size", "projection_dim"}
