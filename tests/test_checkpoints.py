@@ -442,8 +442,30 @@ def test_what_cannot_be_saved(tiny: sdipc.Bundle, tiny_folder: Path, folder: Pat
         ("sdipc.json", {"stepz": 3}, "sdipc.json: stepz is not a setting"),
         (
             "model_index.json",
-            {"_class_name": "StableDiffusionXLPipeline"},
-            "found a StableDiffusionXLPipeline, expected",
+            {"_class_name": "StableDiffusionXLInpaintPipeline"},
+            "found a StableDiffusionXLInpaintPipeline, expected",
+        ),
+        ("model_index.json", {"requires_aesthetics_score": True}, "found SDXL's refiner"),
+        (
+            "model_index.json",
+            {"scheduler": ["diffusers", "EDMDPMSolverMultistepScheduler"]},
+            "EDMDPMSolverMultistepScheduler, with EDM's noise levels",
+        ),
+        (
+            "unet/config.json",
+            {
+                "addition_embed_type": "text_time",
+                "addition_time_embed_dim": 8,
+                "projection_class_embeddings_input_dim": 80,
+            },
+            "reads a pooled text, but there is no text_encoder_2",
+        ),
+        ("unet/config.json", {"addition_embed_type": "text_time"}, "expected all of them or none"),
+        ("unet/config.json", {"transformer_layers_per_block": [1, [2]]}, "expected reverse_transformer_layers_per"),
+        (
+            "unet/config.json",
+            {"transformer_layers_per_block": [1, 201]},
+            "transformer_layers_per_block is 201, expected",
         ),
         ("model_index.json", {"unet": ["evil", "EvilUNet"]}, "unet is a EvilUNet, expected UNet2DConditionModel"),
         (

@@ -1,6 +1,9 @@
 """SDXL: whole pictures as PyTorch makes them (golden file), prompts of more than one array, what is told of sizes."""
 
 import dataclasses
+import json
+import math
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +14,8 @@ import pytest
 
 import sdipc_jax as sdipc
 from sdipc_jax.checkpoints.bundle import for_sampling
+from sdipc_jax.models import CLIPTextConfig, CLIPTextModelWithProjection, UNet2DConditionModel, UNetConfig
+from sdipc_jax.models.given import shapes
 from sdipc_jax.prompts.contexts import end_positions
 from sdipc_jax.prompts.prompt import abstract_prompt
 from sdipc_jax.sampling.request import begin
@@ -159,3 +164,41 @@ def test_sampling_needs_no_towers(bundle: sdipc.Bundle) -> None:
     prompts: Any = jax.tree.map(lambda each: jnp.zeros(each.shape), abstract_prompt(bundle.config, 1))
     request, _ = begin(small, prompts, seeds=0)
     assert request.context.shape == (2, 20, 64)
+
+
+def test_the_refiner_is_refused_by_what_its_unet_reads(folder: Path, tmp_path: Path) -> None:
+    copy = tmp_path / "refiner"
+    shutil.copytree(folder / "sdxl", copy)
+    file = copy / "unet/config.json"
+    values = json.loads(file.read_text())
+    file.write_text(json.dumps(values | {"projection_class_embeddings_input_dim": 32 + 5 * 8}))
+    with pytest.raises(sdipc.InputError, match="as SDXL's refiner does"):
+        sdipc.load(copy)
+    file.write_text(json.dumps(values | {"projection_class_embeddings_input_dim": 99}))
+    with pytest.raises(sdipc.InputError, match="reads 51-wide pooled texts and text_encoder_2 gives 32"):
+        sdipc.load(copy)
+    # What published files write where a flag is meant.
+    file.write_text(json.dumps(values | {"upcast_attention": None}))
+    assert sdipc.load(copy).config.unet.upcast_attention is False
+
+
+def test_full_sizes_have_as_many_parameters_as_published() -> None:
+    unet = UNetConfig(
+        sample_size=128, block_out_channels=(320, 640, 1280), cross_attention_dim=2048, attention_head_dim=(5, 10, 20),
+        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
+        up_block_types=("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"), use_linear_projection=True,
+        transformer_layers_per_block=(1, 2, 10), addition_embed_type="text_time", addition_time_embed_dim=256,
+        projection_class_embeddings_input_dim=2816,
+    )  # fmt: skip
+    assert count_of(
+        UNet2DConditionModel(unet), ((1, 8, 8, 4), "float32"), ((1,), "float32"), ((1, 1, 2048), "float32"),
+        text_embeds=((1, 1280), "float32"), time_ids=((1, 6), "float32"),
+    ) == 2_567_463_684  # fmt: skip
+    big_g = CLIPTextConfig(
+        hidden_size=1280, intermediate_size=5120, num_hidden_layers=32, num_attention_heads=20, projection_dim=1280
+    )
+    assert count_of(CLIPTextModelWithProjection(big_g), ((1, 77), "int32"), ((1,), "int32")) == 694_659_840
+
+
+def count_of(module: Any, *inputs: Any, **named: Any) -> int:
+    return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(shapes(module, *inputs, **named)))

@@ -224,8 +224,10 @@ class Config:
 
     @property
     def reads_an_earlier_layer(self) -> bool:
-        """Whether the UNet reads the CLIP's text tower before its last layer, as that of Stable Diffusion 2.x does."""
+        """Whether the UNet reads the CLIP's text tower before its last layer, as those of SD 2.x and SDXL do."""
         whole = self.clip_text
+        if self.text_2 is not None:
+            return True
         return self.text.hidden_size == whole.hidden_size and self.text.num_hidden_layers < whole.num_hidden_layers
 
     @property
@@ -240,6 +242,11 @@ class Config:
             InputError: that, or there is none.
         """
         whole = self.clip_text
+        if self.text_2 is not None:
+            raise InputError(
+                "SDXL's UNet reads its text towers before their last layers, where the inverse does not reach: pass "
+                "--calibrate ridge"
+            )
         if whole.hidden_size != self.text.hidden_size:
             raise InputError(
                 f"text_projection is ({self.vision_side.projection_dim}, {whole.hidden_size}) but the UNet reads "
@@ -251,6 +258,28 @@ class Config:
                 f"the text encoder has {self.text.num_hidden_layers} layers and the CLIP's text tower "
                 f"{whole.num_hidden_layers}: the inverse needs the last layer, as Stable Diffusion 1.x has: "
                 "pass --calibrate ridge"
+            )
+
+    @property
+    def clip_is_second_tower(self) -> bool:
+        """Whether the CLIP's text tower has the shape of SDXL's second one."""
+        whole, second = self.clip_text, self.text_2
+        return second is not None and (whole.hidden_size, whole.num_hidden_layers, self.vision_side.projection_dim) == (
+            second.hidden_size,
+            second.num_hidden_layers,
+            second.projection_dim,
+        )
+
+    def check_one_vector(self, what: str) -> None:
+        """Refuses what takes a picture to be one vector, which it is not in SDXL.
+
+        Raises:
+            InputError: with what it was.
+        """
+        if self.text_2 is not None:
+            raise InputError(
+                f"{what} with SDXL is not supported: a picture has several vectors there, leave it out or use another "
+                "checkpoint"
             )
 
     def negative_text(self, typed: str | None) -> str | None:

@@ -37,16 +37,17 @@ def save(bundle: Bundle, folder: str | Path, *, dtype: str | None = None) -> Non
     """
     check_dtype(dtype)
     config = bundle.config
-    tower = config.text if config.clip is None else config.clip_text
-    for name, there, expected in (
-        ("layers", tower.num_hidden_layers, config.text.num_hidden_layers),
-        ("channels", tower.hidden_size, config.text.hidden_size),
-    ):
-        if there != expected:
-            raise InputError(
-                f"the CLIP's text tower has {there} {name} and the text encoder {expected}, expected as many: "
-                "what is not in memory cannot be saved, use the CLIP's own folder with --clip"
-            )
+    if config.clip is not None:
+        own = config.text_towers[_clip_tower(config)]
+        for name, there, expected in (
+            ("layers", config.clip_text.num_hidden_layers, own.num_hidden_layers),
+            ("channels", config.clip_text.hidden_size, own.hidden_size),
+        ):
+            if there != expected:
+                raise InputError(
+                    f"the CLIP's text tower has {there} {name} and the text encoder {expected}, expected as many: "
+                    "what is not in memory cannot be saved, use the CLIP's own folder with --clip"
+                )
     target = Path(folder)
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
         raise InputError(f"{folder}: found something there, expected a new folder: choose another name")
@@ -56,6 +57,11 @@ def save(bundle: Bundle, folder: str | Path, *, dtype: str | None = None) -> Non
         whole.mkdir()
         _write(bundle, whole, dtype)
         whole.rename(target)
+
+
+def _clip_tower(config: Config) -> str:
+    """The text encoder that is the CLIP's text tower, if one is."""
+    return "text_encoder_2" if config.clip_is_second_tower else "text_encoder"
 
 
 def _write(bundle: Bundle, folder: Path, dtype: str | None) -> None:
@@ -74,7 +80,8 @@ def _write(bundle: Bundle, folder: Path, dtype: str | None) -> None:
             "architectures": ["CLIPModel"],
             "model_type": "clip",
             "projection_dim": config.clip.projection_dim,
-            "text_config": _text_json(config.text, config.tokens) | {"projection_dim": config.clip.projection_dim},
+            "text_config": _text_json(config.text_towers[_clip_tower(config)], config.tokens)
+            | {"projection_dim": config.clip.projection_dim},
             "vision_config": _vision_json(config.clip.vision),
         }
         _write_json(folder / "clip/config.json", clip)
@@ -87,7 +94,7 @@ def _write(bundle: Bundle, folder: Path, dtype: str | None) -> None:
             _write_weights(folder / "clip" / DEEP_PROMPTS_FILE, tree, dtype, overwrite)
         if config.clip.trained_inverse:
             _write_weights(folder / "clip" / INVERSE_FILE, {"inverse": clip_params.pop("inverse")}, dtype)
-        _write_weights(folder / "clip/model.safetensors", params["text_encoder"] | clip_params, dtype)
+        _write_weights(folder / "clip/model.safetensors", params[_clip_tower(config)] | clip_params, dtype)
     if config.safety is not None:
         vision = config.safety.vision
         safety = {

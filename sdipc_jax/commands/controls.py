@@ -33,6 +33,8 @@ class Controls:
     def __init__(self, job: SamplingJob, settings: ControlSettings, count: int) -> None:
         config, values = job.config, job.values
         self.given = bool(settings.mask) or (settings.start, settings.end, settings.layers) != (0.0, 1.0, "all")
+        if self.given or settings.negative_picture:
+            config.check_one_vector("--mask, --start, --end, --layers or --negative-picture")
         schedule = SAMPLERS[values.sampler].schedule(config.scheduler, values.steps, first=job.first)
         self.weights = weights.over_steps(len(schedule.timesteps), settings.start, settings.end)
         if settings.layers != "all":

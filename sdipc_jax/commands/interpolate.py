@@ -30,6 +30,7 @@ def interpolate(settings: InterpolateSettings, report: Report) -> Outcome:
     check_one_vector(settings)
     job = SamplingJob(settings)
     config = job.config
+    config.check_one_vector("interpolate")
     ends: list[Input | np.ndarray] = []
     inputs: list[Record] = []
     for name in (settings.first, settings.second):

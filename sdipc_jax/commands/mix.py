@@ -29,6 +29,7 @@ def mix(settings: MixSettings, report: Report) -> Outcome:
     check_one_vector(settings)
     job = SamplingJob(settings)
     config = job.config
+    config.check_one_vector("mix")
     texts = job.read([settings.text or ""])
     inputs, failures = read_inputs(config, settings.pictures)
     if failures:

@@ -116,6 +116,7 @@ class _Training:
         if run.tensorboard:
             check_tensorboard()
         self.config = config = with_fit(with_loras(read_config(run.model, run.clip or DEFAULT_CLIP), run), run.fit)
+        config.check_one_vector("tune")
         config.check_inverse()
         height, width = run.height or config.defaults.height, run.width or config.defaults.width
         config.latent_shape(height, width)

@@ -20,6 +20,7 @@ from sdipc_jax.models import CLIPTextModel
 from sdipc_jax.prompts.contexts import end_positions, plain, text_prompt
 from sdipc_jax.prompts.everyday import everyday_captions
 from sdipc_jax.prompts.projection import Projection
+from sdipc_jax.prompts.prompt import context_of
 from sdipc_jax.prompts.ridge import RidgeMap, explained, fit, parts_of, unit
 from sdipc_jax.prompts.tokens import token_ids, tokenize
 from sdipc_jax.prompts.vision import encode_images, read_pictures
@@ -34,6 +35,8 @@ SMALL_GAP = 0.1
 _FEWEST_CAPTIONS = 20
 # Every so many captions are kept apart once, to tell how well the map does on those that it was not fitted to.
 _HELD_OUT = 10
+# Cosine of two text projections of one CLIP, tuned or rounded; those of two CLIPs have about 0.
+_SAME = 0.9
 
 
 @dataclass(frozen=True)
@@ -76,6 +79,7 @@ class Calibration:
             centre=jnp.asarray(self.map.centre if mean is None else mean, jnp.float32),
             intercept=placed(self.map.intercept),
             widths=self.widths,
+            joint_last=_is_second_tower(bundle),
         )
 
     def record(self) -> Record:
@@ -222,17 +226,35 @@ def caption_states(
         caption's end count as its end.
     """
     bundle = plain(bundle)
-    tokens = tokenize(bundle, captions, truncate=True)
-    end = np.asarray(end_positions(tokens, bundle.config.tokens.end))
+    config, tokens = bundle.config, tokenize(bundle, captions, truncate=True)
+    rows = tokens.reshape(len(tokens), -1, tokens.shape[-1])
+    end = np.stack([end_positions(rows[:, n], special.end) for n, (_, special) in enumerate(config.towers)], axis=1)
     if after_end == "repeat":
-        places, tokens = end[:, None], tokens[:, : end.max() + 1]
+        places, tokens = end[..., None], tokens[..., : end.max() + 1]
     else:
-        places = np.maximum(np.arange(1, tokens.shape[1]), end[:, None])
+        places = np.maximum(np.arange(1, tokens.shape[-1]), end[..., None])
 
     def at(tokens: np.ndarray, places: np.ndarray) -> Array:
-        return jnp.take_along_axis(text_prompt(bundle, tokens), places[..., None], axis=1)
+        prompt = text_prompt(bundle, tokens)
+        parts = jnp.split(context_of(prompt), [config.text.hidden_size], axis=-1) if config.text_2 else [prompt]
+        read = [jnp.take_along_axis(part, places[:, n, :, None], axis=1) for n, part in enumerate(parts)]
+        if config.text_2 is not None:
+            pooled = prompt.pooled[:, None]
+            read.append(jnp.broadcast_to(pooled, (*read[0].shape[:2], pooled.shape[-1])))
+        return jnp.concatenate(read, axis=-1)
 
-    return in_batches(at, tokens, places), ()
+    second = config.text_2
+    widths = () if second is None else (config.text.hidden_size, second.hidden_size, second.projection_dim)
+    return in_batches(at, tokens, places), widths
+
+
+def _is_second_tower(bundle: Bundle) -> bool:
+    """Whether the CLIP is that of SDXL's second text tower: its text projection is the same, or nearly, if tuned."""
+    if not bundle.config.clip_is_second_tower:
+        return False
+    kernels = (bundle.params[name]["text_projection"]["kernel"] for name in ("clip", "text_encoder_2"))
+    one, other = (np.asarray(kernel, np.float64).ravel() for kernel in kernels)
+    return bool(one @ other > _SAME * np.linalg.norm(one) * np.linalg.norm(other))
 
 
 @partial(jax.jit, static_argnums=0)

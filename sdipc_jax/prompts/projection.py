@@ -37,7 +37,7 @@ _ROUNDING = 1e-6
 @partial(
     jax.tree_util.register_dataclass,
     data_fields=["visual", "inverse", "scale", "singular_values", "rank", "centre", "intercept"],
-    meta_fields=["mode", "widths"],
+    meta_fields=["mode", "widths", "joint_last"],
 )
 @dataclass(frozen=True)
 class Projection:
@@ -54,6 +54,8 @@ class Projection:
         intercept: added to the states, (D_text,), one for each place if the maps are. None: nothing is.
         mode: which length convention, see the module.
         widths: of the parts of a vector that have a length each; none: it is one.
+        joint_last: the last part is the picture's own vector in the joint space, as it is: SDXL's pooled vector, where
+            the CLIP is the one of its second tower (ReVision).
     """
 
     visual: Float[Array, "D_image D_joint"]
@@ -65,6 +67,7 @@ class Projection:
     intercept: Float[Array, "*places D_text"] | None = None
     mode: Mode = "tspace"
     widths: tuple[int, ...] = ()
+    joint_last: bool = False
 
 
 def truncated_pinv(matrix: Matrix, cutoff: Any) -> Matrix:
@@ -138,7 +141,7 @@ def closed_form(
 def convert(projection: Projection, features: Float[Array, "N D_image"]) -> Float[Array, "N *places D_text"]:
     """Image features to text states, by eq. 6 or by a fitted map; one for each place of a prompt if the map is."""
     exact = precision(jnp.float32)
-    joint = jnp.matmul(features.astype(jnp.float32), projection.visual, precision=exact)
+    own = joint = jnp.matmul(features.astype(jnp.float32), projection.visual, precision=exact)
     if projection.centre is not None:
         joint = joint / jnp.linalg.norm(joint, axis=-1, keepdims=True) - projection.centre
     if projection.inverse.ndim == 2:
@@ -148,7 +151,12 @@ def convert(projection: Projection, features: Float[Array, "N D_image"]) -> Floa
     if projection.intercept is not None:
         states = states + projection.intercept
     measured = states if projection.mode == "tspace" else joint
-    return projection.scale * states / _lengths(measured, projection.widths)
+    vectors = projection.scale * states / _lengths(measured, projection.widths)
+    if not projection.joint_last:
+        return vectors
+    own = own.reshape(len(own), *(1,) * (vectors.ndim - 2), -1)
+    fitted = vectors[..., : -own.shape[-1]]
+    return jnp.concatenate([fitted, jnp.broadcast_to(own, (*fitted.shape[:-1], own.shape[-1]))], axis=-1)
 
 
 def _lengths(states: Float[Array, "*N D"], widths: tuple[int, ...]) -> Float[Array, "*N _"]:
