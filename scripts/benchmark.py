@@ -19,6 +19,7 @@ import statistics
 import subprocess
 import sys
 import tempfile
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -32,7 +33,15 @@ SCRIPTS = Path(__file__).resolve().parent
 SIDES = {
     "JAX": ("benchmarks.jax_side",),
     "torch": ("benchmarks.torch_side",),
-    "torch.compile": ("benchmarks.torch_side", "--compile"),
+    "torch.compile": ("benchmarks.torch_side", "--compile=default"),
+    "torch, max-autotune": ("benchmarks.torch_side", "--compile=max-autotune"),
+    "torch, reduce-overhead": ("benchmarks.torch_side", "--compile=reduce-overhead"),
+}
+# What runs beside this package; PyTorch's modes take minutes each to compile.
+AGAINST = {
+    "nothing": ["JAX"],
+    "torch": ["JAX", "torch", "torch.compile"],
+    "torch-modes": ["JAX", "torch, max-autotune", "torch, reduce-overhead"],
 }
 MACHINE = (Work("product"), Work("copy"))
 
@@ -43,8 +52,8 @@ class Options:
 
     small: bool = False
     """The checkpoint that ships, instead of Stable Diffusion 1.5's sizes with random weights."""
-    against: Literal["nothing", "torch"] = "nothing"
-    """Run PyTorch beside, as it is and through torch.compile."""
+    against: Literal["nothing", "torch", "torch-modes"] = "nothing"
+    """Run PyTorch beside: as it is and through torch.compile, or through torch.compile at its best."""
     parts: tuple[Part, ...] = ("unet", "decode", "encode", "picture")
     """What to time; a step of tuning takes --small."""
     batch: tuple[int, ...] = (1,)
@@ -57,6 +66,8 @@ class Options:
     """Whole pictures as --fast has them in this package, beside PyTorch's of --steps."""
     dtype: Literal["float32", "bfloat16"] = "float32"
     """Of weights and arithmetic."""
+    fused_depth: int | None = None
+    """The deepest heads that take the GPU's fused attention; as this package has it if left out."""
     output: Path = Path("build/benchmark.json")
     """Where the numbers go, besides the table."""
 
@@ -83,8 +94,9 @@ class Timed:
 class Process:
     """A side that waits to be told to run, and is stopped while it waits."""
 
-    def __init__(self, side: str, work: Work, cache: str) -> None:
-        module, *flags = SIDES[side]
+    def __init__(self, side: str, work: Work, cache: str, flags: Sequence[str] = ()) -> None:
+        module, *own = SIDES[side]
+        flags = [*own, *(flags if side == "JAX" else ())]
         command = [sys.executable, "-m", module, *flags]
         # The random weights are those of the tests.
         paths = os.pathsep.join(filter(None, (str(SCRIPTS), str(SCRIPTS.parent), os.environ.get("PYTHONPATH"))))
@@ -127,18 +139,18 @@ def busy_seconds() -> float:
     return (user + nice + system + sum(rest)) / os.sysconf("SC_CLK_TCK")
 
 
-def time_work(work: Work, sides: list[str], runs: int) -> tuple[dict[str, Timed], float]:
+def time_work(work: Work, sides: list[str], runs: int, flags: Sequence[str] = ()) -> tuple[dict[str, Timed], float]:
     """Every side's numbers, and the share of the processors that others took meanwhile."""
     processes: dict[str, Process] = {}
     compiled: dict[str, float] = {}
     try:
         with tempfile.TemporaryDirectory() as cache:
             for side in sides:
-                processes[side] = Process(side, work, cache)
+                processes[side] = Process(side, work, cache, flags)
                 compiled[side] = processes[side].ready.compiled
                 if side == "JAX":
                     processes[side].end()
-                    processes[side] = Process(side, work, cache)
+                    processes[side] = Process(side, work, cache, flags)
         seconds: dict[str, list[float]] = {side: [] for side in sides}
         peaks = dict.fromkeys(sides, 0)
         before = busy_seconds(), sum(each.processor_seconds() for each in processes.values())
@@ -196,13 +208,14 @@ def main(options: Options) -> None:
         sys.exit(
             "benchmark.py: found the part tune without --small, expected both: the step is timed on its checkpoint"
         )
-    sides = ["JAX"] if options.against == "nothing" else list(SIDES)
+    sides = AGAINST[options.against]
+    flags = [] if options.fused_depth is None else [f"--fused-depth={options.fused_depth}"]
     product = 0.0
     record = []
     heading = ["", *(f"{side}, s" for side in sides), *(["best of PyTorch / JAX"] if len(sides) > 1 else [])]
     heading += ["GFLOP/s", "of the product", "first run, s: cold, cached", *(f"{side}, peak GiB" for side in sides)]
     for work in (*(dataclasses.replace(each, dtype=options.dtype) for each in MACHINE), *works(options)):
-        timed, others = time_work(work, ["JAX"] if work.part in ("product", "copy") else sides, options.runs)
+        timed, others = time_work(work, ["JAX"] if work.part in ("product", "copy") else sides, options.runs, flags)
         if work.part == "product":
             product = timed["JAX"].ready.flops / timed["JAX"].median
             print("; ".join(each.ready.versions for each in timed.values()))

@@ -1,6 +1,7 @@
-"""This package, timed. `python -m benchmarks.jax_side`, with a work on stdin."""
+"""This package, timed. `python -m benchmarks.jax_side [--fused-depth=N]`, with a work on stdin."""
 
 import dataclasses
+import sys
 import time
 from collections.abc import Callable
 from functools import partial
@@ -18,6 +19,7 @@ from sdipc_jax import tuning
 from sdipc_jax.checkpoints.bundle import Bundle, apply
 from sdipc_jax.checkpoints.load import load_weights, read_config
 from sdipc_jax.compilation import use_eigen
+from sdipc_jax.models import attention
 from sdipc_jax.models.layers import precision
 from sdipc_jax.sampling.decoding import finish, to_uint8
 from sdipc_jax.sampling.loop import advance
@@ -127,4 +129,6 @@ def bundle_for(work: Work) -> Bundle:
 if __name__ == "__main__":
     # As the command does.
     use_eigen()
+    for argument in sys.argv[1:]:
+        attention.FUSED_DEPTH = int(argument.removeprefix("--fused-depth="))
     serve(JaxSide())

@@ -1,4 +1,4 @@
-"""PyTorch's diffusers and transformers, timed. `python -m benchmarks.torch_side [--compile]`.
+"""PyTorch's diffusers and transformers, timed. `python -m benchmarks.torch_side [--compile=MODE]`.
 
 Channels last, diffusers' default attention (PyTorch's own fused one), inference mode, the same random weights.
 """
@@ -35,12 +35,16 @@ DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 
 
 class TorchSide:
-    """Args: compiled: through `torch.compile`."""
+    """Args: mode: of `torch.compile`; None runs modules as they are."""
 
-    def __init__(self, compiled: bool) -> None:
+    def __init__(self, mode: str | None) -> None:
         # The oracle of the tests has set one.
         torch.set_num_threads(len(os.sched_getaffinity(0)))
-        self._compile: Callable[[Any], Any] = torch.compile if compiled else lambda module: module
+        self._compile: Callable[[Any], Any] = (
+            (lambda module: module) if mode is None else partial(torch.compile, mode=mode)
+        )
+        # At its best also with one product for queries, keys and values.
+        self._fuses = mode not in (None, "default")
 
     def make(self, work: Work) -> tuple[Ready, Callable[[], Any]]:
         run = self._program(work)
@@ -78,7 +82,10 @@ class TorchSide:
         latent = config.latent_shape(config.defaults.height, config.defaults.width)
         noise = torch.randn(work.batch, *latent, generator=torch.Generator().manual_seed(0)).to(DEVICE)
         if work.part != "decode":
-            unet = self._compile(self._module(UNet2DConditionModel(**options(config.unet)), part("unet")))
+            module = self._module(UNet2DConditionModel(**options(config.unet)), part("unet"))
+            if self._fuses:
+                module.fuse_qkv_projections()
+            unet = self._compile(module)
         if work.part != "unet":
             vae = self._module(AutoencoderKL(**options(config.vae)), part("vae"))
             vae.decoder = self._compile(vae.decoder)
@@ -154,4 +161,4 @@ class TorchSide:
 if __name__ == "__main__":
     # The weights are made with JAX on the CPU; the device is PyTorch's.
     jax.config.update("jax_platforms", "cpu")
-    serve(TorchSide("--compile" in sys.argv))
+    serve(TorchSide(next((each.partition("=")[2] for each in sys.argv if each.startswith("--compile=")), None)))

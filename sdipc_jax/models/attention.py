@@ -20,6 +20,8 @@ _CACHED_SCORES = 2**23
 _QUERIES = 512
 # Above this many (4 GB) scores are too much for the memory of accelerators.
 _MOST_SCORES = 2**30
+# The deepest heads that cuDNN's kernel takes on every card that it runs on; on Hopper it takes 256.
+FUSED_DEPTH = 128
 # Numbers side by side in a TPU's registers.
 _LANES = 128
 # Numbers that a CPU's matrix product takes at once along a side, or a multiple of them. Parts of a prompt's 77 keys win
@@ -46,7 +48,7 @@ def dot_product_attention(
     scores = count * heads * queries * keys
     if mask is not None or scores <= _CACHED_SCORES:
         return _attend_at_once(query, key, value, mask)
-    if platform() == "gpu" and depth % 8 == 0 and depth <= 128 and queries % 2 == keys % 2 == 0:
+    if platform() == "gpu" and depth % 8 == 0 and depth <= FUSED_DEPTH and queries % 2 == keys % 2 == 0:
         # Not one more branch below: a branch is traced everywhere, and without cuDNN that is an error.
         if query.dtype in (jnp.bfloat16, jnp.float16):
             return jax.nn.dot_product_attention(query, key, value, implementation="cudnn")

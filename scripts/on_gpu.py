@@ -1,0 +1,193 @@
+"""What is to be measured on a GPU, in the order in which it matters, for when one is at hand for a quarter of an hour.
+
+    python scripts/on_gpu.py                       # goes on where it stopped; writes build/on_gpu/*.json and table.md
+    python scripts/on_gpu.py --rehearse            # every step at tiny sizes, on any machine
+
+Each step is a process of its own with a time of its own, after which it is ended; its result is written at once, so
+that the list can be cut off anywhere. What has a result is not run again.
+"""
+
+import dataclasses
+import json
+import os
+import subprocess
+import sys
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import tyro
+
+from sdipc_jax.files import write_atomically
+
+SCRIPTS = Path(__file__).resolve().parent
+# Tried one at a time, beside the flags as they are.
+CANDIDATES = {
+    "command buffers with convolutions and loops": (
+        "--xla_gpu_enable_command_buffer=FUSION,CUBLAS,CUBLASLT,CUSTOM_CALL,CUDNN,CONVOLUTION,WHILE"
+    ),
+    "cuDNN fuses what surrounds convolutions": "--xla_gpu_experimental_enable_conv_fusion=true",
+    "no Triton products": "--xla_gpu_enable_triton_gemm=false",
+    "all tilings tried": "--xla_gpu_exhaustive_tiling_search=true",
+}
+
+
+@dataclass(frozen=True)
+class Step:
+    """One thing to measure.
+
+    Attributes:
+        name: of its result's file.
+        seconds: after which it is ended.
+        command: arguments of Python, from the folder of the scripts; `{output}` is where the result goes.
+        flags: XLA's, besides those of the environment.
+    """
+
+    name: str
+    seconds: int
+    command: tuple[str, ...]
+    flags: str = ""
+
+
+@dataclass(frozen=True)
+class Options:
+    """Runs the list."""
+
+    rehearse: bool = False
+    """Tiny sizes, one run each: whether every step can be run at all."""
+    seconds: int = 840
+    """For all steps together; what does not fit is left for the next time."""
+    only: tuple[str, ...] = ()
+    """Steps whose names begin so, all if left out."""
+    output: Path = Path("build/on_gpu")
+    """Where results go."""
+
+
+@dataclass(frozen=True)
+class Result:
+    """What became of a step.
+
+    Attributes:
+        outcome: `done`, `failed` with the last lines of its output, or `out of time`.
+        found: what it wrote.
+    """
+
+    step: str
+    outcome: str
+    seconds: float
+    found: Any = None
+    last_lines: list[str] = field(default_factory=list)
+
+
+def steps(rehearse: bool) -> list[Step]:
+    """All steps, the most important first."""
+
+    def benchmark(*arguments: str, small: bool = False) -> tuple[str, ...]:
+        sizes = ("--small", "--runs", "1") if rehearse or small else ("--dtype", "bfloat16", "--runs", "3")
+        return ("benchmark.py", *sizes, *arguments, "--output", "{output}")
+
+    count = ("--steps", "2" if rehearse else "20")
+    batches = ("1",) if rehearse else ("1", "16")
+    found = [
+        Step("correctness", 120, ("-m", "benchmarks.on_card", *(["--small"] if rehearse else []), "{output}")),
+        *(
+            Step(f"picture, batch {batch}", 90, benchmark("--parts", "picture", *count, "--batch", batch))
+            for batch in batches
+        ),
+    ]
+    for name, flags in CANDIDATES.items():
+        for batch in batches:
+            command = benchmark("--parts", "unet", "--batch", batch)
+            found.append(Step(f"{name}, batch {batch}", 90, command, flags))
+    found += [
+        Step(
+            f"fused attention to depth 256, batch {batch}", 90,
+            benchmark("--parts", "unet", "--batch", batch, "--fused-depth", "256"),
+        )
+        for batch in batches
+    ]  # fmt: skip
+    found += [
+        Step(
+            f"PyTorch at its best, batch {batch}", 240,
+            benchmark("--against", "torch-modes", "--parts", "picture", *count, "--batch", batch),
+        )
+        for batch in batches
+    ]  # fmt: skip
+    found.append(Step("tuning step", 90, benchmark("--parts", "tune", "--batch", "4", small=True)))
+    return found
+
+
+def run(step: Step, output: Path, left: float) -> Result:
+    """One step, ended when its time or all time is over."""
+    result = output / f"{step.name}.found.json"
+    command = [sys.executable, *(each.replace("{output}", str(result)) for each in step.command)]
+    if command[1].endswith(".py"):
+        command[1] = str(SCRIPTS / command[1])
+    paths = os.pathsep.join(filter(None, (str(SCRIPTS), str(SCRIPTS.parent), os.environ.get("PYTHONPATH"))))
+    flags = f"{os.environ.get('XLA_FLAGS', '')} {step.flags}".strip()
+    environment = os.environ | {"PYTHONPATH": paths} | ({"XLA_FLAGS": flags} if flags else {})
+    started = time.monotonic()
+    try:
+        ran = subprocess.run(
+            command, env=environment, capture_output=True, text=True, timeout=min(step.seconds, left), check=False
+        )
+        outcome = "done" if ran.returncode == 0 and result.is_file() else "failed"
+        lines = [] if outcome == "done" else (ran.stdout + ran.stderr).splitlines()[-12:]
+    except subprocess.TimeoutExpired:
+        outcome, lines = "out of time", []
+    found = json.loads(result.read_text()) if outcome == "done" else None
+    result.unlink(missing_ok=True)
+    return Result(step.name, outcome, time.monotonic() - started, found, lines)
+
+
+def table(results: list[Result]) -> str:
+    """The results as Markdown: seconds of each side, the median of its runs, by work."""
+    rows = ["| step | | JAX, s | others, s | peak, GiB |", "|---|---|---|---|---|"]
+    for each in results:
+        if each.outcome != "done" or not isinstance(each.found, list):
+            told = each.outcome if each.outcome != "done" else json.dumps(each.found)
+            rows.append(f"| {each.step} | {told} | | | |")
+            continue
+        for entry in each.found:
+            work, sides = entry["work"], dict(entry["sides"])
+            if work["part"] in ("product", "copy"):
+                continue
+            medians = {
+                side: sorted(numbers["seconds"])[len(numbers["seconds"]) // 2] for side, numbers in sides.items()
+            }
+            others = ", ".join(f"{side} {seconds:.4g}" for side, seconds in medians.items() if side != "JAX")
+            peak = sides["JAX"]["peak_bytes"] / 2**30
+            rows.append(f"| {each.step} | {work['part']} | {medians['JAX']:.4g} | {others} | {peak:.2f} |")
+    return "\n".join(rows) + "\n"
+
+
+def main(options: Options) -> None:
+    """Runs what has no result yet, and writes the table after every step."""
+    options.output.mkdir(parents=True, exist_ok=True)
+    ends = time.monotonic() + options.seconds
+    results: list[Result] = []
+    for step in steps(options.rehearse):
+        if options.only and not step.name.startswith(options.only):
+            continue
+        file = options.output / f"{step.name}.json"
+        if file.is_file():
+            results.append(Result(**json.loads(file.read_text())))
+            continue
+        left = ends - time.monotonic()
+        if left < 10:
+            print(f"{step.name}: left for the next time")
+            continue
+        result = run(step, options.output, left)
+        print(f"{step.name}: {result.outcome} in {result.seconds:.0f} s", *result.last_lines, sep="\n    ", flush=True)
+        # What had too little time because all of it was over is tried again.
+        if result.outcome != "out of time" or left > step.seconds:
+            write_atomically(file, (json.dumps(dataclasses.asdict(result), indent=2) + "\n").encode())
+        results.append(result)
+        write_atomically(options.output / "table.md", table(results).encode())
+    if options.rehearse and any(each.outcome != "done" for each in results):
+        sys.exit("on_gpu.py: some steps did not come through")
+
+
+if __name__ == "__main__":
+    main(tyro.cli(Options, description=__doc__))
