@@ -23,6 +23,7 @@ from sdipc_jax.checkpoints.load import read_config
 from sdipc_jax.checkpoints.save_single import save_single
 from sdipc_jax.checkpoints.single import SingleFile
 from sdipc_jax.checkpoints.tokenizer import load_tokenizer
+from sdipc_jax.cli import main
 from sdipc_jax.errors import InputError
 from sdipc_jax.models import AutoencoderKL, CLIPTextConfig, CLIPTextModel, UNet2DConditionModel, UNetConfig, VAEConfig
 from tests.single_files import family_bundle
@@ -435,6 +436,17 @@ def test_what_no_single_file_can_say(tiny: Bundle, sd1: Bundle, tmp_path: Path) 
     file.write_text("x")
     refuse(save_single, sd1, file, words="found something there, expected a new file")
     assert [path.name for path in tmp_path.iterdir()] == ["x.safetensors"]
+
+
+def test_the_command_export(sd1: Bundle, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    sdipc.save(sd1, tmp_path / "folder")
+    for name in ("one.safetensors", "again"):
+        arguments = ["export", "--model", str(tmp_path / "folder"), "--output", str(tmp_path / name)]
+        assert main([*arguments, "--dtype", "float16"]) == 0
+        expected = jax.tree.map(lambda leaf: leaf.astype("float16").astype("float32"), sd1.params)
+        equal(sdipc.load(tmp_path / name).params, expected)
+        assert main(arguments) == 2
+        assert "is there already, expected a new name: choose another --output" in capsys.readouterr().err
 
 
 def test_opening_is_once_for_a_file(arrays: Arrays, tmp_path: Path) -> None:
