@@ -38,6 +38,14 @@ _COMMANDS = {
         "sdipc_jax.commands.settings.PromptSettings",
         "Pictures as prompts, in a file: `prompt_embeds` for diffusers' argument of that name, and `image_vectors`.",
     ),
+    "words": (
+        "sdipc_jax.commands.settings.WordsSettings",
+        "Words for each picture: the nearest ones, and a sum of a few that comes near to it.",
+    ),
+    "search": (
+        "sdipc_jax.commands.settings.SearchSettings",
+        "The pictures that are nearest to a picture or a text.",
+    ),
     "batch": (
         "sdipc_jax.batch.settings.BatchSettings",
         "Resumable generation over a data set: run it again, and it goes on where it stopped.",

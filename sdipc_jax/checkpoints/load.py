@@ -191,8 +191,12 @@ def configure(settings: CheckpointSettings) -> Config:
     return with_fit(with_embeddings(with_loras(config, settings), settings.embedding), fit)
 
 
-def load_weights(config: Config, tuned: str | Path | None = None) -> Bundle:
-    """Loads the weights that a configuration asks for, one tensor at a time, and applies a delta file. See `load`."""
+def load_weights(config: Config, tuned: str | Path | None = None, *, only: tuple[str, ...] = ()) -> Bundle:
+    """Loads the weights that a configuration asks for, one tensor at a time, and applies a delta file. See `load`.
+
+    Args:
+        only: the components to read, such as `clip`; all if none are named, or where a delta has to be compared.
+    """
     if tuned is not None and config.dtype == "float16":
         raise InputError(
             "dtype is float16, in which a tuning cannot be compared with its checkpoint: use float32 or bfloat16"
@@ -201,6 +205,8 @@ def load_weights(config: Config, tuned: str | Path | None = None) -> Bundle:
     expected_params = config.abstract_params()
     params = {"embeddings": load_rows(config)} if expected_params.pop("embeddings", None) else {}
     for component, expected in expected_params.items():
+        if only and delta is None and component not in only:
+            continue
         unused: tuple[str, ...] = ()
         trained: Params = {}
         folder = config.place(component)

@@ -44,6 +44,30 @@ class Outcome:
         return "\n".join([*self.notes, summary])
 
 
+@dataclass(frozen=True)
+class Answer:
+    """What a command found out that writes no files.
+
+    Attributes:
+        records: one for each thing that was asked about, or found.
+        lines: the same for people.
+        failures: one for each input that could not be used.
+        notes: what a person should know besides.
+    """
+
+    records: list[Record]
+    lines: list[str]
+    failures: list[Record] = field(default_factory=list)
+    notes: tuple[str, ...] = ()
+
+    def to_json(self) -> Record:
+        """What `--json` prints."""
+        return {"records": self.records, "failures": self.failures, "notes": self.notes}
+
+    def __str__(self) -> str:
+        return "\n".join([*self.notes, *self.lines])
+
+
 def notes_of(records: Iterable[Record]) -> list[str]:
     """What is odd about the inputs, a line each, or a line for several."""
     counted = Counted()

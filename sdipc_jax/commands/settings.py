@@ -11,6 +11,7 @@ from sdipc_jax.settings import (
     CommandSettings,
     Count,
     Finite,
+    Fit,
     LocalPath,
     LoraSettings,
     NumImages,
@@ -164,6 +165,39 @@ class PromptSettings(WordingSettings, ProjectionSettings, ResultSettings):
     @property
     def result(self) -> tuple[Path, str]:
         return self.output, "--output"
+
+
+class JointSettings(CheckpointSettings, CommandSettings):
+    """What the commands take that compare pictures and texts in CLIP's joint space."""
+
+    fit: Fit = "crop"
+    """What the tower sees of a picture that is not square: its middle, or all of it, with bars or out of proportion."""
+    top: Count = 10
+    """How many to tell."""
+
+
+class WordsSettings(JointSettings):
+    """Words for each picture: the nearest ones, and a sum of a few that comes near to it."""
+
+    pictures: Annotated[tuple[Path, ...], tyro.conf.Positional, _PICTURES, Field(min_length=1)]
+    """Picture files, or folders of them."""
+    bank: Annotated[Path | None, choice("FILE", "3,000 built-in ones")] = None
+    """Text file with the words or phrases to choose from, one a line."""
+    mix: Annotated[int, Field(ge=0, le=100)] = 5
+    """Words in the sum; 0 leaves it out."""
+    against: Annotated[Path | None, choice("PICTURE", "none")] = None
+    """Tell instead what each picture has more and less of than this one."""
+    mean_pictures: Annotated[Path | None, choice("FOLDER", "the pictures themselves if there are 30")] = None
+    """At least 30 pictures of many kinds, whose mean is taken from a picture before words are added up."""
+
+
+class SearchSettings(JointSettings):
+    """The pictures that are nearest to a picture or a text."""
+
+    query: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="PICTURE_OR_TEXT")]
+    """A file, or a text."""
+    where: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="FOLDER_OR_VECTORS")]
+    """A folder of pictures, a folder that `batch` wrote with `vectors: true`, or a file that `prompt` wrote."""
 
 
 class CompileSettings(SamplerSettings, CommandSettings):

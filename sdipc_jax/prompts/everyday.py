@@ -7,32 +7,33 @@ from math import gcd, prod
 COUNT = 4000
 
 
-def _list(words: str) -> tuple[str, ...]:
+def listed(words: str) -> tuple[str, ...]:
+    """Words that are separated by commas."""
     return tuple(" ".join(word.split()) for word in words.split(","))
 
 
-ANIMAL = _list(
+ANIMAL = listed(
     """cat, dog, kitten, puppy, horse, cow, sheep, goat, pig, rabbit, squirrel, deer, fox, wolf, bear, lion,
     tiger, elephant, giraffe, zebra, monkey, gorilla, kangaroo, koala, panda, camel, hippo, rhino, otter, seal,
     dolphin, whale, shark, goldfish, octopus, crab, turtle, frog, lizard, snake, crocodile, parrot, owl, eagle,
     duck, swan, chicken, rooster, penguin, flamingo, peacock, sparrow, crow, butterfly, bee, ladybug, spider,
     snail, hedgehog, mouse"""
 )
-PERSON = _list(
+PERSON = listed(
     """man, woman, boy, girl, baby, old man, old woman, young couple, group of friends, father with his son,
     mother with her daughter, doctor, nurse, teacher, student, farmer, chef, waiter, police officer,
     firefighter, soldier, dancer, singer, painter, carpenter, fisherman, cyclist, runner, skier, surfer,
     football player, tennis player, bride, tourist, businessman, scientist, mechanic, gardener, street musician,
     clown"""
 )
-FOOD = _list(
+FOOD = listed(
     """pizza, hamburger, sandwich, bowl of soup, plate of pasta, salad, steak, roast chicken, grilled fish,
     sushi, bowl of rice, omelette, loaf of bread, croissant, pancake, waffle, doughnut, cupcake, chocolate cake,
     apple pie, cookie, ice cream cone, slice of cheese, banana, red apple, orange, lemon, pear, peach,
     pineapple, watermelon, strawberry, bunch of grapes, tomato, carrot, onion, potato, mushroom, broccoli, corn,
     cup of coffee, cup of tea, glass of wine, glass of milk, bottle of water"""
 )
-THING = _list(
+THING = listed(
     """chair, table, sofa, bed, lamp, bookshelf, mirror, clock, vase, candle, teapot, kettle, frying pan, knife,
     spoon, basket, bucket, broom, suitcase, backpack, handbag, umbrella, hat, cap, coat, dress, shirt, sweater,
     pair of jeans, pair of shoes, boot, sock, glove, scarf, necklace, ring, watch, pair of glasses, book,
@@ -41,49 +42,49 @@ THING = _list(
     doll, teddy bear, toy robot, chess board, key, lock, hammer, saw, ladder, wheel, barrel, box, bottle, jar,
     mug, balloon, flag, globe, statue, bench, fence, mailbox, street lamp, traffic light"""
 )
-VEHICLE = _list(
+VEHICLE = listed(
     """car, sports car, taxi, bus, truck, van, motorcycle, bicycle, scooter, train, tram, tractor, fire engine,
     ambulance, police car, airplane, helicopter, hot air balloon, rocket, sailboat, fishing boat, ferry, canoe,
     submarine, wagon"""
 )
-PLACE = _list(
+PLACE = listed(
     """beach, forest, mountain, lake, river, waterfall, desert, meadow, field of flowers, garden, park,
     vineyard, island, cliff, cave, volcano, glacier, jungle, swamp, canyon, village, city street, market square,
     harbor, bridge, castle, church, lighthouse, farm, barn, windmill, cottage, skyscraper, train station,
     airport, library, museum, restaurant, kitchen, bedroom, bathroom, living room, office, classroom, hospital,
     factory, gym, swimming pool, stadium, playground"""
 )
-COLOR = _list(
+COLOR = listed(
     "red, orange, yellow, green, blue, purple, pink, brown, black, white, gray, golden, silver, turquoise, beige"
 )
-KIND = _list(
+KIND = listed(
     """small, big, old, new, broken, shiny, dirty, colorful, striped, round, heavy, cheap, elegant, wooden,
     plastic, glass"""
 )
-TEMPER = _list(
+TEMPER = listed(
     "happy, sad, angry, tired, young, old, wet, hungry, playful, proud, fat, thin, wild, brown, white, black"
 )
-MOTION = _list(
+MOTION = listed(
     """sleeping, running, sitting, jumping, eating, drinking water, standing, looking at the camera, lying down,
     hiding, walking in a line, playing with a ball, swimming, looking out of a window"""
 )
-WORK = _list(
+WORK = listed(
     """reading a book, riding a horse, cooking dinner, talking on the phone, playing the guitar, drinking
     coffee, walking a dog, taking a photo, laughing, crying, sleeping, dancing, waiting for a bus, holding an
     umbrella, carrying a box, writing a letter, playing chess, washing dishes, painting a wall, working at a
     desk, eating ice cream, running, looking at the sea, feeding birds"""
 )
-WHERE = _list(
+WHERE = listed(
     """on a table, on the floor, on a shelf, in a garden, in front of a house, on a white background, in the
     grass, in the snow, on the beach, under a tree, in a kitchen, on a city street, in a box, next to a window,
     by the sea, in the rain, on a mountain, in a museum, at a market, in a field"""
 )
-WHEN = _list(
+WHEN = listed(
     """at night, at sunset, at sunrise, in the morning, in winter, in summer, in autumn, in spring, in the rain,
     in the fog, under a blue sky, under a cloudy sky, during a storm, after the snow, at noon, by moonlight"""
 )
-NUMBER = _list("two, three, four, five, six, a dozen, many, several")
-MEDIUM = _list(
+NUMBER = listed("two, three, four, five, six, a dozen, many, several")
+MEDIUM = listed(
     """photo, black and white photo, close-up photo, blurry photo, aerial photo, old photograph, polaroid,
     drawing, pencil sketch, charcoal drawing, ink drawing, cartoon, comic book panel, watercolor painting, oil
     painting, acrylic painting, pastel painting, woodcut, engraving, stained glass window, mosaic, tapestry,
@@ -91,12 +92,12 @@ MEDIUM = _list(
     picture, low poly render, 3d render, vector illustration, children's book illustration, poster, postage
     stamp, tattoo, graffiti"""
 )
-MANNER = _list(
+MANNER = listed(
     """minimalist, impressionist, cubist, surrealist, realistic, abstract, art deco, art nouveau, baroque, pop
     art, cyberpunk, steampunk, vintage, retro, gothic, romantic, futuristic, hand-drawn, hyperrealistic,
     psychedelic"""
 )
-LOOK = _list(
+LOOK = listed(
     """highly detailed, soft light, dramatic lighting, bright colors, pastel colors, muted colors, monochrome,
     high contrast, shallow depth of field, wide angle, studio lighting, flat colors, thick outlines, neon
     lights, film grain, blurred background, golden hour, 4k, digital art, concept art"""
