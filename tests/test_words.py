@@ -144,10 +144,10 @@ class TestCommands:
         assert 0 < record["residual"] < 1
 
         # A second time from the cache: no text is encoded, and the answer is the same.
-        monkeypatch.setattr(joint, "encode_words", None)
         arguments = ("words", GIRAFFE, "--bank", bank_file, "--top", 2, "--mix", 3)
-        assert run(capsys, *arguments)["records"][0]["words"] == record["words"]
-        monkeypatch.undo()
+        with monkeypatch.context() as patch:
+            patch.setattr(joint, "encode_words", None)
+            assert run(capsys, *arguments)["records"][0]["words"] == record["words"]
 
         # A damaged file is made anew.
         for kept in cache_folder("words").iterdir():
