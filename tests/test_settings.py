@@ -63,7 +63,7 @@ def test_what_is_left_out_is_the_contracts() -> None:
     assert (defaults.cutoff, defaults.scale) == (0.3, None)
     settings = EditSettings(picture="a.png", text="b")
     assert (settings.model, settings.num_images, settings.seed, settings.alpha) == ("embedded", 4, 0, 0.9)
-    assert (settings.negative_prompt, settings.dtype, str(settings.folder)) == ("", "float32", "out")
+    assert (settings.negative_prompt, settings.dtype, str(settings.folder)) == (None, "float32", "out")
     assert all(getattr(settings, name) is None for name in Defaults.model_fields)
 
 

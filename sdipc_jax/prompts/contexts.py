@@ -211,10 +211,6 @@ def edit_prompt(
     text = last = text_prompt(bundle, tokens, weights)
     if weights is not None or config.clip_skip:
         last = text_prompt(without_skip(bundle), tokens)
-    config = bundle.config
-    text = last = text_prompt(bundle, tokens, weights)
-    if weights is not None or config.clip_skip:
-        last = text_prompt(without_skip(bundle), tokens)
     picture, pooled = _parts_of(config, vectors)
     if pooled is None:
         return _edited(bundle, text, last, picture, end_positions(tokens, config.tokens.end), alpha)
