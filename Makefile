@@ -11,7 +11,7 @@ QUICK := --xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=
 	--xla_cpu_use_fusion_emitters=false --xla_cpu_parallel_codegen_split_count=1
 QUICK_PYTEST := XLA_FLAGS="$$XLA_FLAGS $(QUICK)" $(BIN)/python -m pytest
 
-.PHONY: demo test faults-scale faults-tuning parity parity-newest lint wheel golden tpu-compile clean
+.PHONY: demo test faults-scale faults-tuning parity parity-newest parity-full lint wheel golden tpu-compile clean
 
 # Installs the package and makes variations and an edit of the pictures in examples/.
 demo: .venv/.demo
@@ -35,6 +35,10 @@ parity: .venv-parity/.done
 # The same with the newest diffusers and transformers, which have no Flax: checkpoints as they write them.
 parity-newest: .venv-newest/.done
 	$(NEWEST)/python -m pytest tests/parity_newest --override-ini addopts=--strict-markers --override-ini filterwarnings=ignore
+
+# SDXL's UNet at full size, which needs 14 GiB of memory and minutes.
+parity-full: .venv-parity/.done
+	SDIPC_FULL_SIZE=1 $(PARITY)/python -m pytest tests/parity/test_sdxl.py -k full_size --override-ini addopts=--strict-markers --override-ini filterwarnings=ignore
 
 lint: .venv/.lint
 	$(BIN)/ruff check .

@@ -3,7 +3,8 @@
 python scripts/compile_tpu.py --topology v5e:2x4 --batch 4
 
 Nothing runs: the package libtpu compiles for a topology that it knows by name. Sizes are those of Stable Diffusion 1.5
-with ViT-L/14. `make tpu-compile` installs what this needs.
+with ViT-L/14, or with --model sdxl those of SDXL at 1024 x 1024, which is sampled and not tuned. `make tpu-compile`
+installs what this needs.
 """
 
 import itertools
@@ -26,7 +27,7 @@ os.environ.setdefault("JAX_PLATFORMS", "cpu")
 import jax
 import jax.numpy as jnp
 import tyro
-from benchmarks.sizes import sd15
+from benchmarks.sizes import sd15, sdxl
 from jax.experimental import topologies
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
@@ -35,6 +36,7 @@ from sdipc_jax.checkpoints.bundle import Bundle, Config
 from sdipc_jax.errors import InputError
 from sdipc_jax.parallel import AXIS, make_mesh
 from sdipc_jax.parallel.sampling import advance_on, division, finish_on
+from sdipc_jax.prompts.prompt import abstract_prompt
 from sdipc_jax.sampling.request import begin
 from sdipc_jax.tuning import TuningSettings
 from sdipc_jax.tuning.losses import Batch
@@ -55,6 +57,7 @@ _SHAPE = re.compile(r"\b(?P<dtype>[a-z]+\d*)\[(?P<sides>[\d,]*)\]")
 
 
 Program = Literal["generate", "tune"]
+SIZES = {"sd15": sd15, "sdxl": sdxl}
 
 
 @dataclass(frozen=True)
@@ -65,6 +68,8 @@ class Options:
     """Version and shape, such as v5e:2x4, v5e:16x16, v6e:2x4."""
     batch: tuple[int, ...] = (4,)
     """Pictures on each chip."""
+    model: Literal["sd15", "sdxl"] = "sd15"
+    """Whose sizes."""
     program: tuple[Program, ...] = ("generate", "tune")
     """The sampler's loop and decoder, the step of SD-IPC-FT, or both."""
     rematerialise: bool = False
@@ -109,8 +114,7 @@ def lower_generation(mesh: Mesh, config: Config, batch: int) -> dict[str, Any]:
     """The sampler's two programs, by name; the first takes an evaluation of the UNet for a body of its loop."""
     count = batch * mesh.size
     bundle = Bundle(config.abstract_params(), config)
-    context = jax.ShapeDtypeStruct((count, config.tokens.length, config.unet.cross_attention_dim), jnp.float32)
-    request, state = jax.eval_shape(partial(begin, seeds=0), bundle, context)
+    request, state = jax.eval_shape(partial(begin, seeds=0), bundle, abstract_prompt(config, count))
     parts = jax.tree.map(partial(_on, mesh), division(request), request)
     bundle, state = _on(mesh, P(), bundle), _on(mesh, P(AXIS), state)
     bound = _on(mesh, P(), jax.ShapeDtypeStruct((), jnp.int32))
@@ -191,9 +195,9 @@ def _line(name: str, measured: Measured, memory: float) -> str:
     )
 
 
-def compile_one(topology: str, batch: int, program: Program, rematerialise: bool) -> None:
+def compile_one(model: str, topology: str, batch: int, program: Program, rematerialise: bool) -> None:
     """Prints a line for each program of this kind."""
-    config, mesh = sd15("bfloat16"), topology_mesh(topology)
+    config, mesh = SIZES[model]("bfloat16"), topology_mesh(topology)
     if program == "generate":
         lowered = lower_generation(mesh, config, batch)
     else:
@@ -216,8 +220,11 @@ def main(options: Options) -> None:
     limit = resource.getrlimit(resource.RLIMIT_STACK)[1]
     resource.setrlimit(resource.RLIMIT_STACK, (_STACK if limit == resource.RLIM_INFINITY else limit, limit))
     processes = multiprocessing.get_context("spawn")
-    for topology, batch, program in itertools.product(options.topology, options.batch, options.program):
-        process = processes.Process(target=compile_one, args=(topology, batch, program, options.rematerialise))
+    programs = [each for each in options.program if (options.model, each) != ("sdxl", "tune")]
+    for topology, batch, program in itertools.product(options.topology, options.batch, programs):
+        process = processes.Process(
+            target=compile_one, args=(options.model, topology, batch, program, options.rematerialise)
+        )
         process.start()
         process.join()
         if process.exitcode:

@@ -1,5 +1,8 @@
 """Whole pictures of SDXL and SD 2.1 in miniature against PyTorch, with this and with newer releases of diffusers."""
 
+import os
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -7,6 +10,7 @@ import numpy as np
 import pytest
 
 from tests import sdxl_cases
+from tests.compare import relative_error
 from tests.parity import sdxl_oracle
 
 Measured = Callable[[str, float], float]
@@ -23,6 +27,16 @@ def test_pictures_equal_pytorch(folder: Path, name: str, measured: Measured) -> 
     assert expected.std() > 0.1
     difference = 255 * np.abs(sdxl_cases.make(folder, name) - expected)
     assert measured(f"{name}, mean difference in 1/255", float(difference.mean())) <= 0.01
+
+
+@pytest.mark.full_size
+@pytest.mark.skipif("SDIPC_FULL_SIZE" not in os.environ, reason="make parity-full: 14 GiB of memory and minutes")
+def test_full_size_unet(tmp_path: Path, measured: Measured) -> None:
+    for framework in ("torch", "jax"):
+        command = [sys.executable, "-m", "tests.parity.sdxl_full", framework, str(tmp_path / f"{framework}.npy")]
+        subprocess.run(command, check=True)
+    found, expected = (np.load(tmp_path / f"{framework}.npy") for framework in ("jax", "torch"))
+    assert measured("SDXL UNet at 128 x 128", relative_error(found, expected)) <= 1e-4
 
 
 def test_golden_file_is_current(folder: Path) -> None:
