@@ -131,6 +131,7 @@ def test_vary_writes_pictures_a_sheet_and_a_manifest(
         "model": str(tiny_folder),
         **{"cutoff": 0.3, "num_images": 2, "steps": 4, "guidance_scale": 7.5, "sampler": "ddim", "height": 32},
         **{"width": 32, "batch_size": 2, "mesh": "data=1", "cache_interval": 1, "safety": "off"},
+        "negative_prompt": "",
     }
     told = VarySettings(pictures=("a.png",)).model_dump(mode="json")
     # Where it ran and what it printed change no picture.
