@@ -17,7 +17,7 @@ from sdipc_jax.checkpoints.keys import flatten, to_torch, torch_name
 from sdipc_jax.checkpoints.load import configure, load_weights
 from sdipc_jax.checkpoints.lora import merge_lora
 from sdipc_jax.checkpoints.lora_formulas import changed, kind_of
-from sdipc_jax.checkpoints.lora_names import ldm_name
+from sdipc_jax.checkpoints.lora_names import spellings
 from sdipc_jax.settings import CheckpointSettings
 from tests import lora_files
 from tests.tiny import tiny_bundle
@@ -289,7 +289,10 @@ def test_names_of_stable_diffusions_own_code() -> None:
         "add_embedding.linear_2": "label_emb.0.2",
         "conv_out": "out.2",
     }
-    assert {name: ldm_name(name, known, 2) for name in expected} == expected
+    table = spellings({"unet": known | set(expected)}, 2)
+    assert {name: table[f"lora_unet_{spelled.replace('.', '_')}"][1] for name, spelled in expected.items()} == {
+        name: name for name in expected
+    }
 
 
 def test_a_file_with_every_tensor_twice_counts_once(tiny: Bundle, tmp_path: Path) -> None:
