@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from sdipc_jax import checkpoints, compilation, parallel, tuning
-    from sdipc_jax.checkpoints import Bundle, Config, add_embedding, load, merge_lora, save
+    from sdipc_jax.checkpoints import Bundle, Config, add_controlnet, add_embedding, load, merge_lora, save
     from sdipc_jax.errors import InputError
     from sdipc_jax.prompts import (
         Projection,
@@ -36,6 +36,7 @@ __all__ = [
     "InputError",
     "Projection",
     "Prompt",
+    "add_controlnet",
     "add_embedding",
     "calibrate",
     "checkpoints",
@@ -62,7 +63,7 @@ __all__ = [
 
 # Where the names are that are no modules themselves: the imports above, for those who run the code.
 _ROOMS = {
-    "checkpoints": ("Bundle", "Config", "add_embedding", "load", "merge_lora", "save"),
+    "checkpoints": ("Bundle", "Config", "add_controlnet", "add_embedding", "load", "merge_lora", "save"),
     "errors": ("InputError",),
     "prompts": (
         *("Projection", "Prompt", "calibrate", "closed_form", "convert", "edit_prompt", "empty_prompt"),

@@ -7,6 +7,7 @@ from typing import Any, TypeVar
 import jax
 
 Function = TypeVar("Function", bound=Callable[..., Any])
+Tree = TypeVar("Tree")
 
 
 def under_our_rules(function: Function) -> Function:
@@ -38,3 +39,15 @@ def varying_axes(array: Any) -> frozenset[str]:
     """
     kind: Any = jax.typeof(array)
     return kind.manual_axis_type.varying
+
+
+def varying(tree: Tree, like: Any) -> Tree:
+    """Inside shard_map a type tells over which axes of the mesh values differ, and a loop has to end with the type
+    that it began with: that of its results, which differ wherever anything that they depend on does."""
+    axes = frozenset[str]().union(*map(varying_axes, jax.tree.leaves((tree, like))))
+
+    def vary(leaf: Any) -> Any:
+        missing = tuple(axes - varying_axes(leaf))
+        return jax.lax.pcast(leaf, missing, to="varying") if missing else leaf
+
+    return jax.tree.map(vary, tree)

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
+from sdipc_jax.checkpoints.control_side import ControlSide
 from sdipc_jax.checkpoints.lora_changes import Lora
 from sdipc_jax.errors import InputError
 from sdipc_jax.models import (
@@ -149,6 +150,7 @@ class Config:
     notes: tuple[str, ...] = field(default=(), compare=False)
     embeddings: tuple[Embedding, ...] = ()
     clip_skip: int = 0
+    controlnets: tuple[ControlSide, ...] = ()
 
     def place(self, part: str) -> Path:
         """Where a part's weights and configuration are: a folder of its own, or a file that holds others too."""
@@ -341,6 +343,9 @@ class Config:
             if self.clip.trained_inverse:
                 kernel = jax.ShapeDtypeStruct((joint, self.text.hidden_size), jnp.float32)
                 tree["clip"]["inverse"] = {"kernel": kernel}
+        for place, side in enumerate(self.controlnets):
+            network = side.abstract_params(self.compute_dtype, context, added)
+            tree.setdefault("controlnets", {})[str(place)] = network
         if self.safety is not None:
             size = self.safety.vision.image_size
             checker = StableDiffusionSafetyChecker(self.safety.vision)
@@ -373,5 +378,5 @@ class Bundle:
 
 def for_sampling(bundle: Bundle) -> Bundle:
     """What is read once there are prompts: their makers' memory is free as soon as no one holds the whole bundle."""
-    kept = ("unet", "vae", "safety_checker")
+    kept = ("unet", "vae", "safety_checker", "controlnets")
     return Bundle({name: tree for name, tree in bundle.params.items() if name in kept}, bundle.config)

@@ -33,6 +33,8 @@ def digests(config: Config, tuned: Path | None, *, left_out: tuple[str, ...] = (
         files |= {f"clip/{file.name}": file for file in trained if file.is_file()}
     files |= {f"lora/{place}/{lora.file.name}": lora.file for place, lora in enumerate(config.loras, 1)}
     files |= {f"embedding/{each.word}": Path(each.file) for each in config.embeddings}
+    for place, side in enumerate(config.controlnets, 1):
+        files |= {f"controlnet/{place}/{Path(file).name}": Path(file) for file in side.files}
     if tuned is not None:
         files["tuned"] = tuned
     digest = {name: sha256(file) for name, file in files.items() if not name.startswith(left_out)}

@@ -16,7 +16,8 @@ import numpy as np
 DEEP_PROMPTS_FILE, INVERSE_FILE = "deep_prompts.safetensors", "inverse.safetensors"
 OVERWRITE = "overwrite_first_layer"
 
-_LISTS = "attentions down_blocks downsamplers net resnets to_out transformer_blocks up_blocks upsamplers".split()
+_LISTS = """attentions blocks controlnet_down_blocks down_blocks downsamplers net resnets to_out transformer_blocks
+    up_blocks upsamplers""".split()
 _INDEXED = re.compile(rf"\b({'|'.join(_LISTS)})_(\d+)\b")
 
 # What older files call the projections of the VAE's attention.

@@ -7,6 +7,7 @@ from typing import Any, get_args
 
 from sdipc_jax.checkpoints.bundle import Bundle, Config, Params, SpecialTokens, with_fit
 from sdipc_jax.checkpoints.checks import check_counts, check_kind, check_towers
+from sdipc_jax.checkpoints.controlnets import load_controlnets
 from sdipc_jax.checkpoints.delta import apply_delta, load_delta
 from sdipc_jax.checkpoints.embeddings import load_rows, with_embeddings
 from sdipc_jax.checkpoints.families import FAMILIES
@@ -204,6 +205,8 @@ def load_weights(config: Config, tuned: str | Path | None = None, *, only: tuple
     delta = None if tuned is None else load_delta(tuned)
     expected_params = config.abstract_params()
     params = {"embeddings": load_rows(config)} if expected_params.pop("embeddings", None) else {}
+    if expected_params.pop("controlnets", None):
+        params["controlnets"] = load_controlnets(config)
     for component, expected in expected_params.items():
         if only and delta is None and component not in only:
             continue

@@ -58,6 +58,15 @@ UNET_BLOCK: Rows = (
     ("conv_shortcut", "skip_connection"),
 )
 
+# What a ControlNet has beside the blocks of a UNet.
+CONTROL: Rows = (
+    ("controlnet_cond_embedding.conv_in", "input_hint_block.0"),
+    ("controlnet_cond_embedding.blocks.{b}", "input_hint_block.{seen}"),
+    ("controlnet_cond_embedding.conv_out", "input_hint_block.14"),
+    ("controlnet_down_blocks.{b}", "zero_convs.{b}.0"),
+    ("controlnet_mid_block", "middle_block_out.0"),
+)
+
 VAE: Rows = (
     ("encoder.down_blocks.{b}.resnets.{i}", "encoder.down.{b}.block.{i}"),
     ("encoder.down_blocks.{b}.downsamplers.0.conv", "encoder.down.{b}.downsample.conv"),
@@ -106,8 +115,8 @@ _OPEN_CLIP_THIRDS = re.compile(r"text_model\.encoder\.layers\.(\d+)\.self_attn\.
 OPEN_CLIP_PROJECTION, LINEAR_PROJECTION = "text_projection", "text_projection.weight"
 
 
-def unet_names(names: Iterable[str], layers: int, attention: Sequence[bool]) -> dict[str, Piece]:
-    """Where each of diffusers' tensors of a UNet is.
+def unet_names(names: Iterable[str], layers: int, attention: Sequence[bool] = ()) -> dict[str, Piece]:
+    """Where each of diffusers' tensors of a UNet or a ControlNet is.
 
     Args:
         names: of diffusers, such as a tree expects.
@@ -117,6 +126,8 @@ def unet_names(names: Iterable[str], layers: int, attention: Sequence[bool]) -> 
 
     def values(b: int, i: int) -> dict[str, int]:
         return {
+            # Convolutions with an activation after each.
+            "seen": 2 * (b + 1),
             "down": 1 + b * (layers + 1) + i,
             "last_down": (b + 1) * (layers + 1),
             "up": b * (layers + 1) + i,
@@ -124,7 +135,7 @@ def unet_names(names: Iterable[str], layers: int, attention: Sequence[bool]) -> 
             "after_attention": 2 if b < len(attention) and attention[b] else 1,
         }
 
-    return _renamed(names, UNET, UNET_BLOCK, values)
+    return _renamed(names, (*UNET, *CONTROL), UNET_BLOCK, values)
 
 
 def vae_names(names: Iterable[str], levels: int) -> dict[str, Piece]:

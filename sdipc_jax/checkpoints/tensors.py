@@ -93,14 +93,26 @@ def load_tree(
     Raises:
         InputError: with the missing, extra and misshapen tensors by name.
     """
-    wanted = {torch_name(path): (path, leaf) for path, leaf in flatten(expected).items()}
     problems: list[str] = []
     if files is None and folder.is_file():
-        shapes = {name: torch_shape(path, leaf.shape) for name, (path, leaf) in wanted.items()}
+        shapes = shapes_of(expected)
         stored = open_single(folder).read(component, shapes, average=average)
         found = {name: tensor for name, tensor in stored.items() if not name.startswith(unused_prefixes)}
     else:
         found = _stored(component, weight_files(folder) if files is None else files, unused_prefixes, problems)
+    return take(folder, expected, found, changes, problems)
+
+
+def take(
+    source: Path,
+    expected: Mapping[str, Any],
+    found: Mapping[str, Tensor],
+    changes: Mapping[str, Callable[[np.ndarray], np.ndarray]] = MappingProxyType({}),
+    problems: Sequence[str] = (),
+) -> dict[str, Any]:
+    """A parameter tree from the tensors that were found under PyTorch's names, which must be those. See `load_tree`."""
+    wanted = {torch_name(path): (path, leaf) for path, leaf in flatten(expected).items()}
+    problems = [*problems]
     problems += [f"{name} is missing" for name in wanted if name not in found]
     problems += [f"{tensor.name} is extra" for name, tensor in found.items() if name not in wanted]
     problems += [
@@ -111,12 +123,17 @@ def load_tree(
     if problems:
         more = f" and {len(problems) - _SHOWN} more" if len(problems) > _SHOWN else ""
         raise InputError(
-            f"{folder}: the weights do not fit config.json: {'; '.join(problems[:_SHOWN])}{more}: "
+            f"{source}: the weights do not fit config.json: {'; '.join(problems[:_SHOWN])}{more}: "
             "use the files of one checkpoint together"
         )
     return unflatten(
         {path: _place(path, found[name], leaf, changes.get(name, _same)) for name, (path, leaf) in wanted.items()}
     )
+
+
+def shapes_of(expected: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
+    """The names and shapes that a tree's leaves have in PyTorch."""
+    return {torch_name(path): torch_shape(path, leaf.shape) for path, leaf in flatten(expected).items()}
 
 
 def _same(values: np.ndarray) -> np.ndarray:

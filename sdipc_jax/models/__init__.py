@@ -5,6 +5,7 @@ Imports no other room.
 
 from sdipc_jax.models.clip import CLIPTextModel, CLIPTextModelWithProjection, CLIPVisionModel
 from sdipc_jax.models.config import CLIPTextConfig, CLIPVisionConfig, UNetConfig, VAEConfig
+from sdipc_jax.models.controlnet import ControlNetConditioningEmbedding, ControlNetConfig, ControlNetModel
 from sdipc_jax.models.safety import StableDiffusionSafetyChecker
 from sdipc_jax.models.unet import UNet2DConditionModel
 from sdipc_jax.models.vae import AutoencoderKL
@@ -16,6 +17,9 @@ __all__ = [
     "CLIPTextModelWithProjection",
     "CLIPVisionConfig",
     "CLIPVisionModel",
+    "ControlNetConditioningEmbedding",
+    "ControlNetConfig",
+    "ControlNetModel",
     "StableDiffusionSafetyChecker",
     "UNet2DConditionModel",
     "UNetConfig",

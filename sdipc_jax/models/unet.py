@@ -170,6 +170,40 @@ class TimestepEmbedding(nn.Module):
         return dense(self.features, self.dtype, name="linear_2")(x)
 
 
+def embed_time(
+    config: UNetConfig,
+    dtype: DType,
+    timesteps: Float[Array, " N"],
+    text_embeds: Float[Array, "N P"] | None = None,
+    time_ids: Float[Array, "N K"] | None = None,
+    guidance_scale: Float[Array, " N"] | None = None,
+) -> Float[Array, "N T"]:
+    """What the resnets read beside features, in the module that calls this. See `UNet2DConditionModel`."""
+    base = config.block_out_channels[0]
+    time = timestep_embedding(timesteps, base, flip_sin_to_cos=config.flip_sin_to_cos, freq_shift=config.freq_shift)
+    condition = None
+    if config.time_cond_proj_dim is not None:
+        guidance = jnp.ones_like(time[:, 0]) if guidance_scale is None else guidance_scale
+        # Luo et al. 2023, section 4.1, whose omega is one less than the scale.
+        condition = timestep_embedding(
+            1000 * (guidance - 1), config.time_cond_proj_dim, flip_sin_to_cos=False, freq_shift=1
+        ).astype(dtype)
+    time = TimestepEmbedding(4 * base, dtype, name="time_embedding")(time.astype(dtype), condition)
+    if config.addition_time_embed_dim is not None:
+        if text_embeds is None or time_ids is None:
+            raise InputError("this UNet reads a pooled text and sizes too, expected text_embeds and time_ids")
+        sinusoids = timestep_embedding(
+            time_ids.reshape(-1),
+            config.addition_time_embed_dim,
+            flip_sin_to_cos=config.flip_sin_to_cos,
+            freq_shift=config.freq_shift,
+        )
+        parts = text_embeds.astype(jnp.float32), sinusoids.reshape(len(time_ids), -1)
+        added = jnp.concatenate(parts, axis=-1).astype(dtype)
+        time = time + TimestepEmbedding(4 * base, dtype, name="add_embedding")(added)
+    return time
+
+
 class UNet2DConditionModel(nn.Module):
     """Predicts the noise (or v, or the sample, as the checkpoint was trained) of a latent picture under a prompt."""
 
@@ -185,6 +219,7 @@ class UNet2DConditionModel(nn.Module):
         deep: Float[Array, "N h w C_0"] | None = None,
         *,
         with_deep: bool = False,
+        residuals: tuple[Array, ...] = (),
         text_embeds: Float[Array, "N P"] | None = None,
         time_ids: Float[Array, "N K"] | None = None,
         guidance_scale: Float[Array, " N"] | None = None,
@@ -198,6 +233,8 @@ class UNet2DConditionModel(nn.Module):
             deep: deep features that another run returned. Only the first convolution and what comes after the deep
                 features run then: the last layer on the way up and the last convolution (Ma et al. 2024, DeepCache).
             with_deep: return the deep features too.
+            residuals: what ControlNets add to the features that the way down leaves, from the first convolution's on,
+                and last to those of the middle; with `deep` the first one alone.
             text_embeds: SDXL's pooled text embedding.
             time_ids: SDXL's sizes in pixels: original height and width, the crop's top and left, target height and
                 width.
@@ -208,27 +245,7 @@ class UNet2DConditionModel(nn.Module):
         """
         config = self.config
         base = config.block_out_channels[0]
-        time = timestep_embedding(timesteps, base, flip_sin_to_cos=config.flip_sin_to_cos, freq_shift=config.freq_shift)
-        condition = None
-        if config.time_cond_proj_dim is not None:
-            guidance = jnp.ones_like(time[:, 0]) if guidance_scale is None else guidance_scale
-            # Luo et al. 2023, section 4.1, whose omega is one less than the scale.
-            condition = timestep_embedding(
-                1000 * (guidance - 1), config.time_cond_proj_dim, flip_sin_to_cos=False, freq_shift=1
-            ).astype(self.dtype)
-        time = TimestepEmbedding(4 * base, self.dtype, name="time_embedding")(time.astype(self.dtype), condition)
-        if config.addition_time_embed_dim is not None:
-            if text_embeds is None or time_ids is None:
-                raise InputError("this UNet reads a pooled text and sizes too, expected text_embeds and time_ids")
-            sinusoids = timestep_embedding(
-                time_ids.reshape(-1),
-                config.addition_time_embed_dim,
-                flip_sin_to_cos=config.flip_sin_to_cos,
-                freq_shift=config.freq_shift,
-            )
-            parts = text_embeds.astype(jnp.float32), sinusoids.reshape(len(time_ids), -1)
-            added = jnp.concatenate(parts, axis=-1).astype(self.dtype)
-            time = time + TimestepEmbedding(4 * base, self.dtype, name="add_embedding")(added)
+        time = embed_time(config, self.dtype, timesteps, text_embeds, time_ids, guidance_scale)
         context = context.astype(self.dtype)
         x = sample.astype(self.dtype)
         if config.center_input_sample:
@@ -237,7 +254,9 @@ class UNet2DConditionModel(nn.Module):
         x = conv(base, 3, self.dtype, padding=1, name="conv_in")(x)
         last = UpBlock(config, 0, self.dtype, name=f"up_blocks_{len(config.block_out_channels) - 1}")
         if deep is None:
-            deep = self._deep(x, time, context, last)
+            deep = self._deep(x, time, context, last, residuals)
+        if residuals:
+            x = x + residuals[0]
         x = last(deep, time, context, (x,), None, first=config.layers_per_block)
         x = silu(GroupNorm(config.norm_num_groups, config.norm_eps, self.dtype, name="conv_norm_out")(x))
         x = conv(config.out_channels, 3, self.dtype, padding=1, name="conv_out")(x)
@@ -249,6 +268,7 @@ class UNet2DConditionModel(nn.Module):
         time: Float[Array, "N T"],
         context: Context,
         last: UpBlock,
+        residuals: tuple[Array, ...],
     ) -> Float[Array, "N h w C_0"]:
         """All the way down, and up to before the last layer of the last block."""
         config = self.config
@@ -258,6 +278,9 @@ class UNet2DConditionModel(nn.Module):
             x, new = DownBlock(config, level, self.dtype, name=f"down_blocks_{level}")(x, time, context)
             skips.extend(new)
         x = MidBlock(config, levels - 1, self.dtype, name="mid_block")(x, time, context)
+        if residuals:
+            x = x + residuals[-1]
+            skips = [skip + added for skip, added in zip(skips, residuals[:-1], strict=True)]
         for index, level in enumerate(reversed(range(1, levels))):
             count = config.layers_per_block + 1
             taken, skips = skips[-count:], skips[:-count]

@@ -24,7 +24,7 @@ from sdipc_jax.sampling.sample import in_pieces
 _PIECES = 20
 # What of a request every device has whole, and what lies on them in rows.
 _WHOLE = ("schedule", "guided", "cache_interval", "eta", "winograd")
-_IN_ROWS = ("context", "added", "weights", "keys", "guidance_scale", "repainting")
+_IN_ROWS = ("context", "added", "weights", "keys", "guidance_scale", "repainting", "controls")
 
 
 def generate(
@@ -92,7 +92,7 @@ def division(request: Request) -> Any:
 
 def _divided(mesh: Mesh, request: Request) -> Request:
     """A request with its rows on the devices: with each prompt its negative one."""
-    alone = {name: getattr(request, name) for name in ("keys", "guidance_scale", "repainting")}
+    alone = {name: getattr(request, name) for name in ("keys", "guidance_scale", "repainting", "controls")}
     alone = place(mesh, pad(alone, mesh.size))
     halves = request.context.shape[0] // request.keys.shape[0]
     each = len(alone["keys"]) // mesh.size

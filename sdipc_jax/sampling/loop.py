@@ -11,9 +11,10 @@ from sdipc_jax.checkpoints.bundle import Bundle
 from sdipc_jax.models import winograd
 from sdipc_jax.models.weighted import WeightedContexts, cross_attention_layers
 from sdipc_jax.samplers import SAMPLERS
+from sdipc_jax.sampling.control import control_residuals
 from sdipc_jax.sampling.noise import draw_noise
 from sdipc_jax.sampling.request import Request, State
-from sdipc_jax.tracing import under_our_rules, varying_axes
+from sdipc_jax.tracing import under_our_rules, varying
 
 
 @partial(jax.jit, static_argnames="differentiable")
@@ -30,12 +31,17 @@ def advance(
             what comes in is kept; the rest is computed again on the way back.
     """
     config, sampler = bundle.config, SAMPLERS[request.sampler]
-    state = _varying(state, like=(bundle, request))
+    state = varying(state, like=(bundle, request))
     schedule, guidance = request.schedule, request.guidance_scale
     count, every = state[0].shape[0], request.context.shape[0]
 
-    def predict(i: Array, x: Array, rows: int, *deep: Array, with_deep: bool = False) -> Any:
-        """Of the last rows of the prompts, all or those that are no negative ones."""
+    def predict(i: Array, x: Array, rows: int, kept: Any = None, keep: bool = False) -> Any:
+        """Of the last rows of the prompts, all or those that are no negative ones.
+
+        Args:
+            kept: what the last whole run left for those that go without the deep part.
+            keep: return the like too.
+        """
         context: Any = request.context
         weights, added = request.weights, request.added
         if rows < every:
@@ -48,11 +54,17 @@ def advance(
         if weights is not None:
             step = i if weights.shape[3] > 1 else 0
             context = WeightedContexts(context, weights[:, :, :, step], cross_attention_layers(config.unet))
+        if kept is None:
+            deep = None
+            residuals = control_residuals(bundle, request.controls, i, inputs, timesteps, context, **added)
+        else:
+            deep, residuals = kept
         unet = {"params": bundle.params["unet"], winograd.COLLECTION: request.winograd}
         told = guidance[:, 0, 0, 0] if config.unet.embeds_guidance else None
-        return config.unet_model.apply(
-            unet, inputs, timesteps, context, *deep, with_deep=with_deep, guidance_scale=told, **added
-        )
+        options: dict[str, Any] = {"with_deep": keep, "residuals": residuals, "guidance_scale": told}
+        output = config.unet_model.apply(unet, inputs, timesteps, context, deep, **options, **added)
+        # The rest of what is controlled lies in the deep part.
+        return (output[0], (output[1], residuals[:1])) if keep else output
 
     def guide(prediction: Float[Array, "M h w C"]) -> Float[Array, "N h w C"]:
         prediction = prediction.astype(jnp.float32)
@@ -67,18 +79,18 @@ def advance(
     def unguided(i: Array, x: Array) -> Float[Array, "N h w C"]:
         return guide(predict(i, x, count))
 
-    def whole(i: Array, x: Array, _: Any) -> tuple[Float[Array, "N h w C"], Float[Array, "M h w C_0"]]:
-        prediction, deep = predict(i, x, every, with_deep=True)
-        return guide(prediction), deep
+    def whole(i: Array, x: Array, _: Any) -> tuple[Float[Array, "N h w C"], Any]:
+        prediction, kept = predict(i, x, every, keep=True)
+        return guide(prediction), kept
 
-    def shallow(i: Array, x: Array, deep: Array) -> tuple[Float[Array, "N h w C"], Float[Array, "M h w C_0"]]:
-        return guide(predict(i, x, every, deep)), deep
+    def shallow(i: Array, x: Array, kept: Any) -> tuple[Float[Array, "N h w C"], Any]:
+        return guide(predict(i, x, every, kept)), kept
 
     def evaluate(i: Array, carried: tuple[State, Any]) -> tuple[State, Any]:
-        (x, history), deep = carried
+        (x, history), kept = carried
         if request.cache_interval is not None:
             is_whole = (i == first) | (i % request.cache_interval == 0)
-            output, deep = jax.lax.cond(is_whole, whole, shallow, i, x, deep)
+            output, kept = jax.lax.cond(is_whole, whole, shallow, i, x, kept)
         elif request.guided is not None:
             output = jax.lax.cond(request.guided[i], everywhere, unguided, i, x)
         else:
@@ -91,26 +103,14 @@ def advance(
         x, history = sampler.step(schedule, i, x, output, history, noise, request.eta)
         if request.repainting is not None:
             x = request.repainting.keep(x, *(level[i + 1] for level in schedule.levels))
-        return (x, history), deep
+        return (x, history), kept
 
-    deep = None
+    kept = None
     if request.cache_interval is not None:
-        shape = jax.eval_shape(whole, first, state[0], None)[1]
-        deep = _varying(jnp.zeros(shape.shape, shape.dtype), like=state)
+        like = jax.eval_shape(whole, first, state[0], None)[1]
+        kept = varying(jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), like), like=state)
     if differentiable:
         step = jax.checkpoint(evaluate)
         indices = jnp.arange(request.evaluations)
-        return jax.lax.scan(lambda carried, i: (step(i, carried), None), (state, deep), indices)[0][0]
-    return jax.lax.fori_loop(first, last, evaluate, (state, deep))[0]
-
-
-def _varying(state: Any, like: Any) -> Any:
-    """Inside shard_map a type tells over which axes of the mesh values differ, and a loop has to end with the type
-    that it began with: that of its results, which differ wherever anything that they depend on does."""
-    axes = frozenset[str]().union(*map(varying_axes, jax.tree.leaves((state, like))))
-
-    def vary(leaf: Array) -> Array:
-        missing = tuple(axes - varying_axes(leaf))
-        return jax.lax.pcast(leaf, missing, to="varying") if missing else leaf
-
-    return jax.tree.map(vary, state)
+        return jax.lax.scan(lambda carried, i: (step(i, carried), None), (state, kept), indices)[0][0]
+    return jax.lax.fori_loop(first, last, evaluate, (state, kept))[0]

@@ -1,7 +1,7 @@
 """What is asked of the sampler: checked, completed by the checkpoint's defaults, and made the loop's first state."""
 
 import operator
-from collections.abc import Callable
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -18,7 +18,9 @@ from sdipc_jax.models.weighted import cross_attention_layers
 from sdipc_jax.prompts.contexts import as_long, negative_prompt
 from sdipc_jax.prompts.prompt import AnyPrompt, unet_inputs
 from sdipc_jax.samplers import SAMPLERS, chosen_sampler
+from sdipc_jax.sampling.control import Conditioning, Control, condition
 from sdipc_jax.sampling.noise import draw_noise, keys_of
+from sdipc_jax.sampling.rows import FINITE, SHARE, WHOLE, on_host, rows
 from sdipc_jax.sampling.start import Repainting, Start, first_evaluation, started
 from sdipc_jax.sampling.weights import weighted
 from sdipc_jax.settings import BOTH_INTERVALS, FAST, Defaults, SamplerSettings
@@ -39,6 +41,7 @@ from sdipc_jax.tracing import under_our_rules
         "eta",
         "winograd",
         "repainting",
+        "controls",
     ],
     meta_fields=["sampler"],
 )
@@ -60,6 +63,7 @@ class Request:
         eta: the share of fresh noise in DDIM, ().
         winograd: kernels of the UNet in another form, for CPUs (`models.winograd.transformed`).
         repainting: what keeps a picture where its mask is 0; None without a mask.
+        controls: what each of the bundle's ControlNets sees, and when.
     """
 
     schedule: Any
@@ -73,6 +77,7 @@ class Request:
     eta: Float[Array, ""]
     winograd: Params
     repainting: Repainting | None
+    controls: tuple[Conditioning, ...]
     sampler: str
 
     @property
@@ -96,6 +101,7 @@ def begin(
     indices: Any = 0,
     latents: Float[Array, "N C h w"] | None = None,
     start: Start | None = None,
+    controls: Sequence[Control] = (),
     steps: int | None = None,
     guidance_scale: Any = None,
     guidance_interval: tuple[float, float] | None = None,
@@ -143,7 +149,7 @@ def begin(
     schedule = SAMPLERS[name].schedule(config.scheduler, steps, karras=karras, first=first)
 
     guidance_scale = defaults.guidance_scale if guidance_scale is None else guidance_scale
-    keys = keys_of(_rows("seeds", seeds, count, _WHOLE), _rows("indices", indices, count, _WHOLE))
+    keys = keys_of(rows("seeds", seeds, count, WHOLE), rows("indices", indices, count, WHOLE))
     noise = draw_noise(keys, shape) if latents is None else latents.astype(jnp.float32)
     noise, repainting = noise.transpose(0, 2, 3, 1), None
     if start is None:
@@ -152,7 +158,7 @@ def begin(
         x, repainting = started(start, noise, schedule.levels, schedule.init_noise_sigma)
     if repainting is None:
         schedule = schedule._replace(levels=None)
-    guidance = _rows("guidance_scale", guidance_scale, count, _FINITE)[:, None, None, None]
+    guidance = rows("guidance_scale", guidance_scale, count, FINITE)[:, None, None, None]
     interval, cached = choose_intervals(defaults, guidance_interval, cache_interval)
     if interval is not None and not 0 <= interval[0] <= interval[1] <= 1:
         raise InputError(
@@ -181,9 +187,10 @@ def begin(
         guidance_scale=guidance,
         guided=guided,
         cache_interval=jnp.asarray(cached) if cached > 1 else None,
-        eta=_rows("eta", eta, 1, _SHARE)[0],
+        eta=rows("eta", eta, 1, SHARE)[0],
         winograd=winograd_kernels(bundle, *shape[1:]),
         repainting=repainting,
+        controls=condition(bundle, controls, count, len(schedule.timesteps), (height, width)),
         sampler=name,
     )
     return request, (x, SAMPLERS[name].init(x))
@@ -236,38 +243,6 @@ def winograd_kernels(bundle: Bundle, height: int, width: int) -> Params:
     return winograd.transformed(config.unet_model, bundle.params["unet"], sample, jnp.zeros(1), context, **added)
 
 
-@dataclass(frozen=True)
-class _Rule:
-    """What a number may be, and the dtype that it has on the device."""
-
-    dtype: Any
-    expected: str
-    holds: Callable[[Any], bool]
-
-
-_WHOLE = _Rule(
-    jnp.uint32, "a whole number from 0 to 4294967295", lambda value: isinstance(value, int) and 0 <= value < 2**32
-)
-_FINITE = _Rule(jnp.float32, "a finite number", lambda value: abs(value) <= float(np.finfo(np.float32).max))
-_SHARE = _Rule(jnp.float32, "0 to 1", lambda value: 0 <= value <= 1)
-
-
 def _unguided(guidance_scale: Any) -> bool:
     """Whether no picture is guided, as far as the host knows without asking a device."""
-    return _on_host(guidance_scale) and bool(np.all(np.asarray(guidance_scale) <= 1))
-
-
-def _on_host(values: Any) -> bool:
-    return not any(isinstance(leaf, jax.Array) for leaf in jax.tree.leaves(values))
-
-
-def _rows(name: str, values: Any, count: int, rule: _Rule) -> Array:
-    """One value a picture."""
-    if _on_host(values):
-        for value in np.ravel(values).tolist():
-            if not rule.holds(value):
-                raise InputError(f"{name} is {value!r}, expected {rule.expected}: choose another")
-    array = jnp.asarray(values, rule.dtype)
-    if array.shape not in ((), (1,), (count,)):
-        raise InputError(f"{name} has shape {array.shape}, expected {(count,)}, one value a picture, or one for all")
-    return jnp.broadcast_to(array, (count,))
+    return on_host(guidance_scale) and bool(np.all(np.asarray(guidance_scale) <= 1))

@@ -5,7 +5,7 @@ pieces runs the very program that `generate` runs in one go.
 """
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from math import ceil
 from typing import Any
@@ -16,6 +16,7 @@ from jaxtyping import Array, Bool, Float
 
 from sdipc_jax.checkpoints.bundle import Bundle
 from sdipc_jax.prompts.prompt import AnyPrompt
+from sdipc_jax.sampling.control import Control
 from sdipc_jax.sampling.decoding import finish
 from sdipc_jax.sampling.loop import advance
 from sdipc_jax.sampling.request import Request, State, begin
@@ -34,6 +35,7 @@ def generate(
     indices: Any = 0,
     latents: Float[Array, "N C h w"] | None = None,
     start: Start | None = None,
+    controls: Sequence[Control] = (),
     steps: int | None = None,
     guidance_scale: Any = None,
     guidance_interval: tuple[float, float] | None = None,
@@ -64,6 +66,9 @@ def generate(
         latents: noise of unit variance to start from, instead of the seed's.
         start: pictures to start from, and what of them is redone, as `sampling.start_from` makes it; `latents` are then
             the noise that is added.
+        controls: what the bundle's ControlNets are shown, one for each of them in their order (`add_controlnet`), and
+            how much and when it counts. Where only the outermost layers run (`cache_interval`), ControlNets do not, and
+            what they gave last stays.
         steps, guidance_scale, sampler, height, width: the checkpoint's defaults if None. Guidance of 1 or less is
             no guidance, as in diffusers; where the host knows that of all pictures, another program runs, which
             leaves the negative half of the work away. A full LCM is told the scale and never has that half.
@@ -96,6 +101,7 @@ def generate(
         indices=indices,
         latents=latents,
         start=start,
+        controls=controls,
         steps=steps,
         guidance_scale=guidance_scale,
         guidance_interval=guidance_interval,
