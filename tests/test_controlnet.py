@@ -1,22 +1,27 @@
 """ControlNets: zeros change nothing, scales and intervals are data, and networks for others are refused."""
 
 import dataclasses
+import hashlib
 import json
 import math
+import sys
 from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
 import pytest
+from PIL import Image
 from safetensors.numpy import save_file
 
 import sdipc_jax as sdipc
-from sdipc_jax import Bundle, InputError, parallel
+from sdipc_jax import Bundle, InputError, cli, parallel
 from sdipc_jax.checkpoints.controlnets import load_controlnets, with_controlnets
 from sdipc_jax.checkpoints.digests import digests
 from sdipc_jax.checkpoints.keys import flatten
 from sdipc_jax.checkpoints.names_ldm import unet_names
+from sdipc_jax.commands import text
+from sdipc_jax.commands.controlnets import find_edges
 from sdipc_jax.sampling import Control, control, start_from
 from sdipc_jax.sampling.loop import advance
 from sdipc_jax.sampling.request import begin
@@ -224,3 +229,85 @@ def test_refusals(bundle: Bundle, context: jax.Array, pictures: np.ndarray, chan
 def test_one_control_for_each_network(bundle: Bundle, context: jax.Array, pictures: np.ndarray) -> None:
     with pytest.raises(InputError, match="found 2 controls for 1 ControlNets, expected one for each"):
         begin(bundle, context, controls=[Control(pictures)] * 2, **SETTINGS)
+
+
+@pytest.fixture
+def shown(tiny: Bundle, monkeypatch: pytest.MonkeyPatch) -> list[Any]:
+    """The controls of each batch of a command, which samples nothing and loads no networks."""
+    found = []
+
+    def generate(mesh: Any, bundle: Bundle, context: Any, report: Any, **settings: Any) -> Any:
+        found.append(settings["controls"])
+        return np.zeros((len(context), 32, 32, 3)), np.zeros(len(context), bool)
+
+    monkeypatch.setattr(parallel, "generate", generate)
+    monkeypatch.setattr(text, "load_weights", lambda config, tuned: tiny)
+    return found
+
+
+def command(tiny_folder: Path, out: Path, *arguments: object) -> int:
+    options = ["--model", tiny_folder, "--output-dir", out, "--num-images", 1, "--steps", 2, "--quiet"]
+    return cli.main([*map(str, ["text", "a", *options, *arguments])])
+
+
+def test_options_become_controls(tiny: Bundle, tiny_folder: Path, shown: list[Any], tmp_path: Path) -> None:
+    network = write_controlnet(tmp_path / "network", tiny.config)
+    Image.fromarray(picture(0)).save(tmp_path / "lines.png")
+    step = np.zeros((64, 48, 3), np.uint8)
+    step[:, 24:] = 255
+    Image.fromarray(step).save(tmp_path / "step.png")
+    images = [tmp_path / "lines.png", tmp_path / "step.png"]
+    options: list[object] = ["--controlnet", network, network, "--control-image", *images]
+    options += ["--control-detector", "none", "canny", "--control-scale", 0.5, "--control-end", 0.6, 1.0]
+    assert command(tiny_folder, tmp_path / "out", *options) == 0
+    ((first, second),) = shown
+    np.testing.assert_array_equal(first.pictures, picture(0)[None] / np.float32(255))
+    assert (first.scale, first.start, first.end, second.scale, second.end) == (0.5, 0.0, 0.6, 0.5, 1.0)
+    # One line of white, down the middle.
+    assert second.pictures.shape == (1, 32, 32, 3)
+    assert set(np.unique(second.pictures)) == {0.0, 1.0}
+    assert set(np.nonzero(second.pictures[0, 4:-4])[1].tolist()) <= {15, 16}
+    record = json.loads((tmp_path / "out/manifest.jsonl").read_text().splitlines()[0])
+    assert record["control_sha256"] == [hashlib.sha256(path.read_bytes()).hexdigest() for path in images]
+    assert "controlnet/2/config.json" in record["checkpoint"]
+
+
+@pytest.mark.parametrize(
+    "options, words",
+    [
+        (["--controlnet", "{network}"], "found 0 values of control_image and 1 of controlnet, expected one picture"),
+        (["--control-image", "{image}"], "found 1 values of control_image and 0 of controlnet"),
+        (["--controlnet", "{network}", "--control-image", "{none}"], "none.png"),
+        (["--controlnet", "{none}", "--control-image", "{image}"], "no such folder or file"),
+        (
+            ["--control-start", "0.5", "--control-end", "0.5"],
+            "control_start is 0.5 and control_end 0.5, expected start",
+        ),
+        (["--control-scale", "1", "2"], "found 2 values of control_scale, expected one, or one for each of 1 networks"),
+        (["--control-scale", "inf"], "control_scale"),
+    ],
+)
+def test_options_that_are_refused(
+    tiny: Bundle,
+    tiny_folder: Path,
+    tmp_path: Path,
+    options: list[str],
+    words: str,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    network = write_controlnet(tmp_path / "network", tiny.config)
+    Image.fromarray(picture(0)).save(tmp_path / "image.png")
+    places = {"network": network, "image": tmp_path / "image.png", "none": tmp_path / "none.png"}
+    if options[0].startswith("--control-s"):
+        options = ["--controlnet", "{network}", "--control-image", "{image}", *options]
+    assert command(tiny_folder, tmp_path / "out", *(option.format(**places) for option in options)) == 2
+    error = capsys.readouterr().err
+    assert words in error
+    assert error.count("\n") == 1
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_detector_that_is_not_installed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "skimage.feature", None)
+    with pytest.raises(InputError, match=r"expected the package scikit-image.*pip install 'sdipc-jax\[canny\]'"):
+        find_edges(Image.new("RGB", (32, 32)))

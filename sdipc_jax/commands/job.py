@@ -11,11 +11,13 @@ from jaxtyping import Array, Float
 
 from sdipc_jax import parallel
 from sdipc_jax.checkpoints.bundle import Bundle, for_sampling
+from sdipc_jax.checkpoints.controlnets import with_controlnets
 from sdipc_jax.checkpoints.digests import digests
 from sdipc_jax.checkpoints.load import configure
+from sdipc_jax.commands.controlnets import read_controls
 from sdipc_jax.commands.inputs import read_latents
 from sdipc_jax.commands.outcome import Outcome, notes_of, plain
-from sdipc_jax.commands.settings import StartSettings
+from sdipc_jax.commands.settings import ControlNetSettings, StartSettings
 from sdipc_jax.commands.starting import Starting
 from sdipc_jax.parallel import AXIS, Watchdog
 from sdipc_jax.pictures.outputs import OutputFolder, Subject, check_output
@@ -25,7 +27,7 @@ from sdipc_jax.prompts.plan import plan_conversion
 from sdipc_jax.prompts.prompt import AnyPrompt
 from sdipc_jax.prompts.tokens import Texts, read_texts, with_chunks
 from sdipc_jax.records import Record, Report
-from sdipc_jax.sampling import Start
+from sdipc_jax.sampling import Control, Start
 from sdipc_jax.sampling.advice import advice
 from sdipc_jax.sampling.decoding import check_finite, to_uint8
 from sdipc_jax.sampling.request import decide
@@ -57,6 +59,8 @@ class SamplingJob:
         self.settings = settings
         self.mesh = parallel.start(settings)
         self.config = config = configure(settings)
+        if isinstance(settings, ControlNetSettings):
+            self.config = config = with_controlnets(config, settings.controlnet)
         if isinstance(settings, ProjectionSettings):
             plan_conversion(config, settings)
         self.values = decide(config, settings)
@@ -68,6 +72,10 @@ class SamplingJob:
         self.negative_text = config.negative_text(settings.negative_prompt)
         self.negative = read_texts(config, [self.negative_text or ""], **settings.wording)
         self.starting: Starting | None = None
+        self.controls: list[Control] = []
+        self.control_record: Record = {}
+        if isinstance(settings, ControlNetSettings):
+            self.controls, self.control_record = read_controls(settings, self.values)
 
     def start_from(self, pictures: Sequence[Path] = ()) -> None:
         """Reads what sampling starts from, if that is asked for.
@@ -98,7 +106,8 @@ class SamplingJob:
             "seed": settings.seed,
             "settings": self._record(),
             "checkpoint": digests(self.config, settings.tuned),
-        } | (self.starting.record if self.starting else {})
+        }
+        self.record |= (self.starting.record if self.starting else {}) | self.control_record
         parallel.agree(self.record | {"inputs": [subject.record for subject in subjects]})
 
     def negative_prompt(self, bundle: Bundle) -> AnyPrompt:
@@ -188,6 +197,7 @@ class SamplingJob:
             seeds=settings.seed,
             indices=indices,
             start=jax.tree.map(lambda leaf: leaf[subjects], start),
+            controls=self.controls,
             latents=None if self.latents is None else self.latents[indices],
             steps=values.steps,
             guidance_scale=values.guidance_scale,

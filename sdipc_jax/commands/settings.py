@@ -80,14 +80,52 @@ class StartSettings(Settings):
         return self
 
 
-class VarySettings(SamplingSettings, ProjectionSettings, ControlSettings, StartSettings):
+class ControlNetSettings(Settings):
+    """Networks that see a picture of their own: edges, depth, a pose."""
+
+    controlnet: Annotated[tuple[str, ...], _files("FOLDER_ID_OR_FILE...", "none")] = ()
+    """ControlNets that were made for the checkpoint: diffusers' folders, ids on the hub, safetensors files."""
+    control_image: Annotated[tuple[Path, ...], _files("FILE...", "none")] = ()
+    """What each of them is shown, taken as it is, at the size of the results."""
+    control_detector: Annotated[tuple[Literal["none", "canny"], ...], _files("none|canny...", "none")] = ("none",)
+    """What finds in a photograph what the network is to be shown: its edges; one for all, or one for each."""
+    control_scale: Annotated[tuple[Finite, ...], _files("FLOAT...", "1")] = (1.0,)
+    """How much each counts: one number for all, or one for each."""
+    control_start: Annotated[tuple[Share, ...], _files("FLOAT...", "0")] = (0.0,)
+    """From which share of the steps on, likewise."""
+    control_end: Annotated[tuple[Share, ...], _files("FLOAT...", "1")] = (1.0,)
+    """Up to which share of the steps, likewise."""
+
+    @model_validator(mode="after")
+    def _one_control_each(self) -> Self:
+        count = len(self.controlnet)
+        if len(self.control_image) != count:
+            raise ValueError(
+                f"found {len(self.control_image)} values of control_image and {count} of controlnet, expected one "
+                "picture for each network: correct them"
+            )
+        for name in ("control_detector", "control_scale", "control_start", "control_end"):
+            if (found := len(getattr(self, name))) not in (1, count):
+                raise ValueError(f"found {found} values of {name}, expected one, or one for each of {count} networks")
+        for start, end in zip(self.each("control_start"), self.each("control_end"), strict=True):
+            if start >= end:
+                raise ValueError(f"control_start is {start} and control_end {end}, expected start < end: correct them")
+        return self
+
+    def each(self, name: str) -> tuple[Any, ...]:
+        """A setting's value for each network."""
+        found = getattr(self, name)
+        return found * len(self.controlnet) if len(found) == 1 else found
+
+
+class VarySettings(SamplingSettings, ProjectionSettings, ControlSettings, StartSettings, ControlNetSettings):
     """Variations of each picture."""
 
     pictures: Annotated[tuple[Path, ...], tyro.conf.Positional, _PICTURES, Field(min_length=1)]
     """Picture files (JPEG, PNG, WebP, GIF, BMP, AVIF), or folders of them."""
 
 
-class EditSettings(SamplingSettings, ProjectionSettings, ControlSettings, StartSettings):
+class EditSettings(SamplingSettings, ProjectionSettings, ControlSettings, StartSettings, ControlNetSettings):
     """The picture with the text's change."""
 
     picture: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="PICTURE")]
@@ -98,7 +136,7 @@ class EditSettings(SamplingSettings, ProjectionSettings, ControlSettings, StartS
     """Weight of the text's end state; the paper's 0.9, its authors' code has 0.6."""
 
 
-class MixSettings(SamplingSettings, ProjectionSettings, ControlSettings, StartSettings):
+class MixSettings(SamplingSettings, ProjectionSettings, ControlSettings, StartSettings, ControlNetSettings):
     """Several pictures as one prompt: their mean, or each in its own place."""
 
     pictures: Annotated[tuple[Path, ...], tyro.conf.Positional, _PICTURES, Field(min_length=1)]
@@ -128,7 +166,7 @@ class MixSettings(SamplingSettings, ProjectionSettings, ControlSettings, StartSe
         return self
 
 
-class InterpolateSettings(SamplingSettings, ProjectionSettings):
+class InterpolateSettings(SamplingSettings, ProjectionSettings, ControlNetSettings):
     """The way from one picture or text to another, as pictures, a strip and an animation."""
 
     first: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="PICTURE_OR_TEXT")]
@@ -143,7 +181,7 @@ class InterpolateSettings(SamplingSettings, ProjectionSettings):
     """How long the animation shows each picture."""
 
 
-class TextSettings(SamplingSettings, StartSettings):
+class TextSettings(SamplingSettings, StartSettings, ControlNetSettings):
     """Plain text to image, with the same samplers."""
 
     texts: Annotated[tuple[str, ...], tyro.conf.Positional, _TEXTS, Field(min_length=1)]
