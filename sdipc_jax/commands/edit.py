@@ -7,6 +7,7 @@ from sdipc_jax.commands.outcome import Outcome
 from sdipc_jax.commands.settings import EditSettings
 from sdipc_jax.prompts.contexts import edit_prompt, text_prompt
 from sdipc_jax.prompts.converter import Converter
+from sdipc_jax.prompts.tokens import groups_of
 from sdipc_jax.records import Report
 
 
@@ -22,4 +23,5 @@ def edit(settings: EditSettings, report: Report) -> Outcome:
     vectors = converter.vectors([each.pixels for each in inputs])
     context = edit_prompt(converter.bundle, vectors, texts.tokens, settings.alpha, texts.weights)
     prompts = controls.prompts(converter, context, text_prompt(converter.bundle, *texts))
+    prompts = prompts._replace(groups=[groups_of(job.config, texts.tokens[0], "end and picture")])
     return job.run(converter.bundle, prompts, [each.subject for each in inputs], report, failures, converter)

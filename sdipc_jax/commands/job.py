@@ -3,7 +3,7 @@
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -19,13 +19,14 @@ from sdipc_jax.commands.inputs import read_latents
 from sdipc_jax.commands.outcome import Outcome, notes_of, plain
 from sdipc_jax.commands.settings import ControlNetSettings, StartSettings
 from sdipc_jax.commands.starting import Starting
+from sdipc_jax.commands.watching import Watching
 from sdipc_jax.parallel import AXIS, Watchdog
 from sdipc_jax.pictures.outputs import OutputFolder, Subject, check_output
 from sdipc_jax.prompts.contexts import negative_prompt
 from sdipc_jax.prompts.converter import Converter
 from sdipc_jax.prompts.plan import plan_conversion
 from sdipc_jax.prompts.prompt import AnyPrompt
-from sdipc_jax.prompts.tokens import Texts, read_texts, with_chunks
+from sdipc_jax.prompts.tokens import Group, Texts, read_texts, with_chunks
 from sdipc_jax.records import Record, Report
 from sdipc_jax.sampling import Control, Start
 from sdipc_jax.sampling.advice import advice
@@ -45,11 +46,13 @@ class Prompts(NamedTuple):
         context: a prompt for each subject, or R of them (P, R, L, D).
         weights: of the R prompts, (P or 1, R, layers, evaluations, h, w).
         negative: what guidance leads away from, if not the negative prompt's text.
+        groups: the tokens of each subject's prompt, where a command knows them.
     """
 
     context: AnyPrompt | Float[Array, "P R L D"]
     weights: np.ndarray | None = None
     negative: AnyPrompt | None = None
+    groups: Sequence[Sequence[Group]] = ()
 
 
 class SamplingJob:
@@ -76,6 +79,7 @@ class SamplingJob:
         self.control_record: Record = {}
         if isinstance(settings, ControlNetSettings):
             self.controls, self.control_record = read_controls(settings, self.values)
+        self.watching = Watching(config, settings)
 
     def start_from(self, pictures: Sequence[Path] = ()) -> None:
         """Reads what sampling starts from, if that is asked for.
@@ -141,6 +145,7 @@ class SamplingJob:
         if converter is not None:
             converter.release()
         start = self.starting.start(bundle, len(subjects)) if self.starting else None
+        alone = bundle
         # One device runs the programs that `sdipc compile` has made, which know of no mesh.
         if self.mesh.size > 1:
             bundle = parallel.replicate(self.mesh, bundle)
@@ -170,7 +175,13 @@ class SamplingJob:
         if folder is None:
             return Outcome([], [], list(failures), notes)
         records = [line for line in folder.records if "file" in line]
-        files = [*(settings.folder / line["file"] for line in records), folder.finish()]
+        sheets = []
+        if self.watching.draws:
+            for place, (shown, groups) in enumerate(zip(subjects, prompts.groups, strict=True)):
+                sheets.append(settings.folder / f"{shown.name}-attention.png")
+                arguments, options = self._arguments(prompts, negative, start, [(place, 0)])
+                self.watching.draw(sheets[-1], alone, arguments, groups, record | shown.record, **options)
+        files = [*(settings.folder / line["file"] for line in records), *sheets, folder.finish()]
         return Outcome(records, files, list(failures), notes)
 
     def _sample(
@@ -182,35 +193,40 @@ class SamplingJob:
         rows: Sequence[tuple[int, int]],
         report: Callable[[int, int], None],
     ) -> tuple[np.ndarray, np.ndarray]:
+        context, options = self._arguments(prompts, negative, start, rows)
+        pictures, flagged = parallel.generate(self.mesh, bundle, context, report, **options)
+        check_finite(pictures, self.settings.dtype)
+        return to_uint8(pictures), np.asarray(flagged)
+
+    def _arguments(
+        self, prompts: Prompts, negative: AnyPrompt, start: Start | None, rows: Sequence[tuple[int, int]]
+    ) -> tuple[Any, dict[str, Any]]:
+        """What `generate` takes for these subjects and indices: prompts, and all else by name."""
         subjects = np.array([subject for subject, _ in rows])
         indices = np.array([index for _, index in rows])
         values, settings = self.values, self.settings
-        pictures, flagged = parallel.generate(
-            self.mesh,
-            bundle,
-            prompts.context[subjects],
-            report,
-            weights=prompts.weights
+        options = {
+            "weights": prompts.weights
             if prompts.weights is None or len(prompts.weights) == 1
             else prompts.weights[subjects],
-            negative=negative,
-            seeds=settings.seed,
-            indices=indices,
-            start=jax.tree.map(lambda leaf: leaf[subjects], start),
-            controls=self.controls,
-            latents=None if self.latents is None else self.latents[indices],
-            steps=values.steps,
-            guidance_scale=values.guidance_scale,
-            guidance_interval=values.guidance_interval,
-            cache_interval=values.cache_interval,
-            sampler=values.sampler,
-            eta=settings.eta,
-            height=values.height,
-            width=values.width,
-            karras=settings.karras,
-        )
-        check_finite(pictures, settings.dtype)
-        return to_uint8(pictures), np.asarray(flagged)
+            "negative": negative,
+            "seeds": settings.seed,
+            "indices": indices,
+            "start": jax.tree.map(lambda leaf: leaf[subjects], start),
+            "controls": self.controls,
+            "latents": None if self.latents is None else self.latents[indices],
+            "steps": values.steps,
+            "guidance_scale": values.guidance_scale,
+            "guidance_interval": values.guidance_interval,
+            "cache_interval": values.cache_interval,
+            "sampler": values.sampler,
+            "eta": settings.eta,
+            "height": values.height,
+            "width": values.width,
+            "karras": settings.karras,
+        }
+        kept = self.watching.kept(prompts.groups)
+        return prompts.context[subjects], options | ({} if kept is None else {"kept": kept[subjects]})
 
     def _record(self) -> Record:
         """Every setting, those left out as the checkpoint has them."""

@@ -44,7 +44,8 @@ class ControlSettings(Settings):
     end: Share = 1.0
     """Up to which share of the steps it counts."""
     layers: str = "all"
-    """In which layers of cross-attention, such as `mid,up.1.0`; a name stands for all that begin with it."""
+    """In which layers of cross-attention, such as `mid,up.1.0`; a name stands for all that begin with it; `style` and
+    `composition` for those that give the colors and the layout."""
     mask: Annotated[tuple[Path, ...], _files("MASK...", "everywhere")] = ()
     """Pictures that are white where the picture counts, one for all or one for each."""
     negative_picture: Annotated[tuple[Path, ...], _files("PICTURE...", "none")] = ()
@@ -118,14 +119,36 @@ class ControlNetSettings(Settings):
         return found * len(self.controlnet) if len(found) == 1 else found
 
 
-class VarySettings(SamplingSettings, ProjectionSettings, ControlSettings, StartSettings, ControlNetSettings):
+class AttentionSettings(Settings):
+    """Whether and where cross-attention is looked at."""
+
+    attention_maps: bool = False
+    """Also show where the first picture's places look at each token of its prompt, as NAME-attention.png."""
+    attention_steps: Annotated[tuple[Share, ...], _files("FLOAT...", "0 0.5 1"), Field(min_length=1)] = (0.0, 0.5, 1.0)
+    """At which shares of the steps: 0 the first, 1 the last."""
+    attention_layers: str = "all"
+    """In which layers, named as those of --layers; the mean over them is shown."""
+
+
+class WordlessSettings(AttentionSettings):
+    """What can be done with the attention of a text's words."""
+
+    zero_words: bool = False
+    """Set the attention weights of the text's words to 0, of all but its start and end (Fig. 2)."""
+
+
+class VarySettings(
+    SamplingSettings, ProjectionSettings, ControlSettings, StartSettings, ControlNetSettings, AttentionSettings
+):
     """Variations of each picture."""
 
     pictures: Annotated[tuple[Path, ...], tyro.conf.Positional, _PICTURES, Field(min_length=1)]
     """Picture files (JPEG, PNG, WebP, GIF, BMP, AVIF), or folders of them."""
 
 
-class EditSettings(SamplingSettings, ProjectionSettings, ControlSettings, StartSettings, ControlNetSettings):
+class EditSettings(
+    SamplingSettings, ProjectionSettings, ControlSettings, StartSettings, ControlNetSettings, WordlessSettings
+):
     """The picture with the text's change."""
 
     picture: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="PICTURE")]
@@ -181,7 +204,7 @@ class InterpolateSettings(SamplingSettings, ProjectionSettings, ControlNetSettin
     """How long the animation shows each picture."""
 
 
-class TextSettings(SamplingSettings, StartSettings, ControlNetSettings):
+class TextSettings(SamplingSettings, StartSettings, ControlNetSettings, WordlessSettings):
     """Plain text to image, with the same samplers."""
 
     texts: Annotated[tuple[str, ...], tyro.conf.Positional, _TEXTS, Field(min_length=1)]

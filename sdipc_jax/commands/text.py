@@ -7,6 +7,7 @@ from sdipc_jax.commands.outcome import Outcome
 from sdipc_jax.commands.settings import TextSettings
 from sdipc_jax.pictures.outputs import Subject
 from sdipc_jax.prompts.contexts import text_prompt
+from sdipc_jax.prompts.tokens import groups_of
 from sdipc_jax.records import Report
 
 
@@ -18,6 +19,7 @@ def text(settings: TextSettings, report: Report) -> Outcome:
     job.start_from()
     job.check(subjects)
     bundle = load_weights(job.config, settings.tuned)
-    prompts = Prompts(text_prompt(bundle, *texts), negative=job.negative_prompt(bundle))
+    groups = [groups_of(job.config, each) for each in texts.tokens]
+    prompts = Prompts(text_prompt(bundle, *texts), negative=job.negative_prompt(bundle), groups=groups)
     bundle = for_sampling(bundle)
     return job.run(bundle, prompts, subjects, report)

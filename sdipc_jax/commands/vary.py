@@ -9,6 +9,7 @@ from sdipc_jax.commands.outcome import Outcome
 from sdipc_jax.commands.settings import VarySettings
 from sdipc_jax.prompts.contexts import empty_prompt, image_prompt
 from sdipc_jax.prompts.converter import Converter
+from sdipc_jax.prompts.tokens import empty_tokens, groups_of
 from sdipc_jax.records import Report
 
 
@@ -23,5 +24,7 @@ def vary(settings: VarySettings, report: Report) -> Outcome:
     converter = Converter(job.config, settings)
     context = image_prompt(converter.bundle, converter.vectors([each.pixels for each in inputs]))
     prompts = controls.prompts(converter, context, empty_prompt(converter.bundle))
+    groups = groups_of(job.config, empty_tokens(job.config)[0], "picture")
+    prompts = prompts._replace(groups=[groups] * len(inputs))
     outcome = job.run(converter.bundle, prompts, [each.subject for each in inputs], report, failures, converter)
     return replace(outcome, notes=(*notes, *outcome.notes))

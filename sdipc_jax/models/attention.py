@@ -11,9 +11,11 @@ from jaxtyping import Array, Bool, Float
 
 from sdipc_jax.batches import in_equal_parts
 from sdipc_jax.models.layers import DType, GroupNorm, conv, dense, gelu, layer_norm, precision
-from sdipc_jax.models.weighted import LayerContexts, WeightedContexts
+from sdipc_jax.models.weighted import LayerContexts, MutedTokens, WeightedContexts
 from sdipc_jax.tracing import platform, varying_axes
 
+# Where cross-attention's weights go for whoever asks for them, by making this collection mutable.
+WATCHED = "attention"
 # Above this many scores (32 MB) they leave a CPU's cache, and a pass over queries in blocks of this many wins; with
 # few keys, as of a prompt, it wins nothing.
 _CACHED_SCORES = 2**23
@@ -60,6 +62,15 @@ def dot_product_attention(
         branches["tpu"] = attend_on_tpu
     elsewhere = _attend_at_once if scores <= _MOST_SCORES else attend_by_queries
     return jax.lax.platform_dependent(query, key, value, **branches, default=elsewhere)
+
+
+def attention_weights(
+    query: Float[Array, "N Q heads depth"], key: Float[Array, "N K heads depth"]
+) -> Float[Array, "N Q K"]:
+    """How much each query looks at each key, float32, the mean over heads."""
+    exact = precision(query.dtype)
+    scores = jnp.einsum("nqhd,nkhd->nhqk", query, key, precision=exact, preferred_element_type=jnp.float32)
+    return jax.nn.softmax(scores * query.shape[-1] ** -0.5, axis=-1).mean(axis=1)
 
 
 @cache
@@ -228,9 +239,12 @@ class Attention(nn.Module):
 
     @nn.compact
     def __call__(
-        self, x: Float[Array, "N Q channels"], context: Float[Array, "N K width"] | LayerContexts | None = None
+        self,
+        x: Float[Array, "N Q channels"],
+        context: Float[Array, "N K width"] | MutedTokens | LayerContexts | None = None,
     ) -> Float[Array, "N Q channels"]:
         channels = x.shape[-1]
+        watched = context is not None and self.is_mutable_collection(WATCHED) and not self.is_initializing()
         if self.norm_groups is not None:
             x = GroupNorm(self.norm_groups, 1e-6, self.dtype, name="group_norm")(x)
         context = x if context is None else context
@@ -239,8 +253,15 @@ class Attention(nn.Module):
             projected = dense(channels, self.dtype, use_bias=self.qkv_bias, name=name)(states)
             return projected.reshape(*states.shape[:-1], self.heads, channels // self.heads)
 
-        def attend(query: Float[Array, "N Q heads depth"], context: Float[Array, "N K width"]) -> Array:
-            return dot_product_attention(query, heads_of(context, "to_k"), heads_of(context, "to_v"))
+        def attend(query: Float[Array, "N Q heads depth"], context: Any) -> Array:
+            states, values, kept = context, context, None
+            if isinstance(context, MutedTokens):
+                states, values, kept = context.states, context.values, context.kept
+            key = heads_of(states, "to_k")
+            if watched:
+                weights = attention_weights(query, key)
+                self.sow(WATCHED, "weights", weights if kept is None else weights * kept[:, None])
+            return dot_product_attention(query, key, heads_of(values, "to_v"))
 
         query = heads_of(x, "to_q")
         attended = context.attend(query, attend) if isinstance(context, LayerContexts) else attend(query, context)
@@ -280,7 +301,7 @@ class BasicTransformerBlock(nn.Module):
 
     @nn.compact
     def __call__(
-        self, x: Float[Array, "N K channels"], context: Float[Array, "N L D"] | LayerContexts
+        self, x: Float[Array, "N K channels"], context: Float[Array, "N L D"] | MutedTokens | LayerContexts
     ) -> Float[Array, "N K channels"]:
         normed = layer_norm(1e-5, self.dtype, name="norm1")(x)
         x = x + Attention(self.heads, self.dtype, name="attn1")(normed, context if self.only_cross_attention else None)
@@ -302,7 +323,7 @@ class Transformer2DModel(nn.Module):
 
     @nn.compact
     def __call__(
-        self, x: Float[Array, "N h w channels"], context: Float[Array, "N L D"] | WeightedContexts
+        self, x: Float[Array, "N h w channels"], context: Float[Array, "N L D"] | MutedTokens | WeightedContexts
     ) -> Float[Array, "N h w channels"]:
         count, height, width, channels = x.shape
         own = context.at(self.path, height, width) if isinstance(context, WeightedContexts) else context

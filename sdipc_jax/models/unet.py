@@ -10,10 +10,10 @@ from sdipc_jax.errors import InputError
 from sdipc_jax.models.attention import Transformer2DModel
 from sdipc_jax.models.config import UNetConfig
 from sdipc_jax.models.layers import DType, GroupNorm, conv, dense, silu, timestep_embedding, upsample_nearest
-from sdipc_jax.models.weighted import WeightedContexts
+from sdipc_jax.models.weighted import MutedTokens, WeightedContexts
 
 # One prompt a picture, or several with weights.
-Context = Float[Array, "N L D"] | WeightedContexts
+Context = Float[Array, "N L D"] | MutedTokens | WeightedContexts
 
 
 class ResnetBlock2D(nn.Module):

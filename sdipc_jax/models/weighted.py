@@ -22,6 +22,40 @@ from sdipc_jax.models.config import UNetConfig
 Path = tuple[str, ...]
 
 
+@partial(jax.tree_util.register_dataclass, data_fields=["states", "kept"], meta_fields=[])
+@dataclass(frozen=True)
+class MutedTokens:
+    """What takes the place of a prompt's states where some tokens' attention is to count less or not at all.
+
+    Weights are multiplied after the softmax and not made to add up to 1 again (arXiv 2305.12716, Fig. 2). A token's
+    weight times its value is what it adds, so that its value is multiplied instead.
+
+    Attributes:
+        states: (N, L, D), or (N, R, L, D).
+        kept: how much of each token's attention counts, (N, L), or (N, R, L).
+    """
+
+    states: Float[Array, "N *R L D"]
+    kept: Float[Array, "N *R L"]
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Of the states."""
+        return self.states.shape
+
+    def astype(self, dtype: Any) -> "MutedTokens":
+        """With states of this dtype."""
+        return replace(self, states=self.states.astype(dtype))
+
+    @property
+    def values(self) -> Float[Array, "N *R L D"]:
+        """What values are computed from; keys are from the states."""
+        return self.states * self.kept[..., None].astype(self.states.dtype)
+
+
+States = Float[Array, "N *R L D"] | MutedTokens
+
+
 @partial(jax.tree_util.register_dataclass, data_fields=["states", "weights"], meta_fields=["layers"])
 @dataclass(frozen=True)
 class WeightedContexts:
@@ -34,7 +68,7 @@ class WeightedContexts:
         layers: the paths of the transformers that the third axis stands for.
     """
 
-    states: Float[Array, "N R L D"]
+    states: States
     weights: Float[Array, "N R _ _ _"]
     layers: tuple[Path, ...]
 
@@ -65,11 +99,11 @@ class LayerContexts:
         weights: (N, R, Q).
     """
 
-    states: Float[Array, "N R L D"]
+    states: States
     weights: Float[Array, "N R Q"]
 
     def attend(
-        self, query: Float[Array, "N Q H d"], attend: Callable[[Array, Array], Float[Array, "M Q H d"]]
+        self, query: Float[Array, "N Q H d"], attend: Callable[[Array, Any], Float[Array, "M Q H d"]]
     ) -> Float[Array, "N Q H d"]:
         """The weighted sum of what each prompt gives.
 
@@ -77,7 +111,7 @@ class LayerContexts:
             attend: attention of queries (M, Q, H, d) to prompts (M, L, D).
         """
         count, prompts = self.states.shape[:2]
-        flat = self.states.reshape(count * prompts, *self.states.shape[2:])
+        flat = jax.tree.map(lambda leaf: leaf.reshape(count * prompts, *leaf.shape[2:]), self.states)
         attended = attend(jnp.repeat(query, prompts, axis=0), flat).reshape(count, prompts, *query.shape[1:])
         weights = self.weights[..., None, None]
         return jnp.sum(weights * attended.astype(jnp.float32), axis=1).astype(query.dtype)

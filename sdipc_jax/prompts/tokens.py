@@ -111,6 +111,47 @@ def with_chunks(config: Config, texts: Texts, length: int) -> Texts:
     return Texts(longer(texts.tokens, ids), None if texts.weights is None else longer(texts.weights, weights))
 
 
+class Group(NamedTuple):
+    """Tokens of a prompt that are told as one.
+
+    Attributes:
+        name: `start`, `end`, `picture` or a word.
+        places: of them in the prompt.
+        is_word: whether it is a word of the text.
+    """
+
+    name: str
+    places: tuple[int, ...]
+    is_word: bool = False
+
+
+def groups_of(config: Config, tokens: Int32[np.ndarray, "*towers CL"], rest: str = "end") -> list[Group]:
+    """A text's tokens: start, each word, and its end with what comes after; of SDXL's those of its first tower.
+
+    Args:
+        rest: what the end is called, where a picture's vector stands.
+    """
+    ids = np.asarray(tokens).reshape(-1, np.shape(tokens)[-1])[0]
+    tokenizer, special = load_tokenizer(config.folder), config.tokens
+    starts: list[int] = []
+    words: list[Group] = []
+    ends: list[int] = []
+    for first in range(0, len(ids), special.length):
+        chunk = ids[first : first + special.length].tolist()
+        end = chunk.index(special.end, 1)
+        starts.append(first)
+        words += [Group(_written(config, tokenizer, chunk[place]), (first + place,), True) for place in range(1, end)]
+        ends += range(first + end, first + special.length)
+    return [Group("start", tuple(starts)), *words, Group(rest, tuple(ends))]
+
+
+def _written(config: Config, tokenizer: Any, token: int) -> str:
+    # The ids of added words come after all others.
+    added = [each.word for each in config.embeddings for _ in range(each.vectors)]
+    place = token - config.text.vocab_size
+    return added[place] if place >= 0 else tokenizer.decode([token]).strip()
+
+
 # An id and the weight of its states.
 _Token = tuple[int, float]
 

@@ -30,41 +30,11 @@ def advance(
         differentiable: run all evaluations, whatever the bounds say, in a form that has a gradient. Of each step only
             what comes in is kept; the rest is computed again on the way back.
     """
-    config, sampler = bundle.config, SAMPLERS[request.sampler]
+    sampler = SAMPLERS[request.sampler]
     state = varying(state, like=(bundle, request))
     schedule, guidance = request.schedule, request.guidance_scale
     count, every = state[0].shape[0], request.context.shape[0]
-
-    def predict(i: Array, x: Array, rows: int, kept: Any = None, keep: bool = False) -> Any:
-        """Of the last rows of the prompts, all or those that are no negative ones.
-
-        Args:
-            kept: what the last whole run left for those that go without the deep part.
-            keep: return the like too.
-        """
-        context: Any = request.context
-        weights, added = request.weights, request.added
-        if rows < every:
-            context, weights, added = jax.tree.map(lambda leaf: leaf[-rows:], (context, weights, added))
-        scaled = (schedule.input_scale[i] * x).astype(config.compute_dtype)
-        if request.repainting is not None and request.repainting.channels is not None:
-            scaled = jnp.concatenate([scaled, request.repainting.channels.astype(scaled.dtype)], axis=-1)
-        inputs = jnp.concatenate([scaled] * (rows // count))
-        timesteps = jnp.full(len(inputs), schedule.timesteps[i])
-        if weights is not None:
-            step = i if weights.shape[3] > 1 else 0
-            context = WeightedContexts(context, weights[:, :, :, step], cross_attention_layers(config.unet))
-        if kept is None:
-            deep = None
-            residuals = control_residuals(bundle, request.controls, i, inputs, timesteps, context, **added)
-        else:
-            deep, residuals = kept
-        unet = {"params": bundle.params["unet"], winograd.COLLECTION: request.winograd}
-        told = guidance[:, 0, 0, 0] if config.unet.embeds_guidance else None
-        options: dict[str, Any] = {"with_deep": keep, "residuals": residuals, "guidance_scale": told}
-        output = config.unet_model.apply(unet, inputs, timesteps, context, deep, **options, **added)
-        # The rest of what is controlled lies in the deep part.
-        return (output[0], (output[1], residuals[:1])) if keep else output
+    predict = partial(predicted, bundle, request)
 
     def guide(prediction: Float[Array, "M h w C"]) -> Float[Array, "N h w C"]:
         prediction = prediction.astype(jnp.float32)
@@ -114,3 +84,50 @@ def advance(
         indices = jnp.arange(request.evaluations)
         return jax.lax.scan(lambda carried, i: (step(i, carried), None), (state, kept), indices)[0][0]
     return jax.lax.fori_loop(first, last, evaluate, (state, kept))[0]
+
+
+def predicted(
+    bundle: Bundle,
+    request: Request,
+    i: Any,
+    x: Float[Array, "N h w C"],
+    rows: int,
+    kept: Any = None,
+    keep: bool = False,
+    *,
+    watched: str | None = None,
+) -> Any:
+    """What the UNet says at evaluation i of the last rows of the prompts, all or those that are no negative ones.
+
+    Args:
+        kept: what the last whole run left for those that go without the deep part.
+        keep: return the like too.
+        watched: return instead what the UNet's layers put into this collection.
+    """
+    config, schedule = bundle.config, request.schedule
+    count, every = x.shape[0], request.context.shape[0]
+    context: Any = request.context
+    weights, added = request.weights, request.added
+    if rows < every:
+        context, weights, added = jax.tree.map(lambda leaf: leaf[-rows:], (context, weights, added))
+    scaled = (schedule.input_scale[i] * x).astype(config.compute_dtype)
+    if request.repainting is not None and request.repainting.channels is not None:
+        scaled = jnp.concatenate([scaled, request.repainting.channels.astype(scaled.dtype)], axis=-1)
+    inputs = jnp.concatenate([scaled] * (rows // count))
+    timesteps = jnp.full(len(inputs), schedule.timesteps[i])
+    if weights is not None:
+        step = i if weights.shape[3] > 1 else 0
+        context = WeightedContexts(context, weights[:, :, :, step], cross_attention_layers(config.unet))
+    if kept is None:
+        deep = None
+        residuals = control_residuals(bundle, request.controls, i, inputs, timesteps, context, **added)
+    else:
+        deep, residuals = kept
+    unet = {"params": bundle.params["unet"], winograd.COLLECTION: request.winograd}
+    told = request.guidance_scale[:, 0, 0, 0] if config.unet.embeds_guidance else None
+    options: dict[str, Any] = {"with_deep": keep, "residuals": residuals, "guidance_scale": told}
+    if watched is not None:
+        return config.unet_model.apply(unet, inputs, timesteps, context, deep, mutable=[watched], **options, **added)[1]
+    output = config.unet_model.apply(unet, inputs, timesteps, context, deep, **options, **added)
+    # The rest of what is controlled lies in the deep part.
+    return (output[0], (output[1], residuals[:1])) if keep else output

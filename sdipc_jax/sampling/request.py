@@ -14,7 +14,7 @@ from jaxtyping import Array, Bool, Float, Int, Key
 from sdipc_jax.checkpoints.bundle import Bundle, Config, Params
 from sdipc_jax.errors import InputError
 from sdipc_jax.models import winograd
-from sdipc_jax.models.weighted import cross_attention_layers
+from sdipc_jax.models.weighted import MutedTokens, cross_attention_layers
 from sdipc_jax.prompts.contexts import as_long, negative_prompt
 from sdipc_jax.prompts.prompt import AnyPrompt, unet_inputs
 from sdipc_jax.samplers import SAMPLERS, chosen_sampler
@@ -67,7 +67,7 @@ class Request:
     """
 
     schedule: Any
-    context: Float[Array, "M L D"] | Float[Array, "M R L D"]
+    context: Float[Array, "M L D"] | Float[Array, "M R L D"] | MutedTokens
     added: dict[str, Any]
     weights: Float[Array, "M R _ _ _ _"] | None
     keys: Key[Array, " N"]
@@ -102,6 +102,7 @@ def begin(
     latents: Float[Array, "N C h w"] | None = None,
     start: Start | None = None,
     controls: Sequence[Control] = (),
+    kept: Float[Array | np.ndarray, "#N *R L"] | None = None,
     steps: int | None = None,
     guidance_scale: Any = None,
     guidance_interval: tuple[float, float] | None = None,
@@ -180,7 +181,7 @@ def begin(
             guided = jnp.asarray((interval[0] <= share) & (share <= interval[1]))
     request = Request(
         schedule=jax.tree.map(jnp.asarray, schedule),
-        context=prompts.astype(config.compute_dtype),
+        context=_muted(prompts.astype(config.compute_dtype), kept, count),
         added=added,
         weights=weights,
         keys=keys,
@@ -194,6 +195,20 @@ def begin(
         sampler=name,
     )
     return request, (x, SAMPLERS[name].init(x))
+
+
+def _muted(prompts: Float[Array, "M *R L D"], kept: Any, count: int) -> Float[Array, "M *R L D"] | MutedTokens:
+    """Prompts whose tokens' attention counts so much, for the last rows, those that are no negative prompts."""
+    if kept is None:
+        return prompts
+    kept = jnp.asarray(kept, jnp.float32)
+    kept = kept[:, None] if kept.ndim < prompts.ndim - 1 else kept
+    expected = (count, *prompts.shape[1:-1])
+    fits = all(found in (1, size) for found, size in zip(kept.shape, expected, strict=False))
+    if kept.ndim != len(expected) or not fits or kept.shape[-1] != expected[-1]:
+        raise InputError(f"kept has shape {kept.shape}, expected {expected}: how much of each token's attention counts")
+    rows = jnp.ones(prompts.shape[:-1]).at[-count:].set(jnp.broadcast_to(kept, expected))
+    return MutedTokens(prompts, rows)
 
 
 def decide(config: Config, settings: SamplerSettings) -> Defaults:

@@ -36,6 +36,7 @@ def generate(
     latents: Float[Array, "N C h w"] | None = None,
     start: Start | None = None,
     controls: Sequence[Control] = (),
+    kept: Float[Array | np.ndarray, "#N *R L"] | None = None,
     steps: int | None = None,
     guidance_scale: Any = None,
     guidance_interval: tuple[float, float] | None = None,
@@ -69,6 +70,8 @@ def generate(
         controls: what the bundle's ControlNets are shown, one for each of them in their order (`add_controlnet`), and
             how much and when it counts. Where only the outermost layers run (`cache_interval`), ControlNets do not, and
             what they gave last stays.
+        kept: how much of each token's attention counts, 0 to 1, (N, L) or of each of R prompts (N, R, L); weights are
+            multiplied after the softmax. All of it if None.
         steps, guidance_scale, sampler, height, width: the checkpoint's defaults if None. Guidance of 1 or less is
             no guidance, as in diffusers; where the host knows that of all pictures, another program runs, which
             leaves the negative half of the work away. A full LCM is told the scale and never has that half.
@@ -102,6 +105,7 @@ def generate(
         latents=latents,
         start=start,
         controls=controls,
+        kept=kept,
         steps=steps,
         guidance_scale=guidance_scale,
         guidance_interval=guidance_interval,

@@ -54,15 +54,48 @@ def layer_names(config: UNetConfig) -> tuple[str, ...]:
     return tuple(name(block, index) for block, index in cross_attention_layers(config))
 
 
+# What layers do, by the names of all layers of a family. The first is the shipped checkpoint's, measured
+# (docs/algebra.md); the second that of Stable Diffusion 1.x and 2.x, as people who use IP-Adapter with 1.5 have it, not
+# measured here.
+_SETS = {
+    ("down.0.0", "down.1.0", "mid", "up.0.0", "up.0.1", "up.1.0", "up.1.1"): {
+        "style": ("up.1",),
+        "composition": ("down", "mid"),
+    },
+    (
+        *(f"down.{block}.{index}" for block in range(3) for index in range(2)),
+        "mid",
+        *(f"up.{block}.{index}" for block in range(1, 4) for index in range(3)),
+    ): {
+        "style": ("down.0", "down.1", "mid", "up.2", "up.3"),
+        "composition": ("down.2",),
+    },
+}
+
+
+def _named(known: Sequence[str], names: Sequence[str]) -> list[str]:
+    """The names with `style` and `composition` as the layers that they stand for."""
+    sets = _SETS.get(tuple(known), {})
+    for name in names:
+        if name in ("style", "composition") and name not in sets:
+            raise InputError(
+                f"found the layers {name!r}, which are not known for this checkpoint, expected some of "
+                f"{', '.join(known)}: name them"
+            )
+    return [layer for name in names for layer in sets.get(name, (name,))]
+
+
 def over_layers(config: UNetConfig, names: Sequence[str]) -> Float[np.ndarray, "1 1 layers 1 1 1"]:
     """1 in the layers that are named, 0 in the others. A name stands for all layers that begin with it: `up`, `up.1`.
+
+    `style` and `composition` stand for the layers that give a picture's colors and its layout, where that is known.
 
     Raises:
         InputError: a name that no layer has.
     """
     known = layer_names(config)
     chosen = np.zeros(len(known), np.float32)
-    for name in names:
+    for name in _named(known, names):
         named = [layer == name or layer.startswith(f"{name}.") for layer in known]
         if not any(named):
             raise InputError(
