@@ -3,6 +3,7 @@ PYTHON ?= python3
 PIP_INSTALL := -m pip install --quiet --disable-pip-version-check --constraint
 BIN := .venv/bin
 PARITY := .venv-parity/bin
+DOCS := .venv-docs/bin
 NEWEST := .venv-newest/bin
 TPU := .venv-tpu/bin
 # Nearly all the time of the tests is compilation of programs that run once: LLVM's quickest level halves it, and fusions
@@ -11,7 +12,7 @@ QUICK := --xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=
 	--xla_cpu_use_fusion_emitters=false --xla_cpu_parallel_codegen_split_count=1
 QUICK_PYTEST := XLA_FLAGS="$$XLA_FLAGS $(QUICK)" $(BIN)/python -m pytest
 
-.PHONY: demo test faults-scale faults-tuning parity parity-newest parity-full lint wheel golden tpu-compile clean
+.PHONY: demo docs test faults-scale faults-tuning parity parity-newest parity-full lint wheel golden tpu-compile clean
 
 # Installs the package and makes variations and an edit of the pictures in examples/.
 demo: .venv/.demo
@@ -54,6 +55,10 @@ wheel:
 	cd build/wheel && venv/bin/sdipc --help
 	cd build/wheel && venv/bin/python -c "import sdipc_jax; print(sdipc_jax.load().config.folder)"
 
+# The site of docs/, in build/docs; what Sphinx would warn of is an error.
+docs: .venv-docs/.done
+	$(DOCS)/sphinx-build -W --keep-going --quiet docs build/docs
+
 # The golden files that carry the comparison with PyTorch into `make test`.
 golden: .venv-parity/.done
 	$(PARITY)/python scripts/make_golden.py
@@ -88,6 +93,11 @@ tpu-compile: .venv-tpu/.done
 	$(NEWEST)/python $(PIP_INSTALL) constraints-newest.txt --editable '.[newest]'
 	touch $@
 
+.venv-docs/.done: pyproject.toml constraints.txt
+	$(PYTHON) -m venv .venv-docs
+	$(DOCS)/python $(PIP_INSTALL) constraints.txt --editable '.[docs]'
+	touch $@
+
 # Not in .venv: where libtpu is installed, JAX looks for a TPU.
 .venv-tpu/.done: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv-tpu
@@ -95,4 +105,4 @@ tpu-compile: .venv-tpu/.done
 	touch $@
 
 clean:
-	rm -rf .venv .venv-parity .venv-newest .venv-tpu build out
+	rm -rf .venv .venv-docs .venv-parity .venv-newest .venv-tpu build out

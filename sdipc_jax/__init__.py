@@ -10,8 +10,18 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from sdipc_jax import checkpoints, compilation, parallel, tuning
-    from sdipc_jax.checkpoints import Bundle, Config, add_controlnet, add_embedding, load, merge_lora, save
+    from sdipc_jax.checkpoints import (
+        Bundle,
+        Config,
+        add_controlnet,
+        add_embedding,
+        from_pretrained,
+        load,
+        merge_lora,
+        save,
+    )
     from sdipc_jax.errors import InputError
+    from sdipc_jax.pictures import save_pictures
     from sdipc_jax.prompts import (
         Projection,
         Prompt,
@@ -46,6 +56,7 @@ __all__ = [
     "edit_prompt",
     "empty_prompt",
     "encode_images",
+    "from_pretrained",
     "generate",
     "generate_with_progress",
     "image_prompt",
@@ -55,6 +66,7 @@ __all__ = [
     "parallel",
     "read_pictures",
     "save",
+    "save_pictures",
     "text_prompt",
     "tokenize",
     "truncated_pinv",
@@ -63,8 +75,18 @@ __all__ = [
 
 # Where the names are that are no modules themselves: the imports above, for those who run the code.
 _ROOMS = {
-    "checkpoints": ("Bundle", "Config", "add_controlnet", "add_embedding", "load", "merge_lora", "save"),
+    "checkpoints": (
+        "Bundle",
+        "Config",
+        "add_controlnet",
+        "add_embedding",
+        "from_pretrained",
+        "load",
+        "merge_lora",
+        "save",
+    ),
     "errors": ("InputError",),
+    "pictures": ("save_pictures",),
     "prompts": (
         *("Projection", "Prompt", "calibrate", "closed_form", "convert", "edit_prompt", "empty_prompt"),
         *("encode_images", "image_prompt", "negative_prompt", "read_pictures", "text_prompt", "tokenize"),

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from sdipc_jax.settings import CommandSettings
 
 # Where each command's settings are, and their first sentence: help for all of them imports none, a command its own.
-_COMMANDS = {
+COMMANDS = {
     "vary": ("sdipc_jax.commands.settings.VarySettings", "Variations of each picture."),
     "edit": ("sdipc_jax.commands.settings.EditSettings", "The picture with the text's change."),
     "mix": (
@@ -121,10 +121,10 @@ def _abandon(code: int) -> None:
 def _parse(arguments: Sequence[str]) -> tuple[str, "CommandSettings"]:
     """The command and its settings."""
     first = arguments[0] if arguments else "--help"
-    if not first.startswith("-") and first not in _COMMANDS:
-        raise InputError(f"found the command {first!r}, expected one of {', '.join(_COMMANDS)}; see sdipc --help")
-    name = "" if first in ("-h", "--help") else next((each for each in arguments if each in _COMMANDS), "")
-    kinds = {name: _find(name)} if name else {each: _named(summary) for each, (_, summary) in _COMMANDS.items()}
+    if not first.startswith("-") and first not in COMMANDS:
+        raise InputError(f"found the command {first!r}, expected one of {', '.join(COMMANDS)}; see sdipc --help")
+    name = "" if first in ("-h", "--help") else next((each for each in arguments if each in COMMANDS), "")
+    kinds = {name: settings_of(name)} if name else {each: _named(summary) for each, (_, summary) in COMMANDS.items()}
     import tyro
 
     errors = io.StringIO()
@@ -144,9 +144,9 @@ def _parse(arguments: Sequence[str]) -> tuple[str, "CommandSettings"]:
     return name, settings
 
 
-def _find(command: str) -> Callable[..., Any]:
+def settings_of(command: str) -> Any:
     """What takes the command's options."""
-    module, _, name = _COMMANDS[command][0].rpartition(".")
+    module, _, name = COMMANDS[command][0].rpartition(".")
     return getattr(importlib.import_module(module), name)
 
 

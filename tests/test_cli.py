@@ -59,8 +59,8 @@ ENVIRONMENT = os.environ | {"PYTHONPATH": str(Path(cli.__file__).parents[1])}
 
 
 def test_the_list_of_commands_says_what_their_settings_say() -> None:
-    for command, (_, summary) in cli._COMMANDS.items():
-        assert cli._find(command).__doc__ == summary
+    for command, (_, summary) in cli.COMMANDS.items():
+        assert cli.settings_of(command).__doc__ == summary
 
 
 HELP = """

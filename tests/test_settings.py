@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from document_settings import document
+from document_settings import document, document_commands
 
 from sdipc_jax.commands.settings import EditSettings, SpectrumSettings, TextSettings, VarySettings
 from sdipc_jax.errors import InputError
@@ -70,3 +70,5 @@ def test_what_is_left_out_is_the_contracts() -> None:
 def test_the_page_of_settings_is_as_the_settings_are() -> None:
     page = Path(__file__).parents[1] / "docs/settings.md"
     assert page.read_text(encoding="utf-8") == document(), "run scripts/document_settings.py > docs/settings.md"
+    commands = page.with_name("commands.md").read_text(encoding="utf-8")
+    assert commands == document_commands(), "run scripts/document_settings.py commands > docs/commands.md"

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from sdipc_jax.checkpoints.control_side import ControlSide
+from sdipc_jax.checkpoints.description import describe
 from sdipc_jax.checkpoints.lora_changes import Lora
 from sdipc_jax.errors import InputError
 from sdipc_jax.models import (
@@ -368,12 +369,16 @@ def apply(module: nn.Module, params: Params, *inputs: Any, **options: Any) -> An
 
 
 @partial(jax.tree_util.register_dataclass, data_fields=["params"], meta_fields=["config"])
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Bundle:
     """A loaded checkpoint. A pytree whose leaves are the parameters; pass it to jitted functions as an argument."""
 
     params: Params
     config: Config
+
+    def __repr__(self) -> str:
+        """A screen of what it is, and not its weights."""
+        return describe(self.params, self.config)
 
 
 def for_sampling(bundle: Bundle) -> Bundle:

@@ -192,6 +192,10 @@ def configure(settings: CheckpointSettings) -> Config:
     return with_fit(with_embeddings(with_loras(config, settings), settings.embedding), fit)
 
 
+# What loads a checkpoint is called so elsewhere.
+from_pretrained = load
+
+
 def load_weights(config: Config, tuned: str | Path | None = None, *, only: tuple[str, ...] = ()) -> Bundle:
     """Loads the weights that a configuration asks for, one tensor at a time, and applies a delta file. See `load`.
 

@@ -2,3 +2,7 @@
 
 Imports no other room.
 """
+
+from sdipc_jax.pictures.handed import save_pictures
+
+__all__ = ["save_pictures"]

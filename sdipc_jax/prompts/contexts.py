@@ -14,7 +14,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from sdipc_jax.checkpoints.bundle import Bundle, Config, apply
 from sdipc_jax.errors import InputError
-from sdipc_jax.prompts.prompt import AnyPrompt, Prompt, abstract_prompt, context_of
+from sdipc_jax.prompts.prompt import AnyPrompt, Prompt, abstract_prompt, check_axes, context_of
 from sdipc_jax.prompts.tokens import empty_tokens
 from sdipc_jax.tracing import under_our_rules
 
@@ -150,7 +150,11 @@ def image_prompt(bundle: Bundle, vectors: Float[Array, "N *places D"]) -> AnyPro
     Args:
         vectors: converted pictures, as `convert` gives them: one each, or one for each place but the first. SDXL's have
             the pooled vector at their end.
+
+    Raises:
+        InputError: something else than that.
     """
+    check_axes("vectors", vectors, ("N", "D"), most=3)
     start = context_of(empty_prompt(bundle))[:, :1]
     states, pooled = _parts_of(bundle.config, vectors)
     count, width = states.shape[0], states.shape[-1]
@@ -197,6 +201,8 @@ def edit_prompt(
     Raises:
         InputError: numbers of pictures, texts and weights that differ, or a weight on the host that is not finite.
     """
+    check_axes("vectors", vectors, ("N", "D"), most=3)
+    check_axes("tokens", tokens, ("N", "L"), most=3)
     counts = {len(vectors), len(tokens), np.size(alpha)} - {1}
     if np.ndim(alpha) > 1 or len(counts) > 1:
         raise InputError(

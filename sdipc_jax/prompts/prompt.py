@@ -1,7 +1,7 @@
 """SDXL's prompt, which is more than one array: that of Stable Diffusion 1.x and 2.x is its context alone."""
 
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -71,6 +71,35 @@ def abstract_prompt(config: Config, count: int) -> Any:
 def context_of(prompt: Any) -> Float[Array, "N *R L D"]:
     """What cross-attention reads of a prompt."""
     return prompt.context if isinstance(prompt, Prompt) else prompt
+
+
+def check_axes(what: str, found: Any, axes: Sequence[str], most: int) -> None:
+    """Refuses what is no array, or has an axis too few: likely slips, said in their own words.
+
+    Args:
+        axes: the names of those that there must be.
+        most: how many there may be.
+
+    Raises:
+        InputError: with what to give.
+    """
+    shape = ", ".join(axes)
+    if isinstance(found, str) or not hasattr(found, "shape"):
+        kind = f"the text {found!r}" if isinstance(found, str) else f"a {type(found).__name__}"
+        advice = "encode texts with `tokenize` and `text_prompt`" if isinstance(found, str) else "give an array"
+        raise InputError(f"{what} is {kind}, expected an array ({shape}): {advice}")
+    if len(found.shape) == len(axes) - 1:
+        raise InputError(
+            f"{what} has shape {found.shape}, expected ({shape}) with one row a picture: give {what}[None]"
+        )
+    if not len(axes) <= len(found.shape) <= most:
+        raise InputError(f"{what} has shape {found.shape}, expected ({shape}): change its shape")
+
+
+def check_prompt(what: str, prompt: Any, most: int = 3) -> None:
+    """`check_axes` for a prompt; None and SDXL's are no slips."""
+    if prompt is not None and not isinstance(prompt, Prompt):
+        check_axes(what, prompt, ("N", "L", "D"), most)
 
 
 def unet_inputs(

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -11,8 +12,8 @@ from jaxtyping import Array, Float, Float32
 from sdipc_jax.batches import in_equal_parts
 from sdipc_jax.checkpoints.bundle import Bundle, apply, with_fit
 from sdipc_jax.errors import InputError
+from sdipc_jax.pictures.handed import read_any
 from sdipc_jax.pictures.preprocessing import preprocess
-from sdipc_jax.pictures.reading import read_picture
 from sdipc_jax.settings import Fit
 from sdipc_jax.tracing import platform
 
@@ -20,21 +21,23 @@ from sdipc_jax.tracing import platform
 _AT_ONCE = 8
 
 
-def read_pictures(bundle: Bundle, paths: Sequence[str | Path], fit: Fit = "crop") -> Float32[np.ndarray, "N S S 3"]:
+def read_pictures(bundle: Bundle, pictures: Sequence[Any], fit: Fit = "crop") -> Float32[np.ndarray, "N S S 3"]:
     """Reads pictures and prepares them for the vision tower.
 
     Args:
-        paths: picture files.
+        pictures: paths of picture files, Pillow's pictures, or arrays (H, W, 3), 8-bit or of floats in [0, 1].
         fit: what the tower sees of a picture that is not square: its middle, or all of it, with bars or out of
             proportion.
 
     Raises:
         InputError: a picture cannot be read, or none is named; `sdipc vary` shows how to go on with the others.
     """
-    if isinstance(paths, str | Path) or not paths:
-        raise InputError(f"paths is {paths!r}, expected a list of at least one file")
+    if isinstance(pictures, str | Path) or not len(pictures):
+        raise InputError(f"pictures is {pictures!r}, expected a list of at least one: put it in brackets")
     settings = with_fit(bundle.config, fit).vision_side.preprocessing
-    return np.stack([preprocess(read_picture(Path(path)).pixels, settings) for path in paths])
+    return np.stack(
+        [preprocess(read_any(picture, f"picture {n}").pixels, settings) for n, picture in enumerate(pictures)]
+    )
 
 
 @jax.jit

@@ -16,7 +16,7 @@ from sdipc_jax.errors import InputError
 from sdipc_jax.models import winograd
 from sdipc_jax.models.weighted import MutedTokens, cross_attention_layers
 from sdipc_jax.prompts.contexts import as_long, negative_prompt
-from sdipc_jax.prompts.prompt import AnyPrompt, unet_inputs
+from sdipc_jax.prompts.prompt import AnyPrompt, check_prompt, unet_inputs
 from sdipc_jax.samplers import SAMPLERS, chosen_sampler
 from sdipc_jax.sampling.control import Conditioning, Control, condition
 from sdipc_jax.sampling.noise import draw_noise, keys_of
@@ -97,7 +97,7 @@ def begin(
     *,
     weights: Float[Array | np.ndarray, "#N R ..."] | None = None,
     negative: AnyPrompt | None = None,
-    seeds: Any,
+    seeds: Any = None,
     indices: Any = 0,
     latents: Float[Array, "N C h w"] | None = None,
     start: Start | None = None,
@@ -118,6 +118,8 @@ def begin(
     name = chosen_sampler(config.scheduler, defaults.sampler if sampler is None else sampler)
     height, width = defaults.height if height is None else height, defaults.width if width is None else width
     shape = config.latent_shape(height, width)
+    check_prompt("context", context, most=4)
+    check_prompt("negative", negative)
     count = len(context)
     if count == 0:
         raise InputError("there are no prompts, expected at least one: ask for a picture")
@@ -135,6 +137,8 @@ def begin(
     ):
         if prompts.shape[1:] != expected[1:] or prompts.shape[0] not in (1, count):
             raise InputError(f"{what} has shape {prompts.shape}, expected {expected}")
+    if seeds is None and latents is None:
+        raise InputError("there are neither seeds nor latents, expected one of them: give seeds=0 or another number")
     if latents is not None and latents.shape != (count, *shape):
         raise InputError(f"latents have shape {latents.shape}, expected {(count, *shape)}")
     if start is not None and start.latents.shape != (count, *shape[1:], shape[0]):
@@ -150,7 +154,7 @@ def begin(
     schedule = SAMPLERS[name].schedule(config.scheduler, steps, karras=karras, first=first)
 
     guidance_scale = defaults.guidance_scale if guidance_scale is None else guidance_scale
-    keys = keys_of(rows("seeds", seeds, count, WHOLE), rows("indices", indices, count, WHOLE))
+    keys = keys_of(rows("seeds", 0 if seeds is None else seeds, count, WHOLE), rows("indices", indices, count, WHOLE))
     noise = draw_noise(keys, shape) if latents is None else latents.astype(jnp.float32)
     noise, repainting = noise.transpose(0, 2, 3, 1), None
     if start is None:

@@ -39,6 +39,9 @@ def rows(name: str, values: Any, count: int, rule: Rule) -> Array:
     Raises:
         InputError: a value that breaks the rule, as far as the host knows, or another number of them.
     """
+    leaves = jax.tree.leaves(values)
+    if any(isinstance(leaf, jax.Array) and jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key) for leaf in leaves):
+        raise InputError(f"{name} is a key of JAX, expected {rule.expected}: give the number that it was made of")
     if on_host(values):
         for value in np.ravel(values).tolist():
             if not rule.holds(value):

@@ -31,7 +31,7 @@ def generate(
     *,
     weights: Float[Array | np.ndarray, "#N R ..."] | None = None,
     negative: AnyPrompt | None = None,
-    seeds: Any,
+    seeds: Any = None,
     indices: Any = 0,
     latents: Float[Array, "N C h w"] | None = None,
     start: Start | None = None,
@@ -61,7 +61,8 @@ def generate(
             with the weight 1 runs the program of (N, L, D).
         negative: what guidance leads away from, one for each picture or one for all; the empty text if None, which for
             SDXL is zeros where the checkpoint says so.
-        seeds: 0 to 2^32 - 1, one a picture or one for all.
+        seeds: 0 to 2^32 - 1, one a picture or one for all. They may be left out where `latents` are given: samplers
+            that draw more noise then take that of seed 0.
         indices: numbers the variations of a seed. Picture n depends on `fold_in(key(seeds[n]), indices[n])` alone,
             not on its batch.
         latents: noise of unit variance to start from, instead of the seed's.

@@ -1,13 +1,13 @@
 """Pictures and a checkpoint in, a small file of new weights out (arXiv 2305.12716, section 4).
 
-Pure functions for loops of one's own:
+Pure functions for loops of one's own::
 
-settings = tuning.TuningSettings(mode="ct")
-cache = tuning.make_cache(bundle, settings, pictures)
-state = tuning.init(bundle, settings)
-for i in range(30):
-    state, metrics = tuning.step(state, cache.batch(rows), jax.random.fold_in(key, i))
-tuned = tuning.apply(bundle, tuning.delta(state))
+    settings = tuning.TuningSettings(mode="ct")
+    cache = tuning.make_cache(bundle, settings, pictures)
+    state = tuning.init(bundle, settings)
+    for i in range(30):
+        state, metrics = tuning.step(state, cache.batch(rows), jax.random.fold_in(key, i))
+    tuned = tuning.apply(bundle, tuning.delta(state))
 
 Imports parallel, sampling, prompts, checkpoints, datasets, samplers, pictures and models.
 """
