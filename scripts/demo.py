@@ -41,7 +41,10 @@ Done in {time.monotonic() - started:.0f} seconds. Look at
   {OUTPUT / "edit" / "sheet.png"}
       The {EDITED}, then four pictures of it with the text {TEXT!r} added to the drawing as a prompt.
 
-The checkpoint is small (20 MB) and knows emoji-like drawings only. Try your own: sdipc vary PICTURE
+The checkpoint is small (20 MB) and knows emoji-like drawings only, 64 x 64 pixels. Try your own; it takes
+about as long as the edit above:
+
+  {Path(sys.executable).parent / "sdipc"} vary PICTURE
 """
     )
     return 0
