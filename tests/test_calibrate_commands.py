@@ -12,7 +12,7 @@ from PIL import Image
 from safetensors.numpy import load_file, save_file
 
 import sdipc_jax as sdipc
-from sdipc_jax import cli
+from sdipc_jax import cli, parallel
 from sdipc_jax.checkpoints.load import read_config
 from sdipc_jax.checkpoints.text_tower import load_text_tower
 from sdipc_jax.compilation import cache_folder
@@ -268,14 +268,43 @@ def test_what_a_map_alone_has_is_refused_for_the_inverse(
         assert f"found {options[0]} for the inverse, which has none" in refuse(capsys, *arguments, *options)
 
 
-def test_one_vector_a_picture_where_they_are_added_up(
+def test_one_vector_a_picture_where_they_are_stored(
     second: Path, picture: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    options = ("--model", second, "--after-end", "own", "--output-dir", tmp_path / "out")
-    words = "after-end is 'own', which gives a picture a vector for each place"
-    for command in ("mix", "interpolate"):
-        assert words in refuse(capsys, command, picture, picture, *options)
     job = tmp_path / "job.yaml"
-    job.write_text(f"source: {picture.parent}\nmodel: {second}\nafter_end: own\noutput_dir: {tmp_path / 'out'}\n")
-    assert words in refuse(capsys, "batch", job)
+    values = {"source": picture.parent, "model": second, "after_end": "own", "output_dir": tmp_path / "out"}
+    job.write_text("".join(f"{name}: {value}\n" for name, value in values.items()) + "vectors: true\n")
+    assert "after-end is 'own', which gives a picture a vector for each place" in refuse(capsys, "batch", job)
     assert not (tmp_path / "out").exists()
+
+
+def test_each_places_own_state_is_mixed_place_by_place(
+    second: Path, picture: Path, captions: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    other = tmp_path / "other.png"
+    Image.open(picture).rotate(90).save(other)
+    options = ("--model", second, "--calibrate-captions", captions, "--after-end", "own")
+    ends = [prompts(tmp_path, each, *options)["prompt_embeds"][0] for each in (picture, other)]
+    seen: list[np.ndarray] = []
+
+    def generate(mesh: Any, bundle: sdipc.Bundle, context: Any, report: Any, **asked: Any) -> Any:
+        seen.extend(np.asarray(context))
+        return np.random.default_rng(0).random((len(context), 32, 32, 3)), np.zeros(len(context), bool)
+
+    monkeypatch.setattr(parallel, "generate", generate)
+    sampling = ("--num-images", 1, "--mesh", "data=1", "--output-dir", tmp_path / "out", "--overwrite")
+    assert run("interpolate", picture, other, "--frames", 3, *options, *sampling) == 0
+    np.testing.assert_allclose(seen[0], ends[0], rtol=1e-4, atol=1e-4)
+    np.testing.assert_allclose(seen[2], ends[1], rtol=1e-4, atol=1e-4)
+    lengths = np.linalg.norm(np.stack(ends), axis=-1)
+    # Halfway along the arc, which for vectors of one length is where their mean points to.
+    halfway = ends[0] + ends[1]
+    halfway *= (lengths[0] / np.linalg.norm(halfway, axis=-1))[:, None]
+    np.testing.assert_allclose(seen[1], halfway, rtol=1e-3, atol=1e-3)
+    seen.clear()
+    assert run("mix", picture, other, *options, *sampling) == 0
+    np.testing.assert_allclose(seen[0][1:], halfway[1:], rtol=1e-3, atol=1e-3)
+    seen.clear()
+    assert run("mix", picture, "--without", "a cat", other, *options, *sampling) == 0
+    assert seen[0].shape == ends[0].shape
+    assert relative_error(seen[0][1:], ends[0][1:]) > 0.01

@@ -23,7 +23,7 @@ from tests.tiny import tiny_sdxl
 CAPTIONS = [f"{one} {other}" for one in ("a", "bee", "cat", "d?", "xyz", "no") for other in ("e", "fg", "h.", "dog")]
 
 
-def with_clip(folder: Path) -> sdipc.Bundle:
+def with_clip(folder: Path, **changes: Any) -> sdipc.Bundle:
     """SDXL with the CLIP of its second tower."""
     vision = CLIPVisionConfig(
         hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4, image_size=28, patch_size=7,
@@ -33,7 +33,7 @@ def with_clip(folder: Path) -> sdipc.Bundle:
     text = bundle.config.text_2
     assert text is not None
     side = VisionSide(str(folder / "clip"), vision, Preprocessing(size=28, crop_size=(28, 28)), 32, text)
-    bundle = tiny_sdxl(folder / "again", clip=side)
+    bundle = tiny_sdxl(folder / "again", clip=side, **changes)
     second = bundle.params["text_encoder_2"]["text_projection"]["kernel"]
     bundle.params["clip"]["text_projection"]["kernel"] = second
     return bundle
@@ -147,6 +147,7 @@ def test_towers_are_let_go_before_sampling(
     assert not np.asarray(negative.context).any()
 
 
-def test_what_takes_a_picture_for_one_vector_is_refused(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert run(folder, "mix", folder / "clouds.png", folder / "clouds.png") == 2
-    assert "mix with SDXL is not supported" in capsys.readouterr().err
+def test_masks_are_refused(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    clouds = folder / "clouds.png"
+    assert run(folder, "mix", clouds, clouds, "--mask", clouds, clouds) == 2
+    assert "--mask, --start, --end or --layers with SDXL is not supported" in capsys.readouterr().err

@@ -83,7 +83,7 @@ class Sampler:
         """Copies the weights to the devices."""
         return cls(replicate(mesh, bundle), replicate(mesh, projection), job, values, mesh)
 
-    def vectors(self, items: Sequence[Item]) -> Float32[np.ndarray, "N D_text"]:
+    def vectors(self, items: Sequence[Item]) -> Float32[np.ndarray, "N *places D_text"]:
         """Each item's vector (eq. 6): the weighted mean of those of its pictures."""
         pixels = np.stack([each for item in items for each in item.pixels])
 
@@ -96,7 +96,8 @@ class Sampler:
             weights = np.asarray(item.record.get("weights", [1.0]), np.float64)
             own = np.stack([next(rows) for _ in item.pixels])
             # One picture's vector stays as it is, to the bit.
-            means.append(own[0] if len(own) == 1 else (weights / weights.sum()) @ own)
+            mean = (weights / weights.sum()) @ own.reshape(len(own), -1)
+            means.append(own[0] if len(own) == 1 else mean.reshape(own[0].shape))
         return np.stack(means).astype(np.float32)
 
     def pictures(self, batch: Batch) -> tuple[UInt8[np.ndarray, "N H W 3"], Bool[np.ndarray, " N"]]:
@@ -152,7 +153,7 @@ def _stack(texts: Sequence[Any]) -> Any:
 @partial(jax.jit, static_argnums=0)
 def _encode(
     mesh: Mesh, bundle: Bundle, projection: Projection, pixels: Float[Array, "N S S 3"]
-) -> Float[Array, "N D_text"]:
+) -> Float[Array, "N *places D_text"]:
     def encode(bundle: Bundle, projection: Projection, pixels: Array) -> Array:
         return convert(projection, encode_images(bundle, pixels))
 

@@ -142,7 +142,8 @@ class _Job:
     @classmethod
     def make(cls, settings: JobSettings) -> "_Job":
         config = configure(settings)
-        check_one_vector(settings)
+        if settings.vectors:
+            check_one_vector(settings)
         plan = plan_conversion(config, settings)
         values = decide(config, settings)
         for height, width in ((values.height, values.width), *settings.sizes):

@@ -33,8 +33,8 @@ class Controls:
     def __init__(self, job: SamplingJob, settings: ControlSettings, count: int) -> None:
         config, values = job.config, job.values
         self.given = bool(settings.mask) or (settings.start, settings.end, settings.layers) != (0.0, 1.0, "all")
-        if self.given or settings.negative_picture:
-            config.check_one_vector("--mask, --start, --end, --layers or --negative-picture")
+        if self.given:
+            config.check_one_vector("--mask, --start, --end or --layers")
         schedule = SAMPLERS[values.sampler].schedule(config.scheduler, values.steps, first=job.first)
         self.weights = weights.over_steps(len(schedule.timesteps), settings.start, settings.end)
         if settings.layers != "all":
@@ -72,7 +72,7 @@ class Controls:
         if not self.negative:
             return None
         vectors = converter.vectors([each.pixels for each in self.negative])
-        return image_prompt(converter.bundle, algebra.mean_direction(vectors, None, converter.projection.scale))
+        return image_prompt(converter.bundle, converter.at_length(converter.each(algebra.mean, vectors)))
 
 
 def read_mask(path: Path, height: int, width: int) -> Float[np.ndarray, "h w"]:

@@ -9,6 +9,7 @@ import numpy as np
 
 from sdipc_jax.checkpoints.digests import digests
 from sdipc_jax.checkpoints.load import configure
+from sdipc_jax.checkpoints.text_tower import load_text_tower
 from sdipc_jax.errors import InputError
 from sdipc_jax.evaluate import editing, pictures, retrieval
 from sdipc_jax.evaluate.backbone import load_backbone
@@ -61,8 +62,6 @@ def evaluate(settings: EvaluateSettings, report: Report) -> Evaluation:
     """Measures a checkpoint, and writes tables, sheets and a plot."""
     config = configure(settings)
     plan_conversion(config, settings)
-    # Captions are compared in the joint space as images of the states that the UNet reads.
-    config.check_inverse()
     defaults = config.defaults
     name = chosen_sampler(config.scheduler, settings.sampler or defaults.sampler)
     SAMPLERS[name].schedule(config.scheduler, settings.steps or defaults.steps)
@@ -95,11 +94,13 @@ def evaluate(settings: EvaluateSettings, report: Report) -> Evaluation:
     sampler = Sampler(bundle, options, settings.batch_size, expected, report)
     backbones = pictures.Backbones(bundle, load_backbone())
 
-    captions = retrieval.encode_captions(bundle, known)
+    # Captions are compared in the joint space: as images of the states that the UNet reads, if these lead there.
+    tower = None if config.inverse_reaches else load_text_tower(config)
+    captions = retrieval.encode_captions(bundle, known, tower)
     measured = pictures.measure_pictures(
         bundle, projection, backbones, sampler, held, chosen, seeds, styled=settings.full
     )
-    sweeps = [editing.sweep(bundle, projection, sampler, held, rows, edit, seeds) for edit, rows in edits]
+    sweeps = [editing.sweep(bundle, projection, sampler, held, rows, edit, seeds, tower) for edit, rows in edits]
     tables = [
         retrieval.retrieval_table(bundle, projection, captions, held, measured.held[pictures.OWN]),
         pictures.recognition_table(projection, captions, held, measured),
@@ -109,7 +110,9 @@ def evaluate(settings: EvaluateSettings, report: Report) -> Evaluation:
 
     context = image_prompt(bundle, convert(projection, measured.held[pictures.OWN][on_sheet]))
     variations = sampler(
-        context.repeat(_SHEET_VARIATIONS, axis=0), settings.seed, np.tile(np.arange(_SHEET_VARIATIONS), len(on_sheet))
+        context[np.repeat(np.arange(len(on_sheet)), _SHEET_VARIATIONS)],
+        settings.seed,
+        np.tile(np.arange(_SHEET_VARIATIONS), len(on_sheet)),
     )
     rows = [
         [held.pictures[place], *variations[n * _SHEET_VARIATIONS : (n + 1) * _SHEET_VARIATIONS]]

@@ -1,6 +1,7 @@
 """The command `interpolate`: two pictures or texts in, the way from one to the other out."""
 
 import io
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -17,8 +18,6 @@ from sdipc_jax.pictures.sheets import contact_sheet, save_png
 from sdipc_jax.prompts import algebra
 from sdipc_jax.prompts.contexts import image_prompt
 from sdipc_jax.prompts.converter import Converter
-from sdipc_jax.prompts.plan import check_one_vector
-from sdipc_jax.prompts.projection import end_states
 from sdipc_jax.prompts.tokens import token_ids
 from sdipc_jax.records import Record, Report
 
@@ -27,10 +26,8 @@ STRIP, ANIMATION = "strip.png", "animation.webp"
 
 def interpolate(settings: InterpolateSettings, report: Report) -> Outcome:
     """The way from one picture or text to another, along the arc between their vectors."""
-    check_one_vector(settings)
     job = SamplingJob(settings)
     config = job.config
-    config.check_one_vector("interpolate")
     ends: list[Input | np.ndarray] = []
     inputs: list[Record] = []
     for name in (settings.first, settings.second):
@@ -49,11 +46,12 @@ def interpolate(settings: InterpolateSettings, report: Report) -> Outcome:
     job.check(subjects)
     converter = Converter(config, settings)
 
-    def vector(end: Input | np.ndarray) -> Float[Array, "1 D"]:
-        found = converter.vectors([end.pixels]) if isinstance(end, Input) else end_states(converter.bundle, end)
-        return algebra.with_length(found, converter.projection.scale)
+    def vector(end: Input | np.ndarray) -> Float[Array, "1 *places D"]:
+        found = converter.vectors([end.pixels]) if isinstance(end, Input) else converter.of_texts(end)
+        return converter.at_length(found)
 
-    context = image_prompt(converter.bundle, algebra.slerp(vector(ends[0]), vector(ends[1]), shares))
+    way = converter.each(partial(algebra.slerp, share=shares), vector(ends[0]), vector(ends[1]))
+    context = image_prompt(converter.bundle, way)
     return _with_strip(settings, job.run(converter.bundle, context, subjects, report, converter=converter))
 
 

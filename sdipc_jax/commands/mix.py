@@ -1,5 +1,6 @@
 """The command `mix`: pictures in, pictures of all of them out."""
 
+from functools import partial
 from pathlib import Path
 
 import jax.numpy as jnp
@@ -16,8 +17,6 @@ from sdipc_jax.pictures.sheets import contact_sheet
 from sdipc_jax.prompts import algebra
 from sdipc_jax.prompts.contexts import edit_prompt, image_prompt, text_prompt
 from sdipc_jax.prompts.converter import Converter
-from sdipc_jax.prompts.plan import check_one_vector
-from sdipc_jax.prompts.projection import end_states, mean_end_state
 from sdipc_jax.prompts.tokens import token_ids
 from sdipc_jax.records import Report
 
@@ -26,10 +25,8 @@ _STEMS_IN_NAME = 4
 
 def mix(settings: MixSettings, report: Report) -> Outcome:
     """Several pictures as one prompt."""
-    check_one_vector(settings)
     job = SamplingJob(settings)
     config = job.config
-    config.check_one_vector("mix")
     texts = job.read([settings.text or ""])
     inputs, failures = read_inputs(config, settings.pictures)
     if failures:
@@ -58,15 +55,16 @@ def mix(settings: MixSettings, report: Report) -> Outcome:
     if settings.mask:
         prompts = controls.together(converter, image_prompt(converter.bundle, vectors), rest, weights)
         return job.run(converter.bundle, prompts, [subject], report, failures, converter)
-    vector = algebra.mean(vectors, weights)
+    vector = converter.each(partial(algebra.mean, weights=weights), vectors)
     if settings.without:
         # As directions from the middle of all texts: what these share is no part of what a word means.
-        middle = mean_end_state(converter.bundle)
+        middle = converter.of_all_texts()
         parts = [converter.vectors([each.pixels for each in unwanted])] if unwanted else []
-        parts += [end_states(converter.bundle, unwanted_tokens)] if words else []
-        vector = middle + algebra.project_out(vector - middle, jnp.concatenate(parts) - middle)
+        parts += [converter.of_texts(unwanted_tokens)] if words else []
+        directions = jnp.concatenate(parts) - middle
+        vector = middle + converter.each(algebra.project_out, vector - middle, directions)
     if settings.mean == "direction":
-        vector = algebra.with_length(vector, converter.projection.scale)
+        vector = converter.at_length(vector)
     if settings.text:
         context = edit_prompt(converter.bundle, vector, texts.tokens, settings.alpha, texts.weights)
     else:

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from contextlib import nullcontext, suppress
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import Protocol
 
@@ -14,7 +15,7 @@ from jax.sharding import Mesh
 from tqdm import tqdm
 
 from sdipc_jax import parallel
-from sdipc_jax.checkpoints.bundle import with_fit
+from sdipc_jax.checkpoints.bundle import Bundle, with_fit
 from sdipc_jax.checkpoints.delta import save_delta
 from sdipc_jax.checkpoints.load import DEFAULT_CLIP, load_weights, read_config
 from sdipc_jax.checkpoints.lora import with_loras
@@ -25,7 +26,11 @@ from sdipc_jax.errors import InputError, printable
 from sdipc_jax.files import check_writable, remove_leftovers, write_atomically
 from sdipc_jax.interruption import Interruption, locked
 from sdipc_jax.pictures.outputs import unique_stems
+from sdipc_jax.prompts.converter import fitted
+from sdipc_jax.prompts.plan import plan_conversion
+from sdipc_jax.prompts.projection import Projection
 from sdipc_jax.records import Record
+from sdipc_jax.settings import ProjectionSettings
 from sdipc_jax.tuning.checkpoints import Checkpoints, Saved, minor_changes
 from sdipc_jax.tuning.config import RunSettings, check_unchanged, read_run
 from sdipc_jax.tuning.data import Batches, find_examples
@@ -35,6 +40,7 @@ from sdipc_jax.tuning.many import init_many, select
 from sdipc_jax.tuning.metrics import MetricsLog, check_tensorboard
 from sdipc_jax.tuning.samples import Sheets
 from sdipc_jax.tuning.step import delta, init
+from sdipc_jax.tuning.trainable import check_variant
 
 _SHOWN_DIGITS = 16
 
@@ -116,8 +122,10 @@ class _Training:
         if run.tensorboard:
             check_tensorboard()
         self.config = config = with_fit(with_loras(read_config(run.model, run.clip or DEFAULT_CLIP), run), run.fit)
-        config.check_one_vector("tune")
-        config.check_inverse()
+        # A map is fitted as other commands do where nothing is said of it, so that they find what was tuned for it.
+        self.plan = plan_conversion(config, ProjectionSettings())
+        if self.plan.method == "ridge":
+            check_variant(run)
         height, width = run.height or config.defaults.height, run.width or config.defaults.width
         config.latent_shape(height, width)
         self.examples = examples = find_examples(run, told := list[str]())
@@ -160,9 +168,13 @@ class _Training:
                 lines = "".join(json.dumps(each.record()) + "\n" for each in self.examples)
                 write_atomically(folder / "pictures.jsonl", lines.encode())
             self.interruption.check()
-            bundle = load_weights(self.config)
+            bundle, projection = self.load()
             many = settings.each_class
-            state = init_many(bundle, settings.tuning, len(self.concepts)) if many else init(bundle, settings.tuning)
+            state = (
+                init_many(bundle, settings.tuning, len(self.concepts), projection)
+                if many
+                else init(bundle, settings.tuning, projection)
+            )
             identity = self.identity | {"checkpoint": state.base}
             self.check(saved, identity)
             parallel.agree(identity)
@@ -193,6 +205,14 @@ class _Training:
             for index, result in enumerate(self.results):
                 save_delta(delta(select(state, index) if many else state), result)
         return Tuned(self.results, self.notes, settings.steps, progress.loss, progress.speed)
+
+    def load(self) -> tuple[Bundle, Projection | None]:
+        """The checkpoint, and the map if one is fitted."""
+        if self.plan.method == "pinv":
+            return load_weights(self.config), None
+        bundle, calibration, notes = fitted(self.config, self.plan, partial(load_weights, self.config))
+        self.notes += notes
+        return bundle, calibration.projection(bundle)
 
     def check(self, saved: Saved | None, identity: Record) -> None:
         """Refuses another run's checkpoint, and notes what has changed."""

@@ -10,9 +10,10 @@ import numpy as np
 from jaxtyping import Bool, Float, Int, UInt8
 
 from sdipc_jax.checkpoints.bundle import Bundle
+from sdipc_jax.checkpoints.text_tower import TextTower
 from sdipc_jax.evaluate.corpus import Corpus
 from sdipc_jax.evaluate.metrics import cosines, spearman
-from sdipc_jax.evaluate.retrieval import end_states, image_features, text_projection
+from sdipc_jax.evaluate.retrieval import image_features, joint_vectors
 from sdipc_jax.evaluate.sampling import Sampler
 from sdipc_jax.evaluate.tables import Estimate, Table
 from sdipc_jax.prompts.contexts import edit_prompt
@@ -81,8 +82,13 @@ def sweep(
     chosen: Int[np.ndarray, " N"],
     edit: Edit,
     seeds: Sequence[int],
+    tower: TextTower | None = None,
 ) -> Sweep:
-    """Edits each picture at every weight, from the same noise."""
+    """Edits each picture at every weight, from the same noise.
+
+    Args:
+        tower: the CLIP's own, where the states that the UNet reads do not lead to the joint space.
+    """
     pictures = held.pictures[chosen]
     features = image_features(bundle, pictures)
     weights = jnp.tile(jnp.array(ALPHAS), len(chosen))
@@ -90,7 +96,7 @@ def sweep(
     context = edit_prompt(bundle, vectors, tokenize(bundle, [edit.text]), weights)
     indices = np.repeat(np.arange(len(chosen)), len(ALPHAS))
     made = [sampler(context, seed, indices) for seed in seeds]
-    target = end_states(bundle, [edit.text]) @ text_projection(bundle)
+    target = joint_vectors(bundle, [edit.text], tower)
     shape = (len(seeds), len(chosen), len(ALPHAS))
     found = image_features(bundle, np.concatenate(made))
     agreement = cosines(found @ np.asarray(projection.visual), target).reshape(shape)

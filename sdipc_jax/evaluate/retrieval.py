@@ -1,7 +1,6 @@
 """Pictures and captions in the three spaces of CLIP, and which caption each picture finds (the paper's Table 1)."""
 
 from dataclasses import dataclass
-from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
@@ -9,13 +8,13 @@ from jaxtyping import Float, Float32, Int, Shaped, UInt8
 
 from sdipc_jax.batches import in_batches
 from sdipc_jax.checkpoints.bundle import Bundle
+from sdipc_jax.checkpoints.text_tower import TextTower
 from sdipc_jax.evaluate.corpus import Corpus
 from sdipc_jax.evaluate.metrics import cosines, ranks, unit
 from sdipc_jax.evaluate.tables import Estimate, Table
 from sdipc_jax.pictures.preprocessing import preprocess
-from sdipc_jax.prompts.contexts import end_positions, text_prompt, without_skip
+from sdipc_jax.prompts.calibration import caption_states, caption_vectors
 from sdipc_jax.prompts.projection import Projection, convert, truncated_pinv
-from sdipc_jax.prompts.tokens import tokenize
 from sdipc_jax.prompts.vision import encode_images
 
 Pictures = UInt8[np.ndarray, "N H W 3"]
@@ -45,24 +44,28 @@ class Captions:
         return places
 
 
-def encode_captions(bundle: Bundle, corpus: Corpus) -> Captions:
-    """The captions of a corpus, each once."""
+def encode_captions(bundle: Bundle, corpus: Corpus, tower: TextTower | None = None) -> Captions:
+    """The captions of a corpus, each once.
+
+    Args:
+        tower: the CLIP's own, where the states that the UNet reads do not lead to the joint space.
+    """
     texts, first = np.unique(corpus.caption, return_index=True)
     states = end_states(bundle, texts.tolist())
-    return Captions(texts, corpus.base[first], states, states @ text_projection(bundle))
+    joint = states @ text_projection(bundle) if tower is None else joint_vectors(bundle, texts.tolist(), tower)
+    return Captions(texts, corpus.base[first], states, joint)
 
 
 def end_states(bundle: Bundle, texts: list[str]) -> Float32[np.ndarray, "N D_text"]:
     """The state of each text's end token, in T-space."""
+    return caption_states(bundle, texts)[0][:, 0]
 
-    def at_end(tokens: np.ndarray) -> Any:
-        states = text_prompt(without_skip(bundle), tokens)
-        return states[jnp.arange(len(tokens)), end_positions(tokens, bundle.config.tokens.end)]
 
-    tokens = tokenize(bundle, texts, truncate=True)
-    # Each state depends on those before it alone, so that the padding can be left away.
-    longest = int(end_positions(tokens, bundle.config.tokens.end).max()) + 1
-    return in_batches(at_end, tokens[:, :longest])
+def joint_vectors(bundle: Bundle, texts: list[str], tower: TextTower | None) -> Float32[np.ndarray, "N D_joint"]:
+    """Texts in C-space; see `encode_captions`."""
+    if tower is None:
+        return end_states(bundle, texts) @ text_projection(bundle)
+    return caption_vectors(tower, texts).astype(np.float32)
 
 
 def text_projection(bundle: Bundle) -> Float32[np.ndarray, "D_text D_joint"]:
@@ -96,21 +99,27 @@ def retrieval_table(
     """The paper's Table 1: is anything lost on the way from C-space to T-space?"""
     truth = captions.places(held.caption)
     joint = features @ np.asarray(projection.visual)
-    raw = np.asarray(truncated_pinv(jnp.asarray(text_projection(bundle)), 0.0))
     spaces = {
         "C-space": (joint, captions.joint),
         "T-space": (np.asarray(convert(projection, jnp.asarray(features))), captions.states),
-        "T-space, raw inverse": (joint @ raw, captions.states),
     }
+    if bundle.config.inverse_reaches:
+        raw = np.asarray(truncated_pinv(jnp.asarray(text_projection(bundle)), 0.0))
+        spaces["T-space, raw inverse"] = joint @ raw, captions.states
     rows = []
     for name, (found, targets) in spaces.items():
         columns = retrieval_columns(found, targets, truth, captions.base) | {"cosine": cosines(found, targets[truth])}
         rows.append((name, tuple(Estimate.of_mean(values[None]) for values in columns.values())))
     values = np.asarray(projection.singular_values)
     rank = int(projection.rank)
+    kept = (
+        f"T-space keeps {rank} of {len(values)} singular values ({values[0]:.3g} to {values[rank - 1]:.3g}); the raw "
+        "inverse keeps all."
+        if projection.centre is None
+        else f"T-space is reached by a map fitted to captions, along {rank} of {len(values)} axes."
+    )
     note = (
-        f"All {len(held)} held-out pictures, each against all {len(captions.texts)} captions. T-space keeps {rank} of "
-        f"{len(values)} singular values ({values[0]:.3g} to {values[rank - 1]:.3g}); the raw inverse keeps all. "
+        f"All {len(held)} held-out pictures, each against all {len(captions.texts)} captions. {kept} "
         "`concept` forgives a wrong skin tone. 95% bootstrap intervals over pictures."
     )
     return Table("retrieval", "Caption retrieval", note, ("R@1", "R@5", "concept R@1", "cosine"), tuple(rows))

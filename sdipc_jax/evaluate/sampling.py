@@ -12,6 +12,7 @@ from PIL import Image
 
 from sdipc_jax.batches import in_batches
 from sdipc_jax.checkpoints.bundle import Bundle, apply
+from sdipc_jax.prompts.prompt import AnyPrompt
 from sdipc_jax.records import Report
 from sdipc_jax.sampling.decoding import to_uint8
 from sdipc_jax.sampling.sample import generate
@@ -35,18 +36,18 @@ class Sampler:
     report: Report
     done: int = 0
 
-    def __call__(self, context: Float[Array, "N L D"], seed: int, indices: Int[np.ndarray, " N"]) -> Pictures:
+    def __call__(self, context: AnyPrompt, seed: int, indices: Int[np.ndarray, " N"]) -> Pictures:
         """One picture a prompt: row n is variation `indices[n]` of the seed, as the command `vary` makes it."""
         goal = self.done + len(context)
 
-        def sample(context: Float[np.ndarray, "N L D"], indices: Int[np.ndarray, " N"]) -> Pictures:
-            prompts = jnp.asarray(context)
+        def sample(context: AnyPrompt, indices: Int[np.ndarray, " N"]) -> Pictures:
+            prompts = jax.tree.map(jnp.asarray, context)
             pictures = to_uint8(generate(self.bundle, prompts, seeds=seed, indices=indices, **self.settings))
             self.done = min(self.done + self.batch_size, goal)
             self.report(min(1.0, self.done / self.expected))
             return pictures
 
-        return in_batches(sample, np.asarray(context), indices, size=self.batch_size)
+        return in_batches(sample, jax.tree.map(np.asarray, context), indices, size=self.batch_size)
 
 
 def reconstruct(bundle: Bundle, pictures: Pictures) -> Pictures:

@@ -5,7 +5,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Literal
 
 import jax
 import jax.numpy as jnp
@@ -17,16 +16,13 @@ from sdipc_jax.checkpoints.bundle import Bundle, Config, Params, apply
 from sdipc_jax.checkpoints.text_tower import TextTower, load_text_tower
 from sdipc_jax.errors import InputError
 from sdipc_jax.models import CLIPTextModel
-from sdipc_jax.prompts.contexts import end_positions, plain, text_prompt
+from sdipc_jax.prompts.contexts import end_positions, plain
 from sdipc_jax.prompts.everyday import everyday_captions
-from sdipc_jax.prompts.projection import Projection
-from sdipc_jax.prompts.prompt import context_of
+from sdipc_jax.prompts.projection import AfterEnd, Projection, end_states
 from sdipc_jax.prompts.ridge import RidgeMap, explained, fit, parts_of, unit
 from sdipc_jax.prompts.tokens import token_ids, tokenize
 from sdipc_jax.prompts.vision import encode_images, read_pictures
 from sdipc_jax.records import Record, digest_of
-
-AfterEnd = Literal["repeat", "own"]
 
 # Fewer pictures give a mean that is mostly their own, and this many of many kinds one that serves.
 FEWEST_PICTURES, ENOUGH_PICTURES = 30, 100
@@ -227,25 +223,15 @@ def caption_states(
     """
     bundle = plain(bundle)
     config, tokens = bundle.config, tokenize(bundle, captions, truncate=True)
-    rows = tokens.reshape(len(tokens), -1, tokens.shape[-1])
-    end = np.stack([end_positions(rows[:, n], special.end) for n, (_, special) in enumerate(config.towers)], axis=1)
     if after_end == "repeat":
-        places, tokens = end[..., None], tokens[..., : end.max() + 1]
-    else:
-        places = np.maximum(np.arange(1, tokens.shape[-1]), end[..., None])
-
-    def at(tokens: np.ndarray, places: np.ndarray) -> Array:
-        prompt = text_prompt(bundle, tokens)
-        parts = jnp.split(context_of(prompt), [config.text.hidden_size], axis=-1) if config.text_2 else [prompt]
-        read = [jnp.take_along_axis(part, places[:, n, :, None], axis=1) for n, part in enumerate(parts)]
-        if config.text_2 is not None:
-            pooled = prompt.pooled[:, None]
-            read.append(jnp.broadcast_to(pooled, (*read[0].shape[:2], pooled.shape[-1])))
-        return jnp.concatenate(read, axis=-1)
-
+        # Each state depends on those before it alone, so that the padding can be left away.
+        rows = tokens.reshape(len(tokens), -1, tokens.shape[-1])
+        ends = [end_positions(rows[:, n], special.end).max() for n, (_, special) in enumerate(config.towers)]
+        tokens = tokens[..., : max(map(int, ends)) + 1]
+    states = in_batches(partial(end_states, bundle, after_end=after_end), tokens)
     second = config.text_2
     widths = () if second is None else (config.text.hidden_size, second.hidden_size, second.projection_dim)
-    return in_batches(at, tokens, places), widths
+    return states[:, None] if after_end == "repeat" else states, widths
 
 
 def _is_second_tower(bundle: Bundle) -> bool:

@@ -155,10 +155,14 @@ def image_prompt(bundle: Bundle, vectors: Float[Array, "N *places D"]) -> AnyPro
         InputError: something else than that.
     """
     check_axes("vectors", vectors, ("N", "D"), most=3)
-    start = context_of(empty_prompt(bundle))[:, :1]
-    states, pooled = _parts_of(bundle.config, vectors)
+    return after_start(bundle.config, context_of(empty_prompt(bundle))[:, :1], vectors)
+
+
+def after_start(config: Config, start: Float[Array, "1 1 D_text"], vectors: Float[Array, "N *places D"]) -> AnyPrompt:
+    """`image_prompt` with the start token's state given."""
+    states, pooled = _parts_of(config, vectors)
     count, width = states.shape[0], states.shape[-1]
-    length = bundle.config.tokens.length
+    length = config.tokens.length
     context = jnp.concatenate(
         [
             jnp.broadcast_to(start, (count, 1, width)),

@@ -1,13 +1,14 @@
 """A checkpoint with its converter, as settings ask for it: what takes a command's pictures to vectors."""
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Float32
+from jaxtyping import Array, Float, Float32, Int
 
 from sdipc_jax.checkpoints.bundle import Bundle, Config, for_sampling
 from sdipc_jax.checkpoints.digests import digests
@@ -25,8 +26,18 @@ from sdipc_jax.prompts.calibration import (
     shifted,
 )
 from sdipc_jax.prompts.calibration_store import Store
-from sdipc_jax.prompts.plan import plan_conversion
-from sdipc_jax.prompts.projection import Projection, closed_form, convert, default_scale, truncated_pinv
+from sdipc_jax.prompts.plan import Plan, plan_conversion
+from sdipc_jax.prompts.projection import (
+    Projection,
+    at_length,
+    closed_form,
+    convert,
+    default_scale,
+    end_states,
+    in_parts,
+    mean_end_state,
+    truncated_pinv,
+)
 from sdipc_jax.prompts.ridge import unit
 from sdipc_jax.prompts.vision import encode_images
 from sdipc_jax.records import Record, digest_of
@@ -75,17 +86,8 @@ class Converter:
 
     def _fit(self) -> None:
         """The map, from the cache or from captions."""
-        config, settings, plan = self.config, self.settings, self.plan
-        files = digests(config, None, left_out=_NO_TEXT)
-        store = Store(plan.map_record() | {"dtype": config.dtype, "checkpoint": files})
-        calibration = store.read()
-        # Whatever is wrong with the CLIP is told before the UNet is read.
-        tower = load_text_tower(config) if calibration is None else None
-        self.bundle = load_weights(config, settings.tuned)
-        if tower is not None:
-            calibration = fit_captions(self.bundle, tower, plan.captions, plan.ridge, plan.after_end)
-            store.write(calibration)
-        assert calibration is not None
+        settings, plan = self.settings, self.plan
+        self.bundle, calibration, notes = fitted(self.config, plan, partial(load_weights, self.config, settings.tuned))
         self.calibration = calibration
         projection = calibration.projection(self.bundle)
         if settings.scale is not None:
@@ -100,7 +102,7 @@ class Converter:
         self.values = {"scale": scale, "calibration": calibration.record()}
         explained = " and ".join(f"{each:.3f}" for each in calibration.r2)
         told = f"calibrated on {calibration.captions} captions with ridge {plan.ridge:g}"
-        self.notes = (f"{told}: R^2 {explained} on captions that were not fitted", *store.notes)
+        self.notes = (f"{told}: R^2 {explained} on captions that were not fitted", *notes)
 
     def _shift(self) -> None:
         """Puts the mean of many pictures onto the captions'."""
@@ -130,6 +132,41 @@ class Converter:
         # One at a time: the same picture gives the same vector to the bit, whatever stands beside it.
         features = [encode_images(self.bundle, pixels[None]) for pixels in pictures]
         return convert(self.projection, jnp.concatenate(features))
+
+    def of_texts(self, tokens: Int[np.ndarray, "N *towers L"]) -> Float[Array, "N *places D_text"]:
+        """The states of texts that lie where the pictures' vectors do."""
+        return end_states(self.bundle, tokens, self.plan.after_end)
+
+    def of_all_texts(self) -> Float[Array, "1 *places D_text"]:
+        """What these states have in common."""
+        return mean_end_state(self.bundle, self.plan.after_end)
+
+    def at_length(self, vectors: Float[Array, "N *places D_text"]) -> Float[Array, "N *places D_text"]:
+        """The same directions at a prompt's length."""
+        return at_length(self.projection, vectors)
+
+    def each(self, function: Callable[..., Array], *vectors: Array) -> Float[Array, "_ *places D_text"]:
+        """A function of rows (N, D), for each part of the vectors and each place."""
+        return in_parts(self.projection, function, *vectors)
+
+
+def fitted(config: Config, plan: Plan, load: Callable[[], Bundle]) -> tuple[Bundle, Calibration, tuple[str, ...]]:
+    """A checkpoint and its map, from the cache or from captions, and what there is to say of the cache.
+
+    Args:
+        load: reads the weights.
+    """
+    files = digests(config, None, left_out=_NO_TEXT)
+    store = Store(plan.map_record() | {"dtype": config.dtype, "checkpoint": files})
+    calibration = store.read()
+    # Whatever is wrong with the CLIP is told before the UNet is read.
+    tower = load_text_tower(config) if calibration is None else None
+    bundle = load()
+    if tower is not None:
+        calibration = fit_captions(bundle, tower, plan.captions, plan.ridge, plan.after_end)
+        store.write(calibration)
+    assert calibration is not None
+    return bundle, calibration, store.notes
 
 
 def _check_projection(config: Config, cutoff: float) -> None:

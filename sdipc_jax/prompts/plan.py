@@ -9,11 +9,11 @@ from sdipc_jax.errors import InputError, printable
 from sdipc_jax.prompts.calibration import (
     ENOUGH_PICTURES,
     FEWEST_PICTURES,
-    AfterEnd,
     check,
     default_ridge,
 )
 from sdipc_jax.prompts.everyday import everyday_captions
+from sdipc_jax.prompts.projection import AfterEnd
 from sdipc_jax.records import Record, digest_of
 from sdipc_jax.settings import ProjectionSettings
 
@@ -81,15 +81,15 @@ def plan_conversion(config: Config, settings: ProjectionSettings) -> Plan:
 
 
 def check_one_vector(settings: ProjectionSettings) -> None:
-    """Refuses a vector for each place, where pictures' vectors are added up or stored.
+    """Refuses a vector for each place, where pictures' vectors are stored.
 
     Raises:
         InputError: that is asked for.
     """
     if settings.after_end == "own":
         raise InputError(
-            "after-end is 'own', which gives a picture a vector for each place, expected 'repeat' where pictures' "
-            "vectors are added up or stored: leave it out"
+            "after-end is 'own', which gives a picture a vector for each place, expected 'repeat' where vectors "
+            "are stored: leave it out"
         )
 
 

@@ -10,6 +10,7 @@ With f_img the class token, W_i and W_t the two projections of CLIP and s the sc
 Ding et al., "The CLIP Model is Secretly an Image-to-Prompt Converter", NeurIPS 2023, arXiv 2305.12716.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Literal
@@ -24,9 +25,12 @@ from sdipc_jax.errors import InputError
 from sdipc_jax.models.layers import precision
 from sdipc_jax.prompts.captions import CAPTIONS
 from sdipc_jax.prompts.contexts import end_positions, plain, text_prompt, without_skip
+from sdipc_jax.prompts.prompt import Prompt, context_of
 from sdipc_jax.prompts.tokens import tokenize
 
 Mode = Literal["tspace", "cspace"]
+# What stands after a picture's end token: its vector repeated, or each place's own.
+AfterEnd = Literal["repeat", "own"]
 Matrix = Float[Array | np.ndarray, "_ _"]
 
 _OPENAI_L14_SCALE = 27.5
@@ -159,6 +163,25 @@ def convert(projection: Projection, features: Float[Array, "N D_image"]) -> Floa
     return jnp.concatenate([fitted, jnp.broadcast_to(own, (*fitted.shape[:-1], own.shape[-1]))], axis=-1)
 
 
+def at_length(projection: Projection, vectors: Float[Array, "N *places D_text"]) -> Float[Array, "N *places D_text"]:
+    """The same directions, as long as `convert` makes vectors; SDXL's pooled one stays, if it is the picture's own."""
+    scaled = projection.scale * vectors / _lengths(vectors, projection.widths)
+    if not projection.joint_last:
+        return scaled
+    last = projection.widths[-1]
+    return jnp.concatenate([scaled[..., :-last], vectors[..., -last:]], axis=-1)
+
+
+def in_parts(
+    projection: Projection, function: Callable[..., Array], *vectors: Float[Array, "_ *places D_text"]
+) -> Float[Array, "_ *places D_text"]:
+    """A function of rows (N, D) for each part that has a length of its own, and for each place."""
+    over_places = jax.vmap(function, in_axes=1, out_axes=1) if vectors[0].ndim == 3 else function
+    parts = zip(*(jnp.split(each, np.cumsum(projection.widths[:-1]), axis=-1) for each in vectors), strict=True)
+    found = [over_places(*part) for part in parts] if projection.widths else [over_places(*vectors)]
+    return jnp.concatenate(found, axis=-1)
+
+
 def _lengths(states: Float[Array, "*N D"], widths: tuple[int, ...]) -> Float[Array, "*N _"]:
     """The norm of each state, or at each of its numbers that of the part in which it stands."""
     if not widths:
@@ -177,10 +200,28 @@ def default_scale(config: Config) -> float | None:
     return config.defaults.scale
 
 
-def end_states(bundle: Bundle, tokens: Int[Array | np.ndarray, "N L"]) -> Float[Array, "N D_text"]:
-    """The state of each text's end token: where a picture's vector lies too."""
-    states = text_prompt(without_skip(bundle), tokens)
-    return states[jnp.arange(len(tokens)), end_positions(tokens, bundle.config.tokens.end)]
+def end_states(
+    bundle: Bundle, tokens: Int[Array | np.ndarray, "N *towers L"], after_end: AfterEnd = "repeat"
+) -> Float[Array, "N *places D_text"]:
+    """The state of each text's end token, of both towers and with the pooled vector in SDXL: where a picture's vector
+    lies too.
+
+    Args:
+        after_end: `own` gives each place's state after the first, where those before a text's end count as its end.
+    """
+    config, length = bundle.config, tokens.shape[-1]
+    prompt = text_prompt(without_skip(bundle), tokens)
+    parts = jnp.split(context_of(prompt), np.cumsum([tower.hidden_size for tower, _ in config.towers])[:-1], axis=-1)
+    read = []
+    for tower, part in enumerate(parts):
+        end = end_positions(tokens.reshape(len(tokens), -1, length)[:, tower], config.towers[tower][1].end)[:, None]
+        places = end if after_end == "repeat" else jnp.maximum(jnp.arange(1, length), end)
+        read.append(jnp.take_along_axis(part, places[..., None], axis=1))
+    if isinstance(prompt, Prompt):
+        pooled = prompt.pooled[:, None]
+        read.append(jnp.broadcast_to(pooled, (*read[0].shape[:2], pooled.shape[-1])))
+    states = jnp.concatenate(read, axis=-1)
+    return states[:, 0] if after_end == "repeat" else states
 
 
 def mean_end_norm(bundle: Bundle) -> Float[Array, ""]:
@@ -188,14 +229,14 @@ def mean_end_norm(bundle: Bundle) -> Float[Array, ""]:
     return jnp.mean(jnp.linalg.norm(_built_in(bundle), axis=-1))
 
 
-def mean_end_state(bundle: Bundle) -> Float[Array, "1 D_text"]:
+def mean_end_state(bundle: Bundle, after_end: AfterEnd = "repeat") -> Float[Array, "1 *places D_text"]:
     """The mean of the end token's state over built-in captions: what all texts share."""
-    return jnp.mean(_built_in(bundle), axis=0, keepdims=True)
+    return jnp.mean(_built_in(bundle, after_end), axis=0, keepdims=True)
 
 
-def _built_in(bundle: Bundle) -> Float[Array, "N D_text"]:
+def _built_in(bundle: Bundle, after_end: AfterEnd = "repeat") -> Float[Array, "N *places D_text"]:
     bundle = plain(bundle)
-    return end_states(bundle, tokenize(bundle, CAPTIONS, truncate=True))
+    return end_states(bundle, tokenize(bundle, CAPTIONS, truncate=True), after_end)
 
 
 def _truncated_pinv(

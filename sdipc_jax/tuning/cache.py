@@ -16,6 +16,7 @@ from sdipc_jax.checkpoints.bundle import Bundle, apply
 from sdipc_jax.errors import InputError
 from sdipc_jax.pictures.preprocessing import preprocess
 from sdipc_jax.prompts.contexts import text_prompt
+from sdipc_jax.prompts.prompt import AnyPrompt
 from sdipc_jax.prompts.tokens import tokenize
 from sdipc_jax.prompts.vision import encode_images
 from sdipc_jax.tuning.losses import Batch
@@ -30,7 +31,7 @@ class Cache:
     deviation: Float32[np.ndarray, "N h w C"]
     pixels: Float32[np.ndarray, "N S S 3"] | None = None
     features: Float32[np.ndarray, "N D_image"] | None = None
-    text: Float32[np.ndarray, "N L D"] | None = None
+    text: AnyPrompt | None = None
 
     def __len__(self) -> int:
         return len(self.latents)
@@ -121,8 +122,8 @@ def choose_targets(
     return np.array([other(int(reference)) for reference in references], np.int64)
 
 
-def encode_captions(bundle: Bundle, captions: Sequence[str], batch_size: int = 4) -> Float32[np.ndarray, "N L D"]:
-    """The text states of captions; long ones are cut."""
+def encode_captions(bundle: Bundle, captions: Sequence[str], batch_size: int = 4) -> AnyPrompt:
+    """The prompts of captions, on the host; long ones are cut."""
     tokens = tokenize(bundle, captions, truncate=True)
     return in_batches(partial(text_prompt, bundle), tokens, size=batch_size)
 

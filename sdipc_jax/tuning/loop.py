@@ -103,7 +103,7 @@ class Run:
         numbered = [each | {"rows": rows} for each in made]
         if not self.settings.each_class:
             return numbered[0]
-        return {name: np.stack([each[name] for each in numbered], axis=1) for name in numbered[0]}
+        return jax.tree.map(lambda *leaves: np.stack(leaves, axis=1), *numbered)
 
     def _check_finite(self, update: int, values: Mapping[str, Any], pictures: Sequence[Sequence[int]]) -> None:
         for name in ("loss", "gradient_norm"):

@@ -1,6 +1,5 @@
 """Eq. 9 of arXiv 2305.12716: the diffusion loss under pictures as prompts, plus the ordinary one under captions."""
 
-import dataclasses
 from collections.abc import Callable
 from typing import Any, NamedTuple, NotRequired, TypedDict
 
@@ -11,10 +10,12 @@ from jaxtyping import Array, Float, Int, Key
 
 from sdipc_jax.checkpoints.bundle import Params, apply
 from sdipc_jax.errors import InputError
+from sdipc_jax.prompts.contexts import after_start
 from sdipc_jax.prompts.projection import convert
+from sdipc_jax.prompts.prompt import AnyPrompt, unet_inputs
 from sdipc_jax.tracing import under_our_rules
 from sdipc_jax.tuning.settings import TuningSettings
-from sdipc_jax.tuning.trainable import Frozen, merge
+from sdipc_jax.tuning.trainable import Frozen, merge, trained_projection
 
 
 class Batch(TypedDict):
@@ -22,7 +23,7 @@ class Batch(TypedDict):
 
     `latents` are the targets' in the UNet's scale, channels last, or their mean where `deviation` is there too.
     References come as `pixels` where deep prompts train, else as `features`, which is what `encode_images` gives.
-    `text` are the states of the targets' captions, needed where `text_weight` is not 0. `rows` number the pictures of
+    `text` are the prompts of the targets' captions, needed where `text_weight` is not 0. `rows` number the pictures of
     an update: noise, timestep and dropout of a picture depend on the key and on its number alone, so that it does not
     matter how an update's pictures are divided into batches and devices. By default they count from 0.
     """
@@ -31,7 +32,7 @@ class Batch(TypedDict):
     deviation: NotRequired[Float[Array | np.ndarray, "N h w C"]]
     pixels: NotRequired[Float[Array | np.ndarray, "N S S 3"]]
     features: NotRequired[Float[Array | np.ndarray, "N D_image"]]
-    text: NotRequired[Float[Array | np.ndarray, "N L D"]]
+    text: NotRequired[AnyPrompt]
     rows: NotRequired[Int[Array | np.ndarray, " N"]]
 
 
@@ -83,9 +84,9 @@ def loss(
     The two share target, timestep and noise, and with a weight of 0 the second is not computed.
     """
     params = merge(trained, frozen.params)
-    contexts = [image_context(params, frozen, settings, batch, draws)]
+    prompts = [image_context(params, frozen, settings, batch, draws)]
     if settings.text_weight > 0:
-        contexts.append(jnp.asarray(batch["text"], jnp.float32))
+        prompts.append(jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.float32), batch["text"]))
     latents = jnp.asarray(batch["latents"], jnp.float32)
     if "deviation" in batch:
         latents = latents + jnp.asarray(batch["deviation"], jnp.float32) * draws.latent_noise
@@ -96,11 +97,16 @@ def loss(
     wanted = draws.noise if frozen.prediction_type == "epsilon" else signal * draws.noise - share * latents
 
     def tiled(array: Array) -> Array:
-        return jnp.concatenate([array] * len(contexts))
+        return jnp.concatenate([array] * len(prompts))
 
-    timesteps = tiled(draws.timesteps.astype(jnp.float32))
-    found = apply(frozen.config.unet_model, params["unet"], tiled(noisy), timesteps, jnp.concatenate(contexts))
-    errors = jnp.square(found.astype(jnp.float32) - tiled(wanted)).reshape(len(contexts), -1).mean(axis=1)
+    timesteps, noisy = tiled(draws.timesteps.astype(jnp.float32)), tiled(noisy)
+    both = jax.tree.map(lambda *leaves: jnp.concatenate(leaves), *prompts)
+    # What SDXL is told of sizes: the target's own, not cropped, as in sampling.
+    height, width = (frozen.config.vae.downscale * side for side in latents.shape[1:3])
+    sizes = np.array([height, width, 0, 0, height, width], np.float32)
+    context, added = unet_inputs(frozen.config, "the batch's prompt", both, len(prompts) * len(latents), sizes)
+    found = apply(frozen.config.unet_model, params["unet"], noisy, timesteps, context, **added)
+    errors = jnp.square(found.astype(jnp.float32) - tiled(wanted)).reshape(len(prompts), -1).mean(axis=1)
     total = errors[0]
     parts = {"loss_image": errors[0]}
     if settings.text_weight > 0:
@@ -114,22 +120,15 @@ def objective(settings: TuningSettings) -> Callable[..., tuple[Float[Array, ""],
     return jax.checkpoint(loss, static_argnums=2, policy=_kept) if settings.rematerialise else loss
 
 
-def image_context(
-    params: Params, frozen: Frozen, settings: TuningSettings, batch: Batch, draws: Draws
-) -> Float[Array, "N L D"]:
-    """c_img of eq. 9: vision tower with deep prompts, W_i, W_t^+ and the scale (eq. 6), then eq. 7's prompt."""
+def image_context(params: Params, frozen: Frozen, settings: TuningSettings, batch: Batch, draws: Draws) -> AnyPrompt:
+    """c_img of eq. 9: vision tower with deep prompts, eq. 6 or a fitted map, then eq. 7's prompt."""
     if settings.trains_prompts:
         clip = {name: params["clip"][name] for name in ("vision_model", "deep_prompts")}
         features = apply(frozen.config.vision_model, clip, jnp.asarray(batch["pixels"]), draws.keep)
     else:
         features = jnp.asarray(batch["features"])
-    projection = frozen.projection
-    if settings.variant in ("fc", "fc_init"):
-        projection = dataclasses.replace(projection, inverse=params["clip"]["inverse"]["kernel"])
-    vectors = convert(projection, features)
-    count, width = vectors.shape
-    copies = jnp.broadcast_to(vectors[:, None], (count, frozen.config.tokens.length - 1, width))
-    return jnp.concatenate([jnp.broadcast_to(frozen.start, (count, 1, width)), copies], axis=1)
+    vectors = convert(trained_projection(frozen.projection, params, settings), features)
+    return after_start(frozen.config, frozen.start, vectors)
 
 
 def check_batch(batch: Batch, settings: TuningSettings) -> None:

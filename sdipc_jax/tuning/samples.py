@@ -12,12 +12,13 @@ from sdipc_jax.datasets.examples import Example
 from sdipc_jax.pictures.preprocessing import preprocess
 from sdipc_jax.pictures.sheets import contact_sheet, save_png, thumbnail
 from sdipc_jax.prompts.contexts import image_prompt
-from sdipc_jax.prompts.projection import closed_form, convert
+from sdipc_jax.prompts.projection import convert
 from sdipc_jax.prompts.vision import encode_images
 from sdipc_jax.sampling.decoding import to_uint8
 from sdipc_jax.tuning.config import RunSettings
 from sdipc_jax.tuning.many import select
 from sdipc_jax.tuning.step import State, delta
+from sdipc_jax.tuning.trainable import trained_projection
 
 
 class Sheets:
@@ -58,7 +59,8 @@ class Sheets:
             pictures = [each.read() for each in shown]
             preprocessing = tuned.config.vision_side.preprocessing
             pixels = np.stack([preprocess(picture, preprocessing) for picture in pictures])
-            vectors = convert(closed_form(tuned), encode_images(tuned, pixels))
+            projection = trained_projection(one.frozen.projection, tuned.params, settings)
+            vectors = convert(projection, encode_images(tuned, pixels))
             sampled, _ = parallel.generate(
                 self._mesh,
                 tuned,

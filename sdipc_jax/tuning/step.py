@@ -65,7 +65,8 @@ def init(bundle: Bundle, settings: TuningSettings, projection: Projection | None
     Args:
         bundle: the checkpoint to tune, loaded in float32.
         settings: with `steps` given or worked out by `for_pictures` if the rate follows a cosine.
-        projection: eq. 6 with another cut-off, scale or mode than the checkpoint's; it stays fixed.
+        projection: eq. 6 with another cut-off, scale or mode than the checkpoint's, or where the inverse does not reach
+            what `calibrate` gives; it stays fixed.
 
     Raises:
         InputError: the checkpoint cannot take pictures as prompts, or the settings do not fit it.

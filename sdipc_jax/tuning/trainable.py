@@ -15,9 +15,13 @@ from sdipc_jax.errors import InputError
 from sdipc_jax.models.deep_prompts import CLIPDeepPrompts, DeepPrompts
 from sdipc_jax.prompts.contexts import empty_prompt
 from sdipc_jax.prompts.projection import Projection, closed_form
+from sdipc_jax.prompts.prompt import context_of
 from sdipc_jax.samplers.noise_levels import DDIMOptions, alpha_bars, read_options
 from sdipc_jax.tracing import under_our_rules
 from sdipc_jax.tuning.settings import TuningSettings
+
+# The variants that train a layer in the place of the inverse.
+_LAYERS = ("fc", "fc_init")
 
 
 @partial(
@@ -31,7 +35,7 @@ class Frozen:
 
     Attributes:
         params: all of the UNet, and where deep prompts train of the vision tower, that is not trained.
-        projection: eq. 6's matrices and scale.
+        projection: eq. 6's matrices and scale, or a fitted map.
         start: the start token's state, (1, 1, D).
         alpha_bars: the share of signal in the variance at each timestep, (T,).
         config: of the tuned checkpoint, in the dtype of the arithmetic.
@@ -52,12 +56,14 @@ def split(bundle: Bundle, settings: TuningSettings, projection: Projection | Non
     A bundle that is tuned already goes on from what it has.
 
     Args:
-        projection: eq. 6 with another cut-off, scale or mode than the checkpoint's.
+        projection: eq. 6 with another cut-off, scale or mode than the checkpoint's, or what `calibrate` gives.
 
     Raises:
         InputError: the checkpoint cannot take pictures as prompts or predicts the sample, or the settings do not fit.
     """
     config = bundle.config
+    if projection is not None and projection.centre is not None:
+        check_variant(settings)
     dtype = settings.dtype or config.dtype
     side = config.vision_side
     options = read_options(DDIMOptions, config.scheduler, steps=1)
@@ -72,7 +78,7 @@ def split(bundle: Bundle, settings: TuningSettings, projection: Projection | Non
         prompts = _prompts(bundle, settings)
         side = dataclasses.replace(side, prompts=prompts)
         trained |= flatten(_prompt_params(bundle, prompts, settings), ("clip", "deep_prompts"))
-    if settings.variant in ("fc", "fc_init"):
+    if settings.variant in _LAYERS:
         trained["clip", "inverse", "kernel"] = _layer(projection, settings)
     frozen = {"unet": bundle.params["unet"]}
     if settings.trains_prompts:
@@ -81,11 +87,31 @@ def split(bundle: Bundle, settings: TuningSettings, projection: Projection | Non
     return unflatten({path: jnp.array(leaf, jnp.float32) for path, leaf in trained.items()}), Frozen(
         params=unflatten(rest),
         projection=projection,
-        start=empty_prompt(bundle)[:, :1],
+        start=context_of(empty_prompt(bundle))[:, :1],
         alpha_bars=jnp.asarray(alpha_bars(options, zero_snr=options.rescale_betas_zero_snr)),
         config=dataclasses.replace(config, clip=side, dtype=dtype),
         prediction_type=options.prediction_type,
     )
+
+
+def check_variant(settings: TuningSettings) -> None:
+    """Refuses to train a layer in the place of the inverse, where a fitted map takes its place already.
+
+    Raises:
+        InputError: that is asked for.
+    """
+    if settings.variant in _LAYERS:
+        raise InputError(
+            f"variant is {settings.variant}, which trains a layer in the place of the inverse, expected both, kv or "
+            "prompts where the inverse does not reach and a map is fitted: choose one of them"
+        )
+
+
+def trained_projection(projection: Projection, params: Params, settings: TuningSettings) -> Projection:
+    """The converter with the layer that trains in the place of the inverse, if one does."""
+    if settings.variant not in _LAYERS:
+        return projection
+    return dataclasses.replace(projection, inverse=params["clip"]["inverse"]["kernel"])
 
 
 def merge(trained: Mapping[str, Any], rest: Mapping[str, Any]) -> Params:
