@@ -573,12 +573,18 @@ def refuse(capsys: pytest.CaptureFixture[str], *arguments: object) -> str:
         (["text", "a " * 30], "the prompt has 30 tokens, expected at most 18"),
         (["text", "a", "--negative-prompt", "a " * 30], "the prompt has 30 tokens, expected at most 18"),
         (["edit", "p.png", "a " * 30], "the prompt has 30 tokens, expected at most 18"),
-        (["text", "a", "--model", "sd15"], "sd15: no such folder, expected 'embedded' or a diffusers pipeline folder"),
-        (["text", "a", "--model", "runwayml/sd"], "download the checkpoint and give its folder"),
+        (
+            ["text", "a", "--model", "sd15", "--offline"],
+            "not in the cache, and the network must not be used: run `sdipc",
+        ),
+        (
+            ["text", "a", "--model", "runwayml/sd", "--offline"],
+            "run `sdipc models fetch runwayml/sd` where there is one",
+        ),
         (["text", "a", "--model", "."], "not a checkpoint, expected a diffusers pipeline folder with unet/"),
-        (["text", "a", "--model", "text.png"], "single files are not supported yet: convert to a folder"),
-        (["vary", "p.png", "--clip", "openai/clip"], "download the CLIP and give its folder"),
-        (["vary", "p.png", "--clip", "text.png"], "single files are not supported yet: convert to a folder"),
+        (["text", "a", "--model", "text.png"], "found no whole safetensors file"),
+        (["vary", "p.png", "--clip", "openai/clip", "--offline"], "run `sdipc models fetch openai/clip` where there"),
+        (["vary", "p.png", "--clip", "text.png"], "found no whole safetensors file"),
     ],
 )
 @pytest.mark.usefixtures("untouched")

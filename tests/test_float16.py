@@ -177,7 +177,9 @@ def test_a_batch_with_a_picture_of_nan_is_refused(folder: Path, monkeypatch: pyt
     config = read_config(folder, dtype="float16")
     monkeypatch.setattr(batch_sampler.Sampler, "vectors", lambda self, items: np.zeros((1, 24), np.float32))
     text = Texts(np.zeros((20,), np.int32))  # type: ignore[arg-type]
-    item: Any = SimpleNamespace(record={"alpha": 0.0, "seed": 0, "index": 0}, tokens=text, negative=text)
+    item: Any = SimpleNamespace(
+        record={"alpha": 0.0, "seed": 0, "index": 0, "negative_prompt": ""}, tokens=text, negative=text
+    )
     job: Any = SimpleNamespace(batch_size=1, karras=False, eta=0.0)
     sampler = batch_sampler.Sampler(
         sdipc.Bundle({}, config), cast(Any, None), job, decide(config, SamplerSettings()), make_mesh("data=1")

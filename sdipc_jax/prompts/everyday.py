@@ -151,7 +151,7 @@ def everyday_captions(count: int = COUNT) -> tuple[str, ...]:
     """The captions, every second one with words of style; the same ones every time, and none twice.
 
     >>> everyday_captions(4)
-    ('a cat', 'a photo of a cat', 'a proud horse walking in a line', 'an ink drawing of a fisherman carrying a box')
+    ('a cat', 'a photo of a cat', 'a happy penguin sleeping', 'a close-up photo of a soldier reading a book')
     """
     kinds = [itertools.islice(_written(templates), count) for templates in (_PLAIN, _STYLED)]
     return tuple(itertools.islice(itertools.chain.from_iterable(zip(*kinds, strict=False)), count))
