@@ -231,3 +231,34 @@ def test_names_that_mean_nothing(tmp_path: Path) -> None:
         sources.find(tmp_path, "main")
     with pytest.raises(InputError, match="expected one of them: leave one out"):
         sources.find("org/name@main", "main")
+
+
+@pytest.mark.parametrize(
+    "files, name, expected",
+    [
+        (["pytorch_lora_weights.safetensors", "other.safetensors"], "", "pytorch_lora_weights.safetensors"),
+        (["style.safetensors", "style.bin", "README.md"], "", "style.safetensors"),
+        (["a.safetensors", "deep/b.safetensors"], "/deep/b.safetensors", "deep/b.safetensors"),
+    ],
+)
+def test_a_lora_from_the_hub(
+    fake: FakeHub, monkeypatch: pytest.MonkeyPatch, files: list[str], name: str, expected: str
+) -> None:
+    fake.files = {file: file.encode() for file in files}
+    for at in ("", f"@{COMMIT}"):
+        found = sources.find_lora(f"{REPOSITORY}{at}{name}")
+        assert found.read_bytes() == expected.encode()
+    assert fake.fetched() == {expected}
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    assert sources.find_lora(f"{REPOSITORY}/{expected}") == found
+
+
+def test_a_repository_of_several_loras_asks_for_one(fake: FakeHub, tmp_path: Path) -> None:
+    fake.files = {"a.safetensors": b"a", "b.safetensors": b"b"}
+    with pytest.raises(InputError, match=r"found a.safetensors, b.safetensors, expected one LoRA file: name it, as in"):
+        sources.find_lora(REPOSITORY)
+    with pytest.raises(InputError, match=r"expected c.safetensors: name it"):
+        sources.find_lora(f"{REPOSITORY}/c.safetensors")
+    # Files come first, and what is no id is left to who reads it.
+    assert sources.find_lora(tmp_path / "a.safetensors") == tmp_path / "a.safetensors"
+    assert sources.find_lora("folder/a.safetensors") == Path("folder/a.safetensors")

@@ -25,6 +25,8 @@ _PARTS = (
     *("scheduler", "safety_checker", "feature_extractor", "clip"),
 )
 _STEMS = ("diffusion_pytorch_model", "model")
+# What diffusers calls a LoRA.
+LORA_FILE = "pytorch_lora_weights.safetensors"
 _TRIES, _LONGEST_WAIT = 5, 60.0
 _Result = TypeVar("_Result")
 
@@ -49,6 +51,10 @@ class Snapshot:
     @property
     def origin(self) -> str:
         return f"{self.repository}@{self.commit}"
+
+
+# Which of a repository's files are fetched.
+Choose = Callable[[Iterable[Entry], str], list[Entry]]
 
 
 def choose(entries: Iterable[Entry], repository: str) -> list[Entry]:
@@ -108,31 +114,60 @@ def offline() -> bool:
     return asked or bool(constants.HF_HUB_OFFLINE)
 
 
-def cached(repository: str, revision: str | None = None) -> Snapshot | None:
-    """What an earlier run has fetched of a repository."""
+def choose_one(entries: Iterable[Entry], repository: str, file: str | None) -> Entry:
+    """One safetensors file: the one with this path, else what diffusers calls a LoRA, else the only one there is."""
+    listed = {entry.path: entry for entry in entries if entry.path.endswith(".safetensors")}
+    usual = LORA_FILE if LORA_FILE in listed else None
+    paths = [path for path in listed if path == (file or usual or path)]
+    if len(paths) == 1:
+        return listed[paths[0]]
+    found = ", ".join(map(printable, sorted(listed)[:8])) or "no safetensors file"
+    raise InputError(
+        f"{repository}: found {found}, expected {printable(file) if file else 'one LoRA file'}: name it, as in "
+        f"{repository}/FILE.safetensors"
+    )
+
+
+def cached(repository: str, revision: str | None = None, file: str | None = None) -> Snapshot | None:
+    """What an earlier run has fetched of a repository: a checkpoint, or a file."""
     from huggingface_hub import try_to_load_from_cache
 
-    for name in ("model_index.json", "config.json"):
+    for name in ("model_index.json", "config.json") if file is None else (file,):
         path = try_to_load_from_cache(repository, name, revision=revision)
         if isinstance(path, str):
-            folder = Path(path).parent
+            folder = Path(path).parents[len(PurePosixPath(name).parts) - 1]
             return Snapshot(folder, repository, folder.name)
     return None
 
 
-def fetch(repository: str, revision: str | None = None) -> Snapshot:
+def fetch_lora(repository: str, revision: str | None = None, file: str | None = None) -> Path:
+    """Fetches one LoRA file, or takes it from the cache where there is no network. See `fetch`."""
+    chosen = [file or LORA_FILE]
+
+    def choose(entries: Iterable[Entry], repository: str) -> list[Entry]:
+        found = choose_one(entries, repository, file)
+        chosen[:] = [found.path]
+        return [found]
+
+    folder = fetch(repository, revision, choose, chosen[0]).folder
+    return folder / chosen[0]
+
+
+def fetch(repository: str, revision: str | None = None, choose: Choose = choose, file: str | None = None) -> Snapshot:
     """Fetches a checkpoint, or takes it from the cache where there is no network.
 
     Args:
         repository: the id, `ORG/NAME`.
         revision: a branch, tag or commit; the newest if None.
+        choose: which of a repository's files are fetched.
+        file: what shows that the cache has them; a checkpoint's own file if None.
 
     Raises:
         InputError: one line that says what is wrong with the repository, the network or the files.
     """
     name = repository if revision is None else f"{repository}@{revision}"
     if offline():
-        if (kept := cached(repository, revision)) is not None:
+        if (kept := cached(repository, revision, file)) is not None:
             return kept
         raise InputError(
             f"{name}: not in the cache, and the network must not be used: run `sdipc models fetch {name}` where there "
@@ -155,7 +190,7 @@ def fetch(repository: str, revision: str | None = None) -> Snapshot:
         _remember(repository, revision, commit)
         return Snapshot(folder, repository, commit)
     except (errors.LocalEntryNotFoundError, ConnectionError, TimeoutError) as error:
-        if (kept := cached(repository, revision)) is not None:
+        if (kept := cached(repository, revision, file)) is not None:
             return kept
         if isinstance(error.__cause__, errors.FileMetadataError):
             raise InputError(_explained(error.__cause__, name)) from None
@@ -165,7 +200,7 @@ def fetch(repository: str, revision: str | None = None) -> Snapshot:
             raise
         raise InputError(_explained(error, name)) from None
     except Exception as error:  # Of the library beneath: httpx, requests, whichever it is.
-        if (kept := cached(repository, revision)) is not None:
+        if (kept := cached(repository, revision, file)) is not None:
             return kept
         raise InputError(f"{name}: {_reason(error)}, expected the hub to answer: check the network") from None
 

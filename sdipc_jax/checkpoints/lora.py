@@ -24,6 +24,7 @@ from sdipc_jax.checkpoints.keys import flatten, from_torch, to_torch, torch_name
 from sdipc_jax.checkpoints.lora_changes import Change, Lora, changes_of, named, shortened
 from sdipc_jax.checkpoints.lora_formulas import KINDS, Kind, changed, kind_of
 from sdipc_jax.checkpoints.lora_names import UNSUPPORTED, spellings, split
+from sdipc_jax.checkpoints.sources import find_lora
 from sdipc_jax.checkpoints.tensors import RUNS_CODE
 from sdipc_jax.errors import InputError, printable
 from sdipc_jax.settings import LoraSettings
@@ -46,7 +47,7 @@ def with_loras(config: Config, settings: LoraSettings) -> Config:
         return config
     shapes = _shapes(config.abstract_params())
     loras = [
-        read_lora(Path(file), config, scale, partial=settings.lora_partial, shapes=shapes)
+        read_lora(find_lora(file), config, scale, partial=settings.lora_partial, shapes=shapes)
         for file, scale in zip(settings.lora, settings.scales, strict=True)
     ]
     return _with(config, loras)
@@ -56,7 +57,8 @@ def merge_lora(bundle: Bundle, file: str | Path, scale: float = 1.0, *, partial:
     """The bundle with a LoRA fused into its weights. The old bundle stays what it was: keep it to undo this.
 
     Args:
-        file: a safetensors file; LoRA, LoCon, LoHa, LoKr, DoRA or plain differences, for UNet and text encoders.
+        file: a safetensors file, or an id on the hub (`ORG/NAME[@REVISION][/FILE.safetensors]`); LoRA, LoCon, LoHa, LoKr,
+            DoRA or plain differences, for UNet and text encoders.
         scale: how much of the change is made; 1 is all of it, 0 none, and less than 0 leads away from it.
         partial: leave out what fits nothing in this checkpoint instead of refusing the file.
 
@@ -64,7 +66,7 @@ def merge_lora(bundle: Bundle, file: str | Path, scale: float = 1.0, *, partial:
         InputError: the file cannot be read, is for another base, is of a kind that is not built, or does not fit.
     """
     config = bundle.config
-    lora = read_lora(Path(file), config, scale, partial=partial, shapes=_shapes(bundle.params))
+    lora = read_lora(find_lora(file), config, scale, partial=partial, shapes=_shapes(bundle.params))
     fuse = {component: changes_of([lora], component) for component in _COMPONENTS}
     leaves = flatten(bundle.params)
     for path, leaf in leaves.items():

@@ -62,6 +62,24 @@ def find(name: str | Path, revision: str | None = None) -> Source:
     )
 
 
+def find_lora(name: str | Path) -> Path:
+    """The LoRA file that a name stands for, fetched if need be. What is there under the name comes first.
+
+    Args:
+        name: a file, `ORG/NAME[@REVISION]` or `ORG/NAME[@REVISION]/FILE.safetensors`.
+
+    Raises:
+        InputError: it cannot be fetched, or the repository has several and none is named.
+    """
+    owner, _, rest = str(name).partition("/")
+    repository, _, file = rest.partition("/")
+    repository, _, revision = repository.partition("@")
+    is_id = hub.REPOSITORY.fullmatch(f"{owner}/{repository}") and Path(repository).suffix != ".safetensors"
+    if Path(name).exists() or not is_id or (file and Path(file).suffix != ".safetensors"):
+        return Path(name)
+    return hub.fetch_lora(f"{owner}/{repository}", revision or None, file or None)
+
+
 def _fetched(repository: str, revision: str | None) -> Source:
     snapshot = hub.fetch(repository, revision)
     return Source(snapshot.folder, snapshot.origin)
