@@ -152,7 +152,7 @@ class LoraSettings(Settings):
     """What is fused into the weights."""
 
     lora: Annotated[tuple[str, ...], *_several("FILE_OR_ID", "none")] = ()
-    """LoRA, LoCon, LoHa, LoKr and DoRA files (safetensors), or ids on the hub, to fuse into the weights in this order."""
+    """LoRA, LoCon, LoHa, LoKr and DoRA files (safetensors) or ids on the hub, to fuse into weights in this order."""
     lora_scale: Annotated[tuple[Finite, ...], *_several("FLOAT", "1")] = (1.0,)
     """How much of each is fused: one number for all, or one for each."""
     lora_partial: bool = False

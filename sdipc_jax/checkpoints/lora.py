@@ -57,8 +57,8 @@ def merge_lora(bundle: Bundle, file: str | Path, scale: float = 1.0, *, partial:
     """The bundle with a LoRA fused into its weights. The old bundle stays what it was: keep it to undo this.
 
     Args:
-        file: a safetensors file, or an id on the hub (`ORG/NAME[@REVISION][/FILE.safetensors]`); LoRA, LoCon, LoHa, LoKr,
-            DoRA or plain differences, for UNet and text encoders.
+        file: a safetensors file, or an id on the hub (`ORG/NAME[@REVISION][/FILE.safetensors]`); LoRA, LoCon, LoHa,
+            LoKr, DoRA or plain differences, for UNet and text encoders.
         scale: how much of the change is made; 1 is all of it, 0 none, and less than 0 leads away from it.
         partial: leave out what fits nothing in this checkpoint instead of refusing the file.
 
