@@ -111,7 +111,7 @@ def test_many_pictures_are_encoded_in_parts(tiny: Bundle) -> None:
 
 @pytest.mark.parametrize("paths", [[], "cat.png", Path("cat.png")])
 def test_no_list_of_pictures_is_refused(tiny: Bundle, paths: Any) -> None:
-    with pytest.raises(InputError, match=r"^paths is .+, expected a list of at least one file$"):
+    with pytest.raises(InputError, match=r"^paths is .+, expected a list of at least one file: put it in brackets$"):
         read_pictures(tiny, paths)
 
 

@@ -545,7 +545,7 @@ def test_refusals(least: Bundle, context: jax.Array, settings: dict[str, Any], m
         ((0, 20, 24), "there are no prompts, expected at least one"),
         ((2, 20, 23), r"context has shape \(2, 20, 23\), expected \(2, 20, 24\)"),
         ((2, 77, 24), r"context has shape \(2, 77, 24\), expected \(2, 20, 24\)"),
-        ((20, 24), r"context has shape \(20, 24\), expected \(20, 20, 24\)"),
+        ((20, 24), r"context has shape \(20, 24\), expected \(N, L, D\) with one row a picture: give context\[None\]"),
     ],
 )
 def test_prompts_of_another_shape_are_refused(least: Bundle, shape: tuple[int, ...], message: str) -> None:

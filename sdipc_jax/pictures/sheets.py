@@ -7,7 +7,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import matplotlib
 import numpy as np
 from jaxtyping import UInt8
 from PIL import Image, ImageDraw, ImageFont
@@ -50,7 +49,9 @@ def contact_sheet(
     size = (sum(width + _MARGIN for width in widths), sum(label_height + height + _MARGIN for height in heights))
     sheet = Image.new("RGB", (size[0] + _MARGIN, size[1] + _MARGIN), "white")
     draw = ImageDraw.Draw(sheet)
-    # Pillow's own font has no accents.
+    # Pillow's own font has no accents; and this is slow to import.
+    import matplotlib
+
     font = ImageFont.truetype(Path(matplotlib.get_data_path(), "fonts/ttf/DejaVuSans.ttf"), _LABEL_SIZE)
     top = _MARGIN
     for row, height, label in zip(cells, heights, labels or [""] * len(cells), strict=True):

@@ -21,23 +21,21 @@ from sdipc_jax.tracing import platform
 _AT_ONCE = 8
 
 
-def read_pictures(bundle: Bundle, pictures: Sequence[Any], fit: Fit = "crop") -> Float32[np.ndarray, "N S S 3"]:
+def read_pictures(bundle: Bundle, paths: Sequence[Any], fit: Fit = "crop") -> Float32[np.ndarray, "N S S 3"]:
     """Reads pictures and prepares them for the vision tower.
 
     Args:
-        pictures: paths of picture files, Pillow's pictures, or arrays (H, W, 3), 8-bit or of floats in [0, 1].
+        paths: picture files, or in their place Pillow's pictures or arrays (H, W, 3), 8-bit or of floats in [0, 1].
         fit: what the tower sees of a picture that is not square: its middle, or all of it, with bars or out of
             proportion.
 
     Raises:
         InputError: a picture cannot be read, or none is named; `sdipc vary` shows how to go on with the others.
     """
-    if isinstance(pictures, str | Path) or not len(pictures):
-        raise InputError(f"pictures is {pictures!r}, expected a list of at least one: put it in brackets")
+    if isinstance(paths, str | Path) or not len(paths):
+        raise InputError(f"paths is {paths!r}, expected a list of at least one file: put it in brackets")
     settings = with_fit(bundle.config, fit).vision_side.preprocessing
-    return np.stack(
-        [preprocess(read_any(picture, f"picture {n}").pixels, settings) for n, picture in enumerate(pictures)]
-    )
+    return np.stack([preprocess(read_any(picture, f"picture {n}").pixels, settings) for n, picture in enumerate(paths)])
 
 
 @jax.jit
