@@ -95,6 +95,11 @@ def test_bfloat16_is_as_near_to_float64_as_pytorch_is(group: str, measured: Meas
             # A few numbers' rounding is a matter of luck.
             shape = (16, *case.inputs[0].shape[1:])
             case = dataclasses.replace(case, inputs=(np.random.default_rng(8).standard_normal(shape, np.float32),))
+        elif case.named:
+            sample, *others = (np.repeat(each, 16, axis=0) for each in case.inputs)
+            sample = np.random.default_rng(8).standard_normal(sample.shape, np.float32)
+            named = {name: np.repeat(value, 16, axis=0) for name, value in case.named.items()}
+            case = dataclasses.replace(case, inputs=(sample, *others), named=named)
         # The mean of the latents, and not pictures made of it: by then the two have gone different ways.
         exact, rounded, found = (
             outputs[0] if isinstance(outputs, tuple | list) else outputs
