@@ -1,4 +1,4 @@
-"""Files: written whole or not at all, nowhere that they would not do, and settings read from YAML."""
+"""Files: written whole or not at all, nowhere that they would not do, and lists and settings read from them."""
 
 import contextlib
 import errno
@@ -103,6 +103,27 @@ def check_writable(folder: Path) -> None:
         for each in made:
             with contextlib.suppress(OSError):
                 each.rmdir()
+
+
+def read_lines(path: Path, what: str) -> tuple[str, ...]:
+    """The lines of a text file without the space around them; empty ones and those that were there are left out.
+
+    Args:
+        what: errors say was expected, one a line.
+
+    Raises:
+        InputError: it cannot be read, or is no UTF-8.
+    """
+    name = printable(path)
+    try:
+        lines = path.read_text(encoding="utf-8-sig").splitlines()
+    except OSError as error:
+        raise InputError(
+            f"{name}: {error.strerror}, expected a text file of {what}, one a line: check the path"
+        ) from None
+    except UnicodeDecodeError:
+        raise InputError(f"{name}: found no UTF-8 text, expected {what}, one a line: save it as UTF-8") from None
+    return tuple(dict.fromkeys(line.strip() for line in lines if line.strip()))
 
 
 def read_yaml(path: Path, file: str, content: str) -> dict[str, Any]:

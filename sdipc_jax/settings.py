@@ -1,6 +1,7 @@
 """The settings that people type: one schema each for Python, the command line and files."""
 
 import re
+from abc import abstractmethod
 from datetime import date
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self, get_args
@@ -143,9 +144,9 @@ class ResultSettings(CommandSettings):
         return getattr(self, "output_dir", None) or OUT
 
     @property
+    @abstractmethod
     def result(self) -> tuple[Path, str]:
         """The file that shows that there are results already, and the option that decides where it is."""
-        raise NotImplementedError
 
 
 class LoraSettings(Settings):

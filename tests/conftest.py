@@ -40,6 +40,15 @@ def other_pad(tiny: Bundle, tmp_path_factory: pytest.TempPathFactory) -> Bundle:
     return dataclasses.replace(tiny, config=dataclasses.replace(tiny.config, folder=str(folder), tokens=tokens))
 
 
+@pytest.fixture(scope="module")
+def compile_quickly() -> Iterator[None]:
+    """Compiling is most of what these tests do, and how fast the programs are does not matter."""
+    before = jax.config.read("jax_disable_most_optimizations")
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", before)
+
+
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Path]:
     """A file system of 4 MB."""

@@ -1,9 +1,7 @@
 """`evaluate` where the states that the UNet reads do not lead to the joint space: SDXL by a fitted map."""
 
-from collections.abc import Iterator
 from pathlib import Path
 
-import jax
 import numpy as np
 import pytest
 
@@ -12,25 +10,14 @@ from sdipc_jax.checkpoints.text_tower import load_text_tower
 from sdipc_jax.commands.evaluate import EvaluateSettings, evaluate
 from sdipc_jax.evaluate import retrieval
 from tests.test_evaluate import write_corpus
-from tests.test_sdxl_pictures import CAPTIONS, with_clip
-from tests.tiny import quick_unet, tiny_sdxl
+from tests.test_sdxl_pictures import CAPTIONS, quick_sdxl
 
-
-@pytest.fixture(scope="module", autouse=True)
-def _compile_quickly() -> Iterator[None]:
-    """Compiling is most of what these tests do, and how fast the programs are does not matter."""
-    before = jax.config.read("jax_disable_most_optimizations")
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", before)
+pytestmark = pytest.mark.usefixtures("compile_quickly")
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("sdxl")
-    unet = quick_unet(tiny_sdxl(folder / "plain").config.unet)
-    sdipc.save(with_clip(folder / "parts", unet=unet), folder / "sdxl")
-    return folder
+    return quick_sdxl(tmp_path_factory.mktemp("sdxl"))
 
 
 def test_captions_are_compared_by_the_clips_own_tower(folder: Path) -> None:

@@ -2,12 +2,10 @@
 
 import json
 import tarfile
-from collections.abc import Iterator
 from io import BytesIO
 from pathlib import Path
 from typing import Any
 
-import jax
 import numpy as np
 import pytest
 from PIL import Image
@@ -17,28 +15,18 @@ from sdipc_jax import parallel
 from sdipc_jax.cli import main
 from sdipc_jax.prompts.projection import end_states, mean_end_state
 from tests.picture_cases import write_picture
-from tests.test_sdxl_pictures import CAPTIONS, with_clip
-from tests.tiny import quick_unet, tiny_sdxl
+from tests.test_sdxl_pictures import CAPTIONS, quick_sdxl
+
+pytestmark = pytest.mark.usefixtures("compile_quickly")
 
 # The states of the first tower, those of the second, and the pooled vector.
 PARTS = (slice(24), slice(24, 64), slice(64, 96))
 
 
-@pytest.fixture(scope="module", autouse=True)
-def _compile_quickly() -> Iterator[None]:
-    """Compiling is most of what these tests do, and how fast the programs are does not matter."""
-    before = jax.config.read("jax_disable_most_optimizations")
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", before)
-
-
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A checkpoint, two pictures, and captions."""
-    folder = tmp_path_factory.mktemp("sdxl")
-    unet = quick_unet(tiny_sdxl(folder / "plain").config.unet)
-    sdipc.save(with_clip(folder / "parts", unet=unet), folder / "sdxl")
+    folder = quick_sdxl(tmp_path_factory.mktemp("sdxl"))
     write_picture(folder / "clouds.png")
     Image.open(folder / "clouds.png").convert("RGB").rotate(90).save(folder / "stones.png")
     (folder / "captions.txt").write_text("\n".join(CAPTIONS))

@@ -18,7 +18,7 @@ from sdipc_jax.pictures.preprocessing import Preprocessing
 from sdipc_jax.prompts import converter
 from sdipc_jax.prompts.contexts import end_positions
 from tests.picture_cases import write_picture
-from tests.tiny import tiny_sdxl
+from tests.tiny import quick_unet, tiny_sdxl
 
 CAPTIONS = [f"{one} {other}" for one in ("a", "bee", "cat", "d?", "xyz", "no") for other in ("e", "fg", "h.", "dog")]
 
@@ -37,6 +37,13 @@ def with_clip(folder: Path, **changes: Any) -> sdipc.Bundle:
     second = bundle.params["text_encoder_2"]["text_projection"]["kernel"]
     bundle.params["clip"]["text_projection"]["kernel"] = second
     return bundle
+
+
+def quick_sdxl(parts: Path) -> Path:
+    """Writes such a checkpoint, with a UNet that compiles quickly, as `sdxl` in a folder, and returns the folder."""
+    unet = quick_unet(tiny_sdxl(parts / "plain").config.unet)
+    sdipc.save(with_clip(parts / "parts", unet=unet), parts / "sdxl")
+    return parts
 
 
 @pytest.fixture(scope="module")

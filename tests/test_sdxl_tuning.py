@@ -1,6 +1,5 @@
 """Tuning where a map is fitted to captions: SDXL's prompts of several parts, and each place's own state."""
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +15,10 @@ from sdipc_jax.checkpoints.keys import flatten, torch_name
 from sdipc_jax.cli import main
 from sdipc_jax.tuning import losses
 from tests.compare import relative_error
-from tests.test_sdxl_pictures import CAPTIONS, with_clip
-from tests.tiny import quick_unet, tiny_sdxl
+from tests.test_sdxl_pictures import CAPTIONS, quick_sdxl, with_clip
 from tests.tuning_runs import write_pictures
+
+pytestmark = pytest.mark.usefixtures("compile_quickly")
 
 KEY = jax.random.key(3)
 
@@ -27,21 +27,9 @@ def settings(**values: Any) -> tuning.TuningSettings:
     return tuning.TuningSettings(**{"prompt_length": 2, "steps": 2, "schedule": "constant"} | values)
 
 
-@pytest.fixture(scope="module", autouse=True)
-def _compile_quickly() -> Iterator[None]:
-    """Compiling is most of what these tests do, and how fast the programs are does not matter."""
-    before = jax.config.read("jax_disable_most_optimizations")
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", before)
-
-
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    parts = tmp_path_factory.mktemp("sdxl")
-    unet = quick_unet(tiny_sdxl(parts / "plain").config.unet)
-    sdipc.save(with_clip(parts / "parts", unet=unet), parts / "sdxl")
-    return parts
+    return quick_sdxl(tmp_path_factory.mktemp("sdxl"))
 
 
 @pytest.fixture(scope="module")

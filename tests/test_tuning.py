@@ -2,7 +2,6 @@
 
 import dataclasses
 import itertools
-from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -26,6 +25,8 @@ from sdipc_jax.tuning.step import row_numbers
 from tests.compare import relative_error
 from tests.tiny import SCHEDULER, SMALL_UNET, tiny_bundle
 
+pytestmark = pytest.mark.usefixtures("compile_quickly")
+
 KEY = jax.random.key(5)
 CAPTIONS = ["a cat", "a dog", "a red cat", "", "two dogs"]
 LENGTH = 2
@@ -37,15 +38,6 @@ def settings(**values: Any) -> tuning.TuningSettings:
 
 FT = settings(learning_rate=1e-3, ema=0.9)
 CT = settings(mode="ct", optimizer="sgd", learning_rate=0.1, dropout=0.5)
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _compile_quickly() -> Iterator[None]:
-    """Compiling is most of what these tests do, and how fast the programs are does not matter."""
-    before = jax.config.read("jax_disable_most_optimizations")
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", before)
 
 
 @pytest.fixture(scope="module")

@@ -13,7 +13,7 @@ from sdipc_jax.checkpoints.headers import Tensor, read_header
 from sdipc_jax.checkpoints.names_ldm import unet_names
 from sdipc_jax.checkpoints.parts import read_json
 from sdipc_jax.checkpoints.sources import find
-from sdipc_jax.checkpoints.tensors import RUNS_CODE, shapes_of, take, weight_files
+from sdipc_jax.checkpoints.tensors import refuse_pickle, shapes_of, take, weight_files
 from sdipc_jax.errors import InputError, printable
 from sdipc_jax.models import ControlNetConfig, UNetConfig
 from sdipc_jax.models.weighted import cross_attention_layers
@@ -110,8 +110,7 @@ def _read_side(config: Config, source: Path) -> ControlSide:
 def _of_file(config: Config, file: Path) -> ControlNetConfig:
     """The architecture of a file, which says nothing of it: the UNet's, and what the tensors' shapes tell."""
     shown = printable(file)
-    if file.suffix in RUNS_CODE:
-        raise InputError(f"{shown}: found a pickle, expected safetensors: such a file can run code when it is opened")
+    refuse_pickle(file)
     stored, by_authors = _stored([file])
     if not by_authors and f"{_EMBEDDING}conv_in.weight" not in stored:
         what = "a Control-LoRA" if "lora_controlnet" in stored else f"no {_EMBEDDING}conv_in"

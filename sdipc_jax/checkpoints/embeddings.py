@@ -14,8 +14,8 @@ import numpy as np
 
 from sdipc_jax.checkpoints.bundle import Bundle, Config, Embedding, Params
 from sdipc_jax.checkpoints.headers import Tensor, read_header
-from sdipc_jax.checkpoints.lora_changes import shortened
-from sdipc_jax.checkpoints.tensors import RUNS_CODE
+from sdipc_jax.checkpoints.lora_changes import shown_name
+from sdipc_jax.checkpoints.tensors import refuse_pickle
 from sdipc_jax.errors import InputError, printable
 
 # The keys of files for two text encoders, by component; else a file has one tensor, under any name.
@@ -56,8 +56,7 @@ def load_rows(config: Config) -> Params:
 def read_embedding(file: Path, config: Config) -> Embedding:
     """Reads a file's header and finds out which text encoder each tensor is for."""
     shown, word = printable(file), file.stem
-    if file.suffix in RUNS_CODE:
-        raise InputError(f"{shown}: found a pickle, expected safetensors: such a file can run code when it is opened")
+    refuse_pickle(file)
     if not file.is_file():
         raise InputError(f"{shown}: no such file, expected an embedding in a safetensors file: check the path")
     if any(each.word.lower() == word.lower() for each in config.embeddings):
@@ -71,7 +70,7 @@ def read_embedding(file: Path, config: Config) -> Embedding:
         if component is None or widths.get(component) != width or component in found:
             base = f", as for {_BASES[width]}" if width in _BASES else ""
             raise InputError(
-                f"{shown}: {shortened(name)} is {list(tensor.shape)}{base}, expected one tensor (vectors, width) for "
+                f"{shown}: {shown_name(name)} is {list(tensor.shape)}{base}, expected one tensor (vectors, width) for "
                 f"each text encoder of this checkpoint, of width {' and '.join(map(str, widths.values()))}: use a file "
                 "that was made for it"
             )

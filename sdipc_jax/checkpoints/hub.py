@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any, TypeVar
 
-from sdipc_jax.checkpoints.tensors import RUNS_CODE, VARIANTS
+from sdipc_jax.checkpoints.tensors import RUNS_CODE, weight_names
 from sdipc_jax.errors import InputError, printable
 
 REPOSITORY = re.compile(r"[\w.-]+/[\w.-]+")
@@ -24,7 +24,6 @@ _PARTS = (
     *("unet", "vae", "text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2"),
     *("scheduler", "safety_checker", "feature_extractor", "clip"),
 )
-_STEMS = ("diffusion_pytorch_model", "model")
 # What diffusers calls a LoRA.
 LORA_FILE = "pytorch_lora_weights.safetensors"
 _TRIES, _LONGEST_WAIT = 5, 60.0
@@ -92,17 +91,10 @@ def choose(entries: Iterable[Entry], repository: str) -> list[Entry]:
 def _weights(paths: Sequence[str]) -> list[str]:
     """The safetensors of the first variant that is there, with the index where they are several."""
     names = {PurePosixPath(path).name: path for path in paths}
-    for stem in _STEMS:
-        for variant in VARIANTS:
-            if (single := f"{stem}{variant}.safetensors") in names:
-                return [names[single]]
-            for index, shard in (
-                (f"{stem}.safetensors.index{variant}.json", rf"{stem}{variant}-\d+-of-\d+\.safetensors"),
-                (f"{stem}{variant}.safetensors.index.json", rf"{stem}-\d+-of-\d+{variant}\.safetensors"),
-            ):
-                if index in names:
-                    shards = [path for name, path in sorted(names.items()) if re.fullmatch(shard, name)]
-                    return [names[index], *shards]
+    for found, pattern in weight_names():
+        if found in names:
+            shards = [path for name, path in sorted(names.items()) if pattern and re.fullmatch(pattern, name)]
+            return [names[found], *shards]
     return []
 
 

@@ -20,12 +20,12 @@ import numpy as np
 
 from sdipc_jax.checkpoints.bundle import Bundle, Config
 from sdipc_jax.checkpoints.headers import Tensor, read_header, read_metadata
-from sdipc_jax.checkpoints.keys import flatten, from_torch, to_torch, torch_name, torch_shape, unflatten
-from sdipc_jax.checkpoints.lora_changes import Change, Lora, changes_of, named, shortened
+from sdipc_jax.checkpoints.keys import flatten, from_torch, to_torch, torch_name, unflatten
+from sdipc_jax.checkpoints.lora_changes import Change, Lora, changes_of, named, shown_name
 from sdipc_jax.checkpoints.lora_formulas import KINDS, Kind, changed, kind_of
 from sdipc_jax.checkpoints.lora_names import UNSUPPORTED, spellings, split
 from sdipc_jax.checkpoints.sources import find_lora
-from sdipc_jax.checkpoints.tensors import RUNS_CODE
+from sdipc_jax.checkpoints.tensors import refuse_pickle, shapes_of
 from sdipc_jax.errors import InputError, printable
 from sdipc_jax.settings import LoraSettings
 
@@ -96,8 +96,7 @@ def read_lora(
         shapes: of the checkpoint's tensors in PyTorch's layout, by component and name.
     """
     shown = printable(file)
-    if file.suffix in RUNS_CODE:
-        raise InputError(f"{shown}: found a pickle, expected safetensors: such a file can run code when it is opened")
+    refuse_pickle(file)
     if not file.is_file():
         raise InputError(f"{shown}: no such file, expected a LoRA in a safetensors file: check the path")
     if not math.isfinite(scale):
@@ -130,9 +129,9 @@ def read_lora(
 
 def _shapes(params: Mapping[str, Any]) -> dict[tuple[str, str], tuple[int, ...]]:
     return {
-        (component, torch_name(path)): torch_shape(path, leaf.shape)
+        (component, name): shape
         for component in _COMPONENTS
-        for path, leaf in flatten(params.get(component, {})).items()
+        for name, shape in shapes_of(params.get(component, {})).items()
     }
 
 
@@ -141,11 +140,11 @@ def _check_kinds(shown: str, tensors: Sequence[Tensor]) -> None:
         kind = next((kind for suffix, kind in UNSUPPORTED.items() if tensor.name.endswith(suffix)), None)
         if kind is not None:
             raise InputError(
-                f"{shown}: {shortened(tensor.name)} is of the kind {kind}, expected LoRA, LoCon, LoHa, LoKr, DoRA or "
+                f"{shown}: {shown_name(tensor.name)} is of the kind {kind}, expected LoRA, LoCon, LoHa, LoKr, DoRA or "
                 "differences: use another file"
             )
         if 0 in tensor.shape:
-            raise InputError(f"{shown}: {shortened(tensor.name)} is empty, expected numbers: use another file")
+            raise InputError(f"{shown}: {shown_name(tensor.name)} is empty, expected numbers: use another file")
 
 
 def _check_base(shown: str, tensors: Sequence[Tensor], config: Config) -> None:
@@ -180,7 +179,7 @@ def _look_up(
         # Some files have every tensor twice, under the names of two programs.
         if other is not tensor and (other.shape != tensor.shape or (other.read() != tensor.read()).any()):
             raise InputError(
-                f"{shown}: {shortened(other.name)} and {shortened(tensor.name)} are for the same module and differ, "
+                f"{shown}: {shown_name(other.name)} and {shown_name(tensor.name)} are for the same module and differ, "
                 "expected one of them: use another file"
             )
     return found, left_out
@@ -198,12 +197,12 @@ def _changes(
         kind = kind_of(frozenset(weight))
         if kind is None:
             raise InputError(
-                f"{shown}: {shortened(module)} has {', '.join(sorted(weight))}, expected all tensors of one kind, such "
-                "as up and down: the file is damaged"
+                f"{shown}: {shown_name(module)} has {', '.join(sorted(weight))}, expected all tensors of one kind, "
+                "such as up and down: the file is damaged"
             )
         rank = kind.rank(weight) or 1
         if rank > _HIGHEST_RANK:
-            raise InputError(f"{shown}: {shortened(module)} is of rank {rank}, expected at most {_HIGHEST_RANK}")
+            raise InputError(f"{shown}: {shown_name(module)} is of rank {rank}, expected at most {_HIGHEST_RANK}")
         result.append(("weight", Change(kind, weight, alpha, rank_stabilised)))
     return result
 
@@ -213,7 +212,7 @@ def _check_shapes(shown: str, change: Change, name: str, shape: tuple[int, ...])
     if problem := _problem(change.kind, shapes, shape):
         first = next(iter(change.tensors.values()))
         raise InputError(
-            f"{shown}: {shortened(first.name)} and what belongs to it do not fit {name} of {list(shape)} ({problem}): "
+            f"{shown}: {shown_name(first.name)} and what belongs to it do not fit {name} of {list(shape)} ({problem}): "
             "use another file or another checkpoint"
         )
 

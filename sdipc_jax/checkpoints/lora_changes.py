@@ -11,7 +11,7 @@ import numpy as np
 
 from sdipc_jax.checkpoints.headers import Tensor
 from sdipc_jax.checkpoints.lora_formulas import Kind, changed
-from sdipc_jax.errors import InputError, printable
+from sdipc_jax.errors import InputError, printable, shortened
 
 Fuse = Callable[[np.ndarray], np.ndarray]
 
@@ -46,7 +46,7 @@ class Change:
         if not np.isfinite(new).all():
             first = next(iter(self.tensors.values()))
             raise InputError(
-                f"{printable(first.file)}: {shortened(first.name)} makes a weight NaN or infinity, expected numbers: "
+                f"{printable(first.file)}: {shown_name(first.name)} makes a weight NaN or infinity, expected numbers: "
                 "lower its scale or use another file"
             )
         return new
@@ -92,10 +92,9 @@ def _in_turn(steps: Sequence[Fuse], weight: np.ndarray) -> np.ndarray:
 def named(names: Sequence[str]) -> str:
     """The first few names, and how many more there are."""
     more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
-    return ", ".join(shortened(name) for name in names[:_SHOWN]) + more
+    return ", ".join(shown_name(name) for name in names[:_SHOWN]) + more
 
 
-def shortened(name: str) -> str:
+def shown_name(name: str) -> str:
     """A tensor's name as a message can show it, on one line: files may have names of any length."""
-    shown = printable(name)
-    return shown if len(shown) <= _LONGEST_NAME else f"{shown[:_LONGEST_NAME]}..."
+    return shortened(printable(name), _LONGEST_NAME)

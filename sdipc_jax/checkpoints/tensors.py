@@ -1,7 +1,7 @@
 """Reading safetensors files tensor by tensor, so that no second copy of the weights is ever in memory."""
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -13,14 +13,36 @@ import safetensors.numpy
 from sdipc_jax.checkpoints.headers import Tensor, read_header
 from sdipc_jax.checkpoints.keys import canonical_name, flatten, from_torch, torch_name, torch_shape, unflatten
 from sdipc_jax.checkpoints.single import open_single
-from sdipc_jax.errors import InputError
+from sdipc_jax.errors import InputError, printable
 
 _SHOWN = 5
 # Bytes, of XLA's arrays on CPUs.
 _ALIGNMENT = 64
+_STEMS = ("diffusion_pytorch_model", "model")
 # Of one checkpoint: full precision before half, the average that pipelines sample with before the weights behind it.
-VARIANTS = ("", ".fp32", ".fp16", ".bf16", ".non_ema")
+_VARIANTS = ("", ".fp32", ".fp16", ".bf16", ".non_ema")
 RUNS_CODE = (".bin", ".ckpt", ".pkl", ".pt", ".pth")
+
+
+def refuse_pickle(file: Path) -> None:
+    """Refuses a file that is no safetensors by its name.
+
+    Raises:
+        InputError: opening it could run code.
+    """
+    if file.suffix in RUNS_CODE:
+        raise InputError(
+            f"{printable(file)}: found a pickle, expected safetensors: such a file can run code when it is opened"
+        )
+
+
+def weight_names() -> Iterator[tuple[str, str | None]]:
+    """What a component's weights may be called, best first: a file, or an index with a pattern of its shards' names."""
+    for stem in _STEMS:
+        for variant in _VARIANTS:
+            yield f"{stem}{variant}.safetensors", None
+            yield f"{stem}.safetensors.index{variant}.json", rf"{stem}{variant}-\d+-of-\d+\.safetensors"
+            yield f"{stem}{variant}.safetensors.index.json", rf"{stem}-\d+-of-\d+{variant}\.safetensors"
 
 
 def weight_files(folder: Path) -> list[Path]:
@@ -29,17 +51,9 @@ def weight_files(folder: Path) -> list[Path]:
     Raises:
         InputError: there is none, or only files that could run code when opened.
     """
-    for stem in ("diffusion_pytorch_model", "model"):
-        for variant in VARIANTS:
-            single = folder / f"{stem}{variant}.safetensors"
-            if single.is_file():
-                return [single]
-            for index in (
-                folder / f"{stem}.safetensors.index{variant}.json",
-                folder / f"{stem}{variant}.safetensors.index.json",
-            ):
-                if index.is_file():
-                    return _shards(index)
+    for name, shards in weight_names():
+        if (folder / name).is_file():
+            return [folder / name] if shards is None else _shards(folder / name)
     pickles = sorted(path.name for path in folder.iterdir() if path.suffix in RUNS_CODE) if folder.is_dir() else []
     if pickles:
         raise InputError(

@@ -35,10 +35,10 @@ class Controls:
         self.given = bool(settings.mask) or (settings.start, settings.end, settings.layers) != (0.0, 1.0, "all")
         if self.given:
             config.check_one_vector("--mask, --start, --end or --layers")
-        schedule = SAMPLERS[values.sampler].schedule(config.scheduler, values.steps, first=job.first)
-        self.weights = weights.over_steps(len(schedule.timesteps), settings.start, settings.end)
-        if settings.layers != "all":
-            self.weights = self.weights * weights.over_layers(config.unet, settings.layers.split(","))
+            schedule = SAMPLERS[values.sampler].schedule(config.scheduler, values.steps, first=job.first)
+            self.weights = weights.over_steps(len(schedule.timesteps), settings.start, settings.end)
+            if settings.layers != "all":
+                self.weights = self.weights * weights.over_layers(config.unet, settings.layers.split(","))
         if len(settings.mask) not in (0, 1, count):
             raise InputError(
                 f"found {len(settings.mask)} masks for {count} pictures, expected one, or one for each: correct them"

@@ -7,7 +7,6 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, UInt8
 
@@ -25,10 +24,10 @@ from sdipc_jax.files import check_result, write_atomically
 from sdipc_jax.pictures.preprocessing import preprocess
 from sdipc_jax.prompts.calibration import Calibration, picture_vectors
 from sdipc_jax.prompts.captions import CAPTIONS
-from sdipc_jax.prompts.contexts import end_positions, plain, text_prompt
+from sdipc_jax.prompts.contexts import plain
 from sdipc_jax.prompts.converter import Converter
 from sdipc_jax.prompts.plan import plan_conversion
-from sdipc_jax.prompts.projection import Projection
+from sdipc_jax.prompts.projection import Projection, end_states
 from sdipc_jax.prompts.tokens import tokenize
 from sdipc_jax.prompts.vision import encode_images
 from sdipc_jax.records import Record, Report
@@ -218,8 +217,7 @@ def measure(bundle: Bundle, projection: Projection, features: Float[Array, "1 D_
     """Measures a converter, and what it keeps of one picture's features."""
     bundle = plain(bundle)
     tokens = tokenize(bundle, CAPTIONS, truncate=True)
-    states = text_prompt(bundle, tokens)
-    ends = np.asarray(states[jnp.arange(len(CAPTIONS)), end_positions(tokens, bundle.config.tokens.end)], np.float64)
+    ends = np.asarray(end_states(bundle, tokens), np.float64)
     forward = np.asarray(bundle.params["clip"]["text_projection"]["kernel"], np.float64)
     inverse = np.asarray(projection.inverse, np.float64)
     returned = ends @ forward @ inverse

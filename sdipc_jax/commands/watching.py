@@ -4,7 +4,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import matplotlib
 import numpy as np
 from jaxtyping import Float, Float32, UInt8
 
@@ -75,6 +74,9 @@ class Watching:
 
 def _colored(weights: Float[np.ndarray, "h w"]) -> UInt8[np.ndarray, "h w 3"]:
     """A map in colors: dark where a token is looked at least, bright where most."""
+    # Slow to import, and only needed here.
+    import matplotlib
+
     spread = max(float(np.ptp(weights)), 1e-6)
     colors = matplotlib.colormaps["viridis"]((weights - weights.min()) / spread)
     return (255 * colors[..., :3]).round().astype(np.uint8)

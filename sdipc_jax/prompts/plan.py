@@ -6,6 +6,7 @@ from typing import Literal
 
 from sdipc_jax.checkpoints.bundle import Config
 from sdipc_jax.errors import InputError, printable
+from sdipc_jax.files import read_lines
 from sdipc_jax.prompts.calibration import (
     ENOUGH_PICTURES,
     FEWEST_PICTURES,
@@ -73,7 +74,8 @@ def plan_conversion(config: Config, settings: ProjectionSettings) -> Plan:
             f"found --{wrong[0].replace('_', '-')} for {kinds[0]}, which has none: leave it out, or pass "
             f"--calibrate {kinds[1]}"
         )
-    captions = _read_captions(settings.calibrate_captions)
+    file = settings.calibrate_captions
+    captions = everyday_captions() if file is None else read_lines(file, "captions")
     ridge = default_ridge(config) if settings.ridge is None else settings.ridge
     check(config, captions, ridge, settings.after_end)
     pictures = _list_pictures(settings.calibrate_pictures)
@@ -91,20 +93,6 @@ def check_one_vector(settings: ProjectionSettings) -> None:
             "after-end is 'own', which gives a picture a vector for each place, expected 'repeat' where vectors "
             "are stored: leave it out"
         )
-
-
-def _read_captions(file: Path | None) -> tuple[str, ...]:
-    """The captions in a text file, one a line; the built-in ones if there is none."""
-    if file is None:
-        return everyday_captions()
-    try:
-        lines = file.read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        reason = getattr(error, "strerror", None) or error
-        raise InputError(
-            f"{printable(file)}: {reason}, expected a text file of captions, one a line: check the path"
-        ) from None
-    return tuple(dict.fromkeys(line.strip() for line in lines if line.strip()))
 
 
 def _list_pictures(folder: Path | None) -> tuple[Path, ...]:

@@ -4,6 +4,7 @@ from functools import cache
 from pathlib import Path
 
 from sdipc_jax.errors import InputError, printable
+from sdipc_jax.files import read_lines
 from sdipc_jax.prompts import everyday
 from sdipc_jax.prompts.everyday import listed
 
@@ -200,14 +201,9 @@ def read_words(path: Path) -> tuple[str, ...]:
     Raises:
         InputError: it cannot be read, is empty, or has more than 100,000 lines.
     """
-    name = printable(path)
-    try:
-        lines = path.read_text(encoding="utf-8-sig").splitlines()
-    except OSError as error:
-        raise InputError(f"{name}: {error.strerror}, expected a text file of words, one a line: check it") from None
-    except UnicodeDecodeError:
-        raise InputError(f"{name}: found no UTF-8 text, expected words, one a line: save it as UTF-8") from None
-    words = tuple(dict.fromkeys(line.strip() for line in lines if line.strip()))
+    words = read_lines(path, "words")
     if not 0 < len(words) <= _MOST:
-        raise InputError(f"{name}: found {len(words)} words, expected 1 to {_MOST}, one a line: name another file")
+        raise InputError(
+            f"{printable(path)}: found {len(words)} words, expected 1 to {_MOST}, one a line: name another file"
+        )
     return words

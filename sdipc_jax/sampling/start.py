@@ -100,9 +100,17 @@ def start_from(
 @jax.jit
 def encode_pictures(bundle: Bundle, pictures: Float[Array, "N H W 3"]) -> Float[Array, "N h w C"]:
     """The mean of the latents of pictures in [0, 1], in the UNet's scale, float32."""
-    config = bundle.config
-    mean, _ = apply(config.vae_model, bundle.params["vae"], 2 * pictures.astype(jnp.float32) - 1, method="encode")
-    return config.vae.scaling_factor * mean.astype(jnp.float32)
+    return posterior(bundle, 2 * pictures.astype(jnp.float32) - 1)[0]
+
+
+def posterior(
+    bundle: Bundle, scaled: Float[Array, "N H W 3"]
+) -> tuple[Float[Array, "N h w C"], Float[Array, "N h w C"]]:
+    """Mean and standard deviation of the latents of pictures in [-1, 1], in the UNet's scale, float32."""
+    vae = bundle.config.vae
+    mean, log_variance = apply(bundle.config.vae_model, bundle.params["vae"], scaled, method="encode")
+    deviation = jnp.exp(0.5 * log_variance.astype(jnp.float32))
+    return vae.scaling_factor * mean.astype(jnp.float32), vae.scaling_factor * deviation
 
 
 def first_evaluation(strength: float, steps: int) -> int:

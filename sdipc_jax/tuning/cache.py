@@ -12,13 +12,14 @@ from jaxtyping import Array, Float, Float32, Int, UInt8
 from PIL import Image, ImageOps
 
 from sdipc_jax.batches import in_batches
-from sdipc_jax.checkpoints.bundle import Bundle, apply
+from sdipc_jax.checkpoints.bundle import Bundle
 from sdipc_jax.errors import InputError
 from sdipc_jax.pictures.preprocessing import preprocess
 from sdipc_jax.prompts.contexts import text_prompt
 from sdipc_jax.prompts.prompt import AnyPrompt
 from sdipc_jax.prompts.tokens import tokenize
 from sdipc_jax.prompts.vision import encode_images
+from sdipc_jax.sampling.start import posterior
 from sdipc_jax.tuning.losses import Batch
 from sdipc_jax.tuning.settings import TuningSettings
 
@@ -133,11 +134,7 @@ def encode(
     bundle: Bundle, pictures: UInt8[Array | np.ndarray, "N H W 3"]
 ) -> tuple[Float[Array, "N h w C"], Float[Array, "N h w C"]]:
     """Mean and standard deviation of the latents, in the UNet's scale."""
-    config = bundle.config
-    scaled = pictures.astype(jnp.float32) / 127.5 - 1
-    mean, log_variance = apply(config.vae_model, bundle.params["vae"], scaled, method="encode")
-    deviation = jnp.exp(0.5 * log_variance.astype(jnp.float32))
-    return config.vae.scaling_factor * mean.astype(jnp.float32), config.vae.scaling_factor * deviation
+    return posterior(bundle, jnp.asarray(pictures, jnp.float32) / 127.5 - 1)
 
 
 def fit(picture: UInt8[np.ndarray, "_ _ 3"], height: int, width: int) -> UInt8[np.ndarray, "height width 3"]:
