@@ -25,7 +25,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 import tyro
-from benchmarks.work import Part, Ready, Work
+from benchmarks.candidates import CANDIDATES
+from benchmarks.work import Model, Part, Ready, Work
 
 from sdipc_jax.files import write_atomically
 
@@ -52,6 +53,8 @@ class Options:
 
     small: bool = False
     """The checkpoint that ships, instead of Stable Diffusion 1.5's sizes with random weights."""
+    model: Literal["sd15", "sdxl"] = "sd15"
+    """Whose sizes; of SDXL the UNet's step alone, without PyTorch."""
     against: Literal["nothing", "torch", "torch-modes"] = "nothing"
     """Run PyTorch beside: as it is and through torch.compile, or through torch.compile at its best."""
     parts: tuple[Part, ...] = ("unet", "decode", "encode", "picture")
@@ -68,7 +71,11 @@ class Options:
     """Of weights and arithmetic."""
     fused_depth: int | None = None
     """The deepest heads that take the GPU's fused attention; as this package has it if left out."""
-    output: Path = Path("build/benchmark.json")
+    candidate: str | None = None
+    """What to put in the package's place for this run, one of those in benchmarks/candidates.py."""
+    machine: bool = True
+    """Time a product and a copy too, which the rest is told as a share of."""
+    json: Path = Path("build/benchmark.json")
     """Where the numbers go, besides the table."""
 
 
@@ -173,7 +180,9 @@ def time_work(work: Work, sides: list[str], runs: int, flags: Sequence[str] = ()
 
 def works(options: Options) -> list[Work]:
     """What was asked for."""
-    model: Literal["embedded", "sd15"] = "embedded" if options.small else "sd15"
+    model: Model = options.model
+    if options.small:
+        model = "embedded" if model == "sd15" else "small sdxl"
     found = []
     for part in options.parts:
         batches = (64,) if part == "encode" else options.batch
@@ -196,7 +205,7 @@ def row(work: Work, sides: list[str], timed: dict[str, Timed], others: float, pr
         cells.append(f"{min(rivals) / ours.median:.2f}" if others <= 0.05 else f"not told: others took {others:.0%}")
     moved = f"{ours.ready.moved / ours.median / 1e9:.3g} GB/s" if ours.ready.moved else "-"
     cells.append(f"{rate / 1e9:.4g}" if rate else moved)
-    cells.append(f"{rate / product:.0%}" if rate else "-")
+    cells.append(f"{rate / product:.0%}" if rate and product else "-")
     cells.append(f"{ours.compiled:.1f}, {ours.ready.compiled:.1f}")
     cells += [f"{timed[side].peak_bytes / 2**30:.2f}" if side in timed else "-" for side in sides]
     return cells
@@ -208,23 +217,30 @@ def main(options: Options) -> None:
         sys.exit(
             "benchmark.py: found the part tune without --small, expected both: the step is timed on its checkpoint"
         )
+    if options.model == "sdxl" and (set(options.parts) != {"unet"} or options.against != "nothing"):
+        sys.exit("benchmark.py: found --model sdxl with other parts or PyTorch, expected --parts unet alone")
+    if options.candidate not in (None, *CANDIDATES):
+        sys.exit(f"benchmark.py: candidate is {options.candidate!r}, expected one of {', '.join(CANDIDATES)}")
     sides = AGAINST[options.against]
     flags = [] if options.fused_depth is None else [f"--fused-depth={options.fused_depth}"]
+    flags += [] if options.candidate is None else [f"--candidate={options.candidate}"]
     product = 0.0
     record = []
     heading = ["", *(f"{side}, s" for side in sides), *(["best of PyTorch / JAX"] if len(sides) > 1 else [])]
     heading += ["GFLOP/s", "of the product", "first run, s: cold, cached", *(f"{side}, peak GiB" for side in sides)]
-    for work in (*(dataclasses.replace(each, dtype=options.dtype) for each in MACHINE), *works(options)):
+    machine = [dataclasses.replace(each, dtype=options.dtype) for each in MACHINE] if options.machine else []
+    for place, work in enumerate([*machine, *works(options)]):
         timed, others = time_work(work, ["JAX"] if work.part in ("product", "copy") else sides, options.runs, flags)
         if work.part == "product":
             product = timed["JAX"].ready.flops / timed["JAX"].median
+        if place == 0:
             print("; ".join(each.ready.versions for each in timed.values()))
             print(f"\n| {' | '.join(heading)} |\n|{'---|' * len(heading)}")
         print(f"| {' | '.join(row(work, sides, timed, others, product))} |", flush=True)
         numbers = {side: dataclasses.asdict(each) for side, each in timed.items()}
         record.append({"work": dataclasses.asdict(work), "sides": numbers, "others": others})
-    options.output.parent.mkdir(parents=True, exist_ok=True)
-    write_atomically(options.output, (json.dumps(record, indent=2) + "\n").encode())
+    options.json.parent.mkdir(parents=True, exist_ok=True)
+    write_atomically(options.json, (json.dumps(record, indent=2) + "\n").encode())
 
 
 if __name__ == "__main__":

@@ -9,13 +9,16 @@ of the picture's caption by the checkpoint's own CLIP.
 """
 
 import argparse
+import json
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
+from benchmarks.candidates import CANDIDATES
 from benchmarks.flops import flops_of
 from matplotlib.figure import Figure
 
@@ -26,6 +29,7 @@ from sdipc_jax.evaluate.corpus import load_corpus
 from sdipc_jax.evaluate.metrics import bootstrap_interval, cosines, recall
 from sdipc_jax.evaluate.pictures import choose
 from sdipc_jax.evaluate.sampling import Pictures, Sampler
+from sdipc_jax.files import write_atomically
 from sdipc_jax.prompts.contexts import image_prompt
 from sdipc_jax.sampling.request import begin
 from sdipc_jax.settings import FAST
@@ -85,6 +89,9 @@ def main() -> None:
     parser.add_argument("--corpus", type=Path, default=Path("build/corpus.npz"))
     parser.add_argument("--count", type=int, default=128, help="pictures")
     parser.add_argument("--output", type=Path, default=Path("build/fast"), help="folder of table.md and fast.png")
+    parser.add_argument("--candidate", choices=CANDIDATES, help="what stands in the UNet's place, of candidates.py")
+    parser.add_argument("--only", help="the way of this title alone, without a plot")
+    parser.add_argument("--json", type=Path, help="the numbers of each way")
     arguments = parser.parse_args()
     corpus = load_corpus(arguments.corpus)
     known = corpus.where(corpus.split != "style")
@@ -104,12 +111,16 @@ def main() -> None:
     shallow = shallow_share(bundle)
     print(f"a run on deep features that are there is {shallow:.3f} of a whole one")
     exact = sample(EXACT).astype(np.float64)
+    # The limit is that of the network as it is.
+    if arguments.candidate:
+        CANDIDATES[arguments.candidate]()
+        jax.clear_caches()
     lines = [
         "| sampler, steps | evaluations of the UNet | distance, levels of 255 | likeness, own CLIP | recognised, R@1 |",
         "|---|---|---|---|---|",
     ]
-    points = []
-    for way in WAYS:
+    points, record = [], []
+    for way in (way for way in WAYS if arguments.only in (None, way.title)):
         request, _ = begin(bundle, context[:1], seeds=0, **asdict(way))
         halves = 2 * np.ones(request.evaluations) if request.guided is None else 1.0 + np.asarray(request.guided)
         whole = np.arange(request.evaluations) % way.cache_interval == 0
@@ -126,6 +137,12 @@ def main() -> None:
         )
         print(lines[-1], flush=True)
         points.append((work, float(np.mean(alike)), way))
+        record.append({"way": way.title, "candidate": arguments.candidate, "evaluations": work, "distance": distance})
+        record[-1] |= {"likeness": [float(np.mean(alike)), low, high], "recall": found}
+    if arguments.json:
+        write_atomically(arguments.json, (json.dumps({"ways": record}, indent=2) + "\n").encode())
+    if arguments.only:
+        return
     arguments.output.mkdir(parents=True, exist_ok=True)
     (arguments.output / "table.md").write_text("\n".join(lines) + "\n", encoding="utf-8")
     plot(points, arguments.output / "fast.png")

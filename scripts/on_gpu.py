@@ -8,6 +8,7 @@ that the list can be cut off anywhere. What has a result is not run again.
 """
 
 import dataclasses
+import importlib.util
 import json
 import os
 import subprocess
@@ -31,6 +32,16 @@ CANDIDATES = {
     "no Triton products": "--xla_gpu_enable_triton_gemm=false",
     "all tilings tried": "--xla_gpu_exhaustive_tiling_search=true",
 }
+# What stands in the package's place for a run (benchmarks/candidates.py), and the package that it needs.
+IN_PLACE = {
+    "fused-projections": "",
+    "tokamax-attention": "tokamax",
+    "tokamax-geglu": "tokamax",
+    "int8": "qwix",
+    "fp8": "qwix",
+}
+# Of drawings, which `scripts/build_corpus.py` writes.
+CORPUS = "build/corpus.npz"
 
 
 @dataclass(frozen=True)
@@ -42,12 +53,14 @@ class Step:
         seconds: after which it is ended.
         command: arguments of Python, from the folder of the scripts; `{output}` is where the result goes.
         flags: XLA's, besides those of the environment.
+        needs: a package, or a file, without which it is left out.
     """
 
     name: str
     seconds: int
     command: tuple[str, ...]
     flags: str = ""
+    needs: str = ""
 
 
 @dataclass(frozen=True)
@@ -69,7 +82,7 @@ class Result:
     """What became of a step.
 
     Attributes:
-        outcome: `done`, `failed` with the last lines of its output, or `out of time`.
+        outcome: `done`, `failed` with the last lines of its output, `out of time`, or `left out` for want of something.
         found: what it wrote.
     """
 
@@ -84,8 +97,11 @@ def steps(rehearse: bool) -> list[Step]:
     """All steps, the most important first."""
 
     def benchmark(*arguments: str, small: bool = False) -> tuple[str, ...]:
-        sizes = ("--small", "--runs", "1") if rehearse or small else ("--dtype", "bfloat16", "--runs", "3")
-        return ("benchmark.py", *sizes, *arguments, "--output", "{output}")
+        sizes: tuple[str, ...] = ("--dtype", "bfloat16", "--runs", "3")
+        if rehearse or small:
+            sizes = ("--small", "--runs", "1")
+        machine = ("--no-machine",) if rehearse else ()
+        return ("benchmark.py", *sizes, *machine, *arguments, "--json", "{output}")
 
     count = ("--steps", "2" if rehearse else "20")
     batches = ("1",) if rehearse else ("1", "16")
@@ -100,26 +116,29 @@ def steps(rehearse: bool) -> list[Step]:
         for batch in batches:
             command = benchmark("--parts", "unet", "--batch", batch)
             found.append(Step(f"{name}, batch {batch}", 90, command, flags))
-    found += [
-        Step(
-            f"fused attention to depth 256, batch {batch}", 90,
-            benchmark("--parts", "unet", "--batch", batch, "--fused-depth", "256"),
-        )
-        for batch in batches
-    ]  # fmt: skip
-    found += [
-        Step(
-            f"PyTorch at its best, batch {batch}", 240,
-            benchmark("--against", "torch-modes", "--parts", "picture", *count, "--batch", batch),
-        )
-        for batch in batches
-    ]  # fmt: skip
+    for batch in batches:
+        unet = ("--parts", "unet", "--batch", batch)
+        found.append(Step(f"fused attention to depth 256, batch {batch}", 90, benchmark(*unet, "--fused-depth", "256")))
+        for name, needs in IN_PLACE.items():
+            found.append(Step(f"{name}, batch {batch}", 120, benchmark(*unet, "--candidate", name), needs=needs))
+    for batch in batches:
+        torch = ("--against", "torch-modes", "--parts", "picture", *count, "--batch", batch)
+        found.append(Step(f"PyTorch at its best, batch {batch}", 240, benchmark(*torch), needs="diffusers"))
+    for batch in ("1",) if rehearse else ("1", "8"):
+        sdxl = benchmark("--model", "sdxl", "--parts", "unet", "--batch", batch)
+        found.append(Step(f"SDXL, batch {batch}", 240, sdxl))
+    for name in ("int8", "fp8"):
+        fast = ("measure_fast.py", "--candidate", name, "--count", "2" if rehearse else "64", "--only", "ddim, 20")
+        found.append(Step(f"what {name} loses", 240, (*fast, "--json", "{output}"), needs=f"qwix {CORPUS}"))
     found.append(Step("tuning step", 90, benchmark("--parts", "tune", "--batch", "4", small=True)))
     return found
 
 
 def run(step: Step, output: Path, left: float) -> Result:
     """One step, ended when its time or all time is over."""
+    missing = [each for each in step.needs.split() if not (Path(each).is_file() or importlib.util.find_spec(each))]
+    if missing:
+        return Result(step.name, "left out", 0.0, last_lines=[f"there is no {each}" for each in missing])
     result = output / f"{step.name}.found.json"
     command = [sys.executable, *(each.replace("{output}", str(result)) for each in step.command)]
     if command[1].endswith(".py"):
@@ -180,12 +199,12 @@ def main(options: Options) -> None:
             continue
         result = run(step, options.output, left)
         print(f"{step.name}: {result.outcome} in {result.seconds:.0f} s", *result.last_lines, sep="\n    ", flush=True)
-        # What had too little time because all of it was over is tried again.
-        if result.outcome != "out of time" or left > step.seconds:
+        # What had too little time because all of it was over is tried again, and so is what wanted something.
+        if result.outcome != "left out" and (result.outcome != "out of time" or left > step.seconds):
             write_atomically(file, (json.dumps(dataclasses.asdict(result), indent=2) + "\n").encode())
         results.append(result)
         write_atomically(options.output / "table.md", table(results).encode())
-    if options.rehearse and any(each.outcome != "done" for each in results):
+    if options.rehearse and any(each.outcome not in ("done", "left out") for each in results):
         sys.exit("on_gpu.py: some steps did not come through")
 
 

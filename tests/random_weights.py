@@ -1,5 +1,6 @@
 """Random weights that keep activations of order one, so that a wrong operation shows."""
 
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -9,8 +10,14 @@ from flax import linen as nn
 from sdipc_jax.checkpoints.keys import flatten, unflatten
 
 
-def random_tree(expected: dict[str, Any], seed: int) -> dict[str, Any]:
-    """Float32 leaves for a tree of shapes: kernels of variance 1 / fan-in, norms about 1, biases about 0."""
+def random_tree(
+    expected: dict[str, Any], seed: int, place: Callable[[np.ndarray, Any], Any] = lambda leaf, like: leaf
+) -> dict[str, Any]:
+    """Float32 leaves for a tree of shapes: kernels of variance 1 / fan-in, norms about 1, biases about 0.
+
+    Args:
+        place: makes of each leaf what the tree is to hold, given the leaf and its shape's description.
+    """
     generator = np.random.default_rng(seed)
 
     def draw(path: tuple[str, ...], shape: tuple[int, ...]) -> np.ndarray:
@@ -25,7 +32,7 @@ def random_tree(expected: dict[str, Any], seed: int) -> dict[str, Any]:
             noise = np.asarray(2.0)
         return noise.astype(np.float32)
 
-    return unflatten({path: draw(path, leaf.shape) for path, leaf in flatten(expected).items()})
+    return unflatten({path: place(draw(path, like.shape), like) for path, like in flatten(expected).items()})
 
 
 def random_params(module: nn.Module, *inputs: Any, seed: int = 0, **named: Any) -> dict[str, Any]:

@@ -7,14 +7,17 @@ import benchmark
 import jax
 import jax.numpy as jnp
 import pytest
+from benchmarks.candidates import FusedAttention
 from benchmarks.flops import flops_of
 from benchmarks.sizes import sd15
 from benchmarks.work import Work
 from jax._src.cudnn import fused_attention_stablehlo
 
 from sdipc_jax.checkpoints.bundle import Bundle, apply
+from sdipc_jax.models import attention
 from sdipc_jax.sampling.loop import advance
 from sdipc_jax.sampling.request import begin
+from tests.random_weights import random_tree
 
 
 def test_products_and_convolutions_are_counted() -> None:
@@ -68,3 +71,25 @@ def test_a_side_is_timed() -> None:
     assert min(found.seconds) > 0
     assert found.ready.flops > 1e6
     assert found.peak_bytes > 2**20
+
+
+def test_one_product_for_queries_keys_and_values_changes_nothing() -> None:
+    """The candidate reads the parameters that are there."""
+    x, context = (jnp.sin(jnp.arange(2.0 * 6 * 8).reshape(2, 6, 8) + shift) for shift in (0, 1))
+    plain, fused = attention.Attention(2), FusedAttention(2)
+    variables = plain.init(jax.random.key(0), x)
+    for others in ((), (context,)):
+        assert jnp.abs(plain.apply(variables, x, *others) - fused.apply(variables, x, *others)).max() < 1e-6
+
+
+def test_weights_are_placed_leaf_by_leaf() -> None:
+    """So that the process never holds them twice."""
+    expected = {
+        "a": {"kernel": jax.ShapeDtypeStruct((3, 4), jnp.bfloat16)},
+        "b": jax.ShapeDtypeStruct((2,), jnp.float32),
+    }
+    order: list[tuple[int, ...]] = []
+    placed = random_tree(expected, 0, place=lambda leaf, like: (order.append(leaf.shape), leaf.astype(like.dtype))[1])
+    assert order == [(3, 4), (2,)]
+    assert placed["a"]["kernel"].dtype == jnp.bfloat16
+    assert (placed["b"] == random_tree(expected, 0)["b"]).all()

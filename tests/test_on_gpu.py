@@ -7,6 +7,7 @@ from pathlib import Path
 
 import on_gpu
 import pytest
+from benchmarks.candidates import CANDIDATES
 from on_gpu import Options, Result, Step
 
 
@@ -18,6 +19,7 @@ WRITE = "import sys, json; json.dump({'seen': 1}, open(sys.argv[1], 'w'))"
 LIST = [
     Step("good", 60, command(WRITE)),
     Step("bad", 60, command("import sys; print('what is wrong'); sys.exit(3)")),
+    Step("elsewhere", 60, command(WRITE), needs="no_such_package"),
     Step("endless", 1, command("import time; time.sleep(60)")),
     Step(
         "flags", 60, command("import os, sys, json; json.dump(os.environ['XLA_FLAGS'], open(sys.argv[1], 'w'))"), "--b"
@@ -39,11 +41,13 @@ def test_it_goes_on_where_it_stopped(tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert results["good"]["found"] == {"seen": 1}
     assert results["bad"]["last_lines"] == ["what is wrong"]
     assert results["flags"]["found"] == "--a --b"
+    # What is left out has no file, but a line in the table.
+    assert "| elsewhere | left out |" in (tmp_path / "table.md").read_text()
     (tmp_path / "good.json").unlink()
     ran = []
     monkeypatch.setattr(on_gpu, "run", lambda step, *_: ran.append(step.name) or Result(step.name, "done", 0.0))
     on_gpu.main(Options(output=tmp_path))
-    assert ran == ["good"]
+    assert ran == ["good", "elsewhere"]
 
 
 def test_without_time_nothing_is_begun(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -59,7 +63,10 @@ def test_every_command_is_understood() -> None:
     assert len({*names}) > 10
     for step in on_gpu.steps(True):
         assert sum("{output}" in each for each in step.command) == 1
-    script = str(on_gpu.SCRIPTS / "benchmark.py")
-    told = subprocess.run([sys.executable, script, "--help"], capture_output=True, text=True, check=True).stdout
-    used = {part for step in on_gpu.steps(False) for part in step.command if part.startswith("--")}
-    assert not [option for option in used if option not in told]
+    for script in ("benchmark.py", "measure_fast.py"):
+        command = [sys.executable, str(on_gpu.SCRIPTS / script), "--help"]
+        told = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+        commands = [step.command for step in on_gpu.steps(False) if step.command[0] == script]
+        assert commands
+        assert not [part for each in commands for part in each if part.startswith("--") and part not in told]
+    assert {*on_gpu.IN_PLACE} == {*CANDIDATES}

@@ -1,4 +1,4 @@
-"""This package, timed. `python -m benchmarks.jax_side [--fused-depth=N]`, with a work on stdin."""
+"""This package, timed. `python -m benchmarks.jax_side [--fused-depth=N] [--candidate=NAME]`, with a work on stdin."""
 
 import dataclasses
 import sys
@@ -12,8 +12,9 @@ import jax.numpy as jnp
 import numpy as np
 
 import sdipc_jax as sdipc
+from benchmarks.candidates import CANDIDATES
 from benchmarks.flops import flops_of
-from benchmarks.sizes import sd15
+from benchmarks.sizes import sd15, sdxl, small_sdxl
 from benchmarks.work import COPIED, GUIDANCE, PRODUCT, Ready, Work, process_peak, serve, tuning_batch
 from sdipc_jax import tuning
 from sdipc_jax.checkpoints.bundle import Bundle, apply
@@ -80,9 +81,13 @@ class JaxSide:
         if work.part == "decode":
             return (lambda: jax.block_until_ready(finish(bundle, state))), decoding
         shape = (work.batch, config.tokens.length, config.unet.cross_attention_dim)
-        context = jnp.asarray(np.random.default_rng(1).standard_normal(shape, np.float32))
+        context: Any = jnp.asarray(np.random.default_rng(1).standard_normal(shape, np.float32))
+        if config.text_2 is not None:
+            context = sdipc.Prompt(context, jnp.ones((work.batch, config.text_2.projection_dim)))
+        negative = jax.tree.map(lambda leaf: leaf[:1] * 0.5, context)
         settings: dict[str, Any] = {"seeds": 0, "indices": np.arange(work.batch), "guidance_scale": GUIDANCE}
-        settings |= {"negative": context[:1] * 0.5, "steps": work.steps or 50, "sampler": "ddim", "latents": latents}
+        settings |= {"negative": negative, "steps": work.steps or 50, "latents": latents}
+        settings |= {"sampler": "ddim" if config.text_2 is None else "euler"}
         settings |= FAST if work.fast else {}
         request, state = begin(bundle, context, **settings)
         # Useful arithmetic is that of plain convolutions.
@@ -118,17 +123,24 @@ def bundle_for(work: Work) -> Bundle:
     """The parts that the work needs, and no others."""
     if work.model == "embedded":
         return load_weights(read_config("embedded", dtype=work.dtype))
-    config = sd15(work.dtype)
+    config = {"sd15": sd15, "sdxl": sdxl, "small sdxl": small_sdxl}[work.model](work.dtype)
     needed = {"unet": ["unet"], "decode": ["vae"], "encode": ["clip"], "picture": ["unet", "vae"]}[work.part]
     shapes = config.abstract_params()
     shapes = {name: shapes[name] for name in needed}
-    params = {name: random_tree(shapes[name], seed=0) for name in needed}
-    return Bundle(jax.tree.map(lambda leaf, like: jnp.asarray(leaf, like.dtype), params, shapes), config)
+    # Leaf by leaf, so that there is never a second copy of the weights.
+    params = {
+        name: random_tree(shapes[name], seed=0, place=lambda leaf, like: jnp.asarray(leaf, like.dtype))
+        for name in needed
+    }
+    return Bundle(params, config)
 
 
 if __name__ == "__main__":
     # As the command does.
     use_eigen()
-    for argument in sys.argv[1:]:
-        attention.FUSED_DEPTH = int(argument.removeprefix("--fused-depth="))
+    for name, _, value in (argument.partition("=") for argument in sys.argv[1:]):
+        if name == "--candidate":
+            CANDIDATES[value]()
+        else:
+            attention.FUSED_DEPTH = int(value)
     serve(JaxSide())

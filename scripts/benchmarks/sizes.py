@@ -52,6 +52,18 @@ def sd15(dtype: str) -> Config:
     )
 
 
+def small_sdxl(dtype: str) -> Config:
+    """A thousandth of SDXL, which every machine runs."""
+    config = sdxl(dtype)
+    unet = dataclasses.replace(
+        config.unet,
+        block_out_channels=(32, 64, 64),
+        attention_head_dim=(2, 4, 4),
+        transformer_layers_per_block=(1, 1, 2),
+    )
+    return dataclasses.replace(config, unet=unet, defaults=Defaults(height=128, width=128, sampler="euler"))
+
+
 def sdxl(dtype: str) -> Config:
     """SDXL's base with OpenCLIP's ViT-bigG/14."""
     scheduler = {

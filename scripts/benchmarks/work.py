@@ -12,6 +12,7 @@ import numpy as np
 
 from sdipc_jax.checkpoints.bundle import Config
 
+Model = Literal["sd15", "embedded", "sdxl", "small sdxl"]
 Part = Literal["product", "copy", "unet", "decode", "encode", "picture", "tune"]
 
 # Sides of the square matrices of the product; numbers of the array that is copied.
@@ -27,14 +28,14 @@ class Work:
         part: a matrix product and a copy, which tell what the machine can do; one guided evaluation of the UNet with
             the sampler's step; decoding; encoding pictures to vectors; whole pictures from prompts; a step of
             SD-IPC-CT.
-        model: `sd15`, with random weights, or `embedded`.
+        model: `sd15` or `sdxl`, with random weights, or `embedded`; `small sdxl` is for rehearsals.
         batch: pictures.
         steps: of whole pictures.
         fast: what `--fast` stands for instead, in this package.
     """
 
     part: Part
-    model: Literal["sd15", "embedded"] = "sd15"
+    model: Model = "sd15"
     batch: int = 1
     steps: int = 0
     dtype: str = "float32"

@@ -1,14 +1,15 @@
 """Programs compiled before they are needed, without weights: how long it took, and what memory they will use."""
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
-from sdipc_jax.checkpoints.bundle import Bundle
+from sdipc_jax.checkpoints.bundle import Bundle, for_sampling
 from sdipc_jax.checkpoints.delta import load_delta, tuned_config
 from sdipc_jax.checkpoints.load import configure
 from sdipc_jax.commands.settings import CompileSettings
@@ -72,24 +73,30 @@ def compile(settings: CompileSettings, report: Report) -> Compiled:
 
     request, state = jax.eval_shape(first, bundle, context, negative)
 
-    def lowered() -> Iterator[tuple[str, Any]]:
+    # What is left of it when there are prompts.
+    sampled = for_sampling(bundle)
+
+    def programs_of() -> Iterator[tuple[str, Callable[[], jax.stages.Compiled]]]:
         if config.clip is not None:
             side = config.clip.vision.image_size
-            yield "picture encoder", encode_images.lower(bundle, jax.ShapeDtypeStruct((1, side, side, 3), jnp.float32))
+            yield (
+                "picture encoder",
+                partial(encode_images.ahead, bundle, jax.ShapeDtypeStruct((1, side, side, 3), jnp.float32)),
+            )
         weights = jax.ShapeDtypeStruct(tokens.shape, jnp.float32) if settings.prompt_weights else None
         for each in dict.fromkeys((bundle.config, without_skip(bundle).config)):
-            yield "text encoder", text_prompt.lower(replace(bundle, config=each), tokens, weights)
+            yield "text encoder", partial(text_prompt.ahead, replace(bundle, config=each), tokens, weights)
         if request.winograd:
             height, width = state[0].shape[1:3]
-            yield "kernels", winograd_kernels.lower(bundle, height, width)
+            yield "kernels", partial(winograd_kernels.ahead, sampled, height, width)
         # The bounds are traced, whatever they are.
-        yield "sampling", advance.lower(bundle, request, state, 0, 1)
-        yield "decoding", finish.lower(bundle, state)
+        yield "sampling", partial(advance.ahead, sampled, request, state, 0, 1)
+        yield "decoding", partial(finish.ahead, sampled, state)
 
     programs = []
-    for name, program in lowered():
+    for name, program in programs_of():
         started = time.perf_counter()
-        memory = program.compile().memory_analysis()
+        memory: Any = program().memory_analysis()
         seconds = time.perf_counter() - started
         programs.append(Program(name, seconds, memory.argument_size_in_bytes, memory.temp_size_in_bytes))
         report(len(programs) / 5)

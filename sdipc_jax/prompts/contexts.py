@@ -14,6 +14,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from sdipc_jax.checkpoints.bundle import Bundle, Config, apply
 from sdipc_jax.errors import InputError
+from sdipc_jax.executables import kept_program
 from sdipc_jax.prompts.prompt import AnyPrompt, Prompt, abstract_prompt, check_axes, context_of
 from sdipc_jax.prompts.tokens import empty_tokens
 from sdipc_jax.tracing import under_our_rules
@@ -23,7 +24,7 @@ Tokens = Int[Array | np.ndarray, "N *towers L"]
 Weights = Float[Array | np.ndarray, "N *towers L"]
 
 
-@jax.jit
+@kept_program()
 def text_prompt(bundle: Bundle, tokens: Tokens, weights: Weights | None = None) -> AnyPrompt:
     """What the UNet reads of texts, float32: the text encoder's states after its final norm, or SDXL's `Prompt`.
 

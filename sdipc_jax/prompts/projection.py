@@ -12,7 +12,7 @@ Ding et al., "The CLIP Model is Secretly an Image-to-Prompt Converter", NeurIPS 
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
+from functools import lru_cache, partial
 from typing import Any, Literal
 
 import jax
@@ -22,6 +22,7 @@ from jaxtyping import Array, Float, Int
 
 from sdipc_jax.checkpoints.bundle import Bundle, Config
 from sdipc_jax.errors import InputError
+from sdipc_jax.executables import kept_program
 from sdipc_jax.models.layers import precision
 from sdipc_jax.prompts.captions import CAPTIONS
 from sdipc_jax.prompts.contexts import end_positions, plain, text_prompt, without_skip
@@ -141,7 +142,7 @@ def closed_form(
     )
 
 
-@jax.jit
+@kept_program()
 def convert(projection: Projection, features: Float[Array, "N D_image"]) -> Float[Array, "N *places D_text"]:
     """Image features to text states, by eq. 6 or by a fitted map; one for each place of a prompt if the map is."""
     exact = precision(jnp.float32)
@@ -239,6 +240,12 @@ def _built_in(bundle: Bundle, after_end: AfterEnd = "repeat") -> Float[Array, "N
     return end_states(bundle, tokenize(bundle, CAPTIONS, truncate=True), after_end)
 
 
+@lru_cache(maxsize=1)
+def _svd_on_host(matrix: bytes, shape: tuple[int, int]) -> Any:
+    """Of float64. A command asks twice for that of one matrix: to refuse it before weights are read, and to use it."""
+    return np.linalg.svd(np.frombuffer(matrix).reshape(shape), full_matrices=False)
+
+
 def _truncated_pinv(
     matrix: Matrix, cutoff: Any, keep_fraction: float | None = None
 ) -> tuple[Matrix, Float[Array | np.ndarray, " K"], Any]:
@@ -246,7 +253,7 @@ def _truncated_pinv(
     on_host = not any(isinstance(value, jax.core.Tracer) for value in (matrix, cutoff))
     xp: Any = np if on_host else jnp
     exact = np.asarray(matrix, np.float64) if on_host else jnp.asarray(matrix, jnp.float32)
-    u, values, vt = xp.linalg.svd(exact, full_matrices=False)
+    u, values, vt = _svd_on_host(exact.tobytes(), exact.shape) if on_host else xp.linalg.svd(exact, full_matrices=False)
     if keep_fraction is not None:
         if not 0 < keep_fraction <= 1:
             raise InputError(f"keep-fraction is {keep_fraction}, expected more than 0 and at most 1")

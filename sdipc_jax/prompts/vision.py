@@ -12,6 +12,7 @@ from jaxtyping import Array, Float, Float32
 from sdipc_jax.batches import in_equal_parts
 from sdipc_jax.checkpoints.bundle import Bundle, apply, with_fit
 from sdipc_jax.errors import InputError
+from sdipc_jax.executables import kept_program
 from sdipc_jax.pictures.handed import read_any
 from sdipc_jax.pictures.preprocessing import preprocess
 from sdipc_jax.settings import Fit
@@ -38,7 +39,7 @@ def read_pictures(bundle: Bundle, paths: Sequence[Any], fit: Fit = "crop") -> Fl
     return np.stack([preprocess(read_any(picture, f"picture {n}").pixels, settings) for n, picture in enumerate(paths)])
 
 
-@jax.jit
+@kept_program()
 def encode_images(bundle: Bundle, pixels: Float[Array, "N S S 3"]) -> Float[Array, "N D_image"]:
     """The class token of each picture after the vision tower's last norm, float32.
 

@@ -12,7 +12,6 @@ from typing import Annotated, Any, ClassVar, Literal, TypeVar
 import numpy as np
 from jaxtyping import Float, Float32, Int
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
-from scipy.special import betaincinv
 
 from sdipc_jax.errors import InputError
 
@@ -312,6 +311,9 @@ def respaced_sigmas(
     if options.use_exponential_sigmas:
         return np.exp(np.linspace(np.log(high), np.log(low), steps))
     if options.use_beta_sigmas:
+        # Slow to import, for a choice that few make.
+        from scipy.special import betaincinv
+
         return low + betaincinv(0.6, 0.6, np.linspace(1, 0, steps)) * (high - low)
     return None
 

@@ -16,6 +16,7 @@ from jaxtyping import Array, Float
 
 from sdipc_jax.checkpoints.bundle import Bundle, apply
 from sdipc_jax.errors import InputError
+from sdipc_jax.executables import kept_program
 from sdipc_jax.sampling.rows import FINITE, SHARE, on_host, rows
 from sdipc_jax.tracing import varying
 
@@ -87,7 +88,7 @@ def _condition(
     return Conditioning(jnp.broadcast_to(hint, (count, *hint.shape[1:])), scale[:, None] * counts)
 
 
-@partial(jax.jit, static_argnums=1)
+@kept_program(static_argnums=(1,))
 def embed_control(bundle: Bundle, place: int, pictures: Float[Array, "N H W 3"]) -> Float[Array, "N h w C_0"]:
     """Pictures in [0, 1] as the network at this place sees them, with each step's latents to be added."""
     params = bundle.params["controlnets"][str(place)]["controlnet_cond_embedding"]

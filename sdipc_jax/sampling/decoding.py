@@ -7,6 +7,7 @@ from jaxtyping import Array, Bool, Float
 
 from sdipc_jax.checkpoints.bundle import Bundle
 from sdipc_jax.errors import InputError
+from sdipc_jax.executables import kept_program
 from sdipc_jax.models import winograd
 from sdipc_jax.sampling.request import State
 from sdipc_jax.sampling.safety import flag_pictures
@@ -20,7 +21,7 @@ NOT_FINITE = (
 _DECODED_PIXELS = 512 * 512
 
 
-@jax.jit
+@kept_program()
 @under_our_rules
 def finish(bundle: Bundle, state: State) -> tuple[Float[Array, "N H W 3"], Bool[Array, " N"]]:
     """Decodes latents to pictures in [0, 1], and blackens those that the safety checker flags."""

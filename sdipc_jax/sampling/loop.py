@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from sdipc_jax.checkpoints.bundle import Bundle
+from sdipc_jax.executables import kept_program
 from sdipc_jax.models import winograd
 from sdipc_jax.models.weighted import WeightedContexts, cross_attention_layers
 from sdipc_jax.samplers import SAMPLERS
@@ -17,7 +18,7 @@ from sdipc_jax.sampling.request import Request, State
 from sdipc_jax.tracing import under_our_rules, varying
 
 
-@partial(jax.jit, static_argnames="differentiable")
+@kept_program(static_argnames=("differentiable",))
 @under_our_rules
 def advance(
     bundle: Bundle, request: Request, state: State, first: Any, last: Any, *, differentiable: bool = False

@@ -13,6 +13,7 @@ from jaxtyping import Array, Bool, Float, Int, Key
 
 from sdipc_jax.checkpoints.bundle import Bundle, Config, Params
 from sdipc_jax.errors import InputError
+from sdipc_jax.executables import kept_program
 from sdipc_jax.models import winograd
 from sdipc_jax.models.weighted import MutedTokens, cross_attention_layers
 from sdipc_jax.prompts.contexts import as_long, negative_prompt
@@ -252,7 +253,7 @@ def choose_intervals(
     return defaults.guidance_interval, defaults.cache_interval if cache_interval is None else asked
 
 
-@partial(jax.jit, static_argnums=(1, 2))
+@kept_program(static_argnums=(1, 2))
 def winograd_kernels(bundle: Bundle, height: int, width: int) -> Params:
     """The UNet's kernels in Winograd's form, for latents of this size."""
     config = bundle.config

@@ -15,6 +15,7 @@ from jaxtyping import Array, Float
 
 from sdipc_jax.checkpoints.bundle import Bundle, apply
 from sdipc_jax.errors import InputError
+from sdipc_jax.executables import kept_program
 
 
 @partial(jax.tree_util.register_dataclass, data_fields=["latents", "mask", "masked_latents"], meta_fields=["strength"])
@@ -97,7 +98,7 @@ def start_from(
     return Start(encode_pictures(bundle, pictures), small, masked, float(strength))
 
 
-@jax.jit
+@kept_program()
 def encode_pictures(bundle: Bundle, pictures: Float[Array, "N H W 3"]) -> Float[Array, "N h w C"]:
     """The mean of the latents of pictures in [0, 1], in the UNet's scale, float32."""
     return posterior(bundle, 2 * pictures.astype(jnp.float32) - 1)[0]

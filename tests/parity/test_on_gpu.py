@@ -1,0 +1,21 @@
+"""The list for a GPU, rehearsed: every step at tiny sizes, PyTorch's modes among them."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+SCRIPT = Path(__file__).parents[2] / "scripts" / "on_gpu.py"
+
+
+def test_every_step_can_be_run(tmp_path: Path) -> None:
+    command = [sys.executable, SCRIPT, "--rehearse", "--output", tmp_path]
+    ran = subprocess.run(command, capture_output=True, text=True, check=False, cwd=SCRIPT.parents[1])
+    assert ran.returncode == 0, ran.stdout + ran.stderr
+    results = [json.loads(path.read_text()) for path in tmp_path.glob("*.json")]
+    assert {each["outcome"] for each in results} == {"done"}
+    names = {each["step"] for each in results}
+    # What is left out for want of a package is no file.
+    assert {"correctness", "picture, batch 1", "PyTorch at its best, batch 1", "SDXL, batch 1", "tuning step"} <= names
+    table = (tmp_path / "table.md").read_text()
+    assert all(name in table for name in names)
