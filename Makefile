@@ -5,6 +5,7 @@ BIN := .venv/bin
 PARITY := .venv-parity/bin
 DOCS := .venv-docs/bin
 NEWEST := .venv-newest/bin
+RAY := .venv-ray/bin
 TPU := .venv-tpu/bin
 # Nearly all the time of the tests is compilation of programs that run once: LLVM's quickest level halves it, and fusions
 # compiled without MLIR, by one thread, halve what is left. The comparison with PyTorch compiles as users do.
@@ -12,7 +13,7 @@ QUICK := --xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=
 	--xla_cpu_use_fusion_emitters=false --xla_cpu_parallel_codegen_split_count=1
 QUICK_PYTEST := XLA_FLAGS="$$XLA_FLAGS $(QUICK)" $(BIN)/python -m pytest
 
-.PHONY: demo docs test faults-scale faults-tuning parity parity-newest parity-full lint wheel golden tpu-compile clean
+.PHONY: demo docs test faults-scale faults-tuning ray-test parity parity-newest parity-full lint wheel golden tpu-compile clean
 
 # Installs the package and makes variations and an edit of the pictures in examples/.
 demo: .venv/.demo
@@ -28,6 +29,11 @@ faults-scale: .venv/.test
 # What a tuning run must withstand: killed and stopped in the middle, checkpoints damaged, disks full.
 faults-tuning: .venv/.test
 	$(QUICK_PYTEST) tests/faults/test_tuning.py tests/test_tune_checkpoints.py --override-ini addopts=--strict-markers
+
+# `sdipc batch --on ray` on Ray clusters of several nodes on this machine, whose nodes and workers are killed. Ray's
+# nodes talk over the machine's own address, which in a network of their own is the loopback device's.
+ray-test: .venv-ray/.done
+	unshare --map-root-user --net sh -c 'ip link set lo up && exec "$$@"' - $(RAY)/python -m pytest tests/ray --override-ini addopts=--strict-markers --override-ini filterwarnings=default
 
 # Live comparison with PyTorch. Its own warnings, of which old releases have many, are no concern of ours.
 parity: .venv-parity/.done
@@ -93,6 +99,11 @@ tpu-compile: .venv-tpu/.done
 	$(NEWEST)/python $(PIP_INSTALL) constraints-newest.txt --editable '.[newest]'
 	touch $@
 
+.venv-ray/.done: pyproject.toml constraints.txt
+	$(PYTHON) -m venv .venv-ray
+	$(RAY)/python $(PIP_INSTALL) constraints.txt --editable '.[test,ray]'
+	touch $@
+
 .venv-docs/.done: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv-docs
 	$(DOCS)/python $(PIP_INSTALL) constraints.txt --editable '.[docs]'
@@ -105,4 +116,4 @@ tpu-compile: .venv-tpu/.done
 	touch $@
 
 clean:
-	rm -rf .venv .venv-docs .venv-parity .venv-newest .venv-tpu build out
+	rm -rf .venv .venv-docs .venv-parity .venv-newest .venv-ray .venv-tpu build out

@@ -192,7 +192,8 @@ def _run(name: str, settings: "CommandSettings") -> int:
     told = keep_compiled() is not None or is_told_where_to_keep()
     if not (told or settings.quiet or settings.json_):
         print("sdipc: compiled programs are not kept: the cache folder cannot be written", file=sys.stderr)
-    if not joins_others:
+    # Nor does one touch a device that leaves the work to others.
+    if not joins_others and getattr(settings, "on", None) is None:
         parallel.check_devices()
     module = importlib.import_module(f"sdipc_jax.commands.{name}")
     with _progress(shown=not settings.quiet and not settings.json_) as report:

@@ -30,6 +30,11 @@ class Counted:
         for note in notes:
             self.found.setdefault(note, [name, 0])[1] += 1
 
+    def merge(self, other: "Counted") -> None:
+        """Counts what another one has counted as well."""
+        for note, (name, count) in other.found.items():
+            self.found.setdefault(note, [name, 0])[1] += count
+
     def lines(self) -> list[str]:
         """The notes, the most frequent first, and no more of them than a screen has room for."""
         ordered = sorted(self.found.items(), key=lambda each: (-each[1][1], each[0]))

@@ -294,7 +294,7 @@ def test_a_finished_job_asks_nothing_of_the_device(
 ) -> None:
     path = job(source=pictures)
     run(path, Stub())
-    monkeypatch.setattr(command, "Converter", refuse)
+    monkeypatch.setattr("sdipc_jax.batch.job.Converter", refuse)
     assert cli.main(["batch", str(path)]) == 0
     assert "nothing to do: all 3 shards are finished" in capsys.readouterr().out
 
@@ -592,7 +592,7 @@ def test_launchers_say_which_process(
 def test_plans_from_given_numbers_run_nothing(
     job: Make, pictures: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(command, "Converter", refuse)
+    monkeypatch.setattr("sdipc_jax.batch.job.Converter", refuse)
     given = "--pictures 100000 --seconds 2 --bytes 1e6 --chips 8 --hosts 2 --price 10".split()
     path = job(source=pictures, shard_size=100)
     assert cli.main(["batch", str(path), "--plan", "--json", *given]) == 0

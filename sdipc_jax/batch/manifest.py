@@ -78,13 +78,22 @@ class Manifest:
             self.folder.mkdir(parents=True, exist_ok=True)
             if not path.exists():
                 _write_once(path, (json.dumps(self.job | {"notes": self.notes}, indent=2) + "\n").encode())
+        except OSError as error:
+            raise _unusable(path, error) from None
+        self.check()
+
+    def check(self) -> None:
+        """Refuses a folder that is not this job's.
+
+        Raises:
+            InputError: it holds no job or another one, with what differs.
+        """
+        path = self.folder / _JOB
+        try:
             found = json.loads(path.read_text())
             found.pop("notes", None)
         except OSError as error:
-            raise InputError(
-                f"{printable(path)}: {error.strerror or error}, expected a folder to write to: "
-                "choose another output_dir"
-            ) from None
+            raise _unusable(path, error) from None
         except (ValueError, AttributeError, TypeError):
             raise InputError(
                 f"{printable(path)}: found no JSON object, expected a job's record: choose another output_dir"
@@ -182,6 +191,13 @@ class Manifest:
         written = summary | {"notes": self.notes, "job": self.job}
         storage.write(self.folder / _MANIFEST, (json.dumps(written, indent=2) + "\n").encode())
         return summary
+
+
+def _unusable(path: epath.Path, error: OSError) -> InputError:
+    return InputError(
+        f"{printable(path)}: {error.strerror or error}, expected a folder to write to that all who share the job see: "
+        "choose another output_dir"
+    )
 
 
 def _write_once(path: epath.Path, data: bytes) -> None:

@@ -85,6 +85,13 @@ class Progress:
         if len(self.failures) < SHOWN_FAILURES:
             self.failures.append(record)
 
+    def add(self, other: "Progress") -> None:
+        """Counts what another one has done as well."""
+        for name in ("done", "failed", "shards", "batches", "busy", "seconds"):
+            setattr(self, name, getattr(self, name) + getattr(other, name))
+        self.failures += other.failures[: max(0, SHOWN_FAILURES - len(self.failures))]
+        self.odd.merge(other.odd)
+
 
 @dataclass(frozen=True)
 class Run:

@@ -43,6 +43,16 @@ class BatchSettings(CommandSettings):
     """Which of the processes this is: it takes the shards with shard % process_count == process_index."""
     process_count: Annotated[Count | None, _option("INT", "as the launcher says, else 1")] = None
     """How many processes share the job."""
+    on: Annotated[Literal["ray"] | None, _option("ray", "this process")] = None
+    """Have the workers of a Ray cluster do the job: the cluster that RAY_ADDRESS names or this machine belongs to, else
+    one of this machine alone."""
+    workers: Annotated[Count | None, _option("INT", "as many as there is room for, now and later")] = None
+    """With --on: how many at most. Ray's autoscaler sees those that find no room."""
+    worker_needs: Annotated[
+        Annotated[str, Field(pattern=r"^[A-Za-z][\w.-]*=[1-9]\d{0,5}$")] | None,
+        _option("NAME=INT", "a host's chips TPU=N, else GPU=1, else a node's cores CPU=N"),
+    ] = None
+    """With --on: what each worker asks Ray for, such as CPU=8 or GPU=1."""
     verify: bool = False
     """Read every finished shard and do those again that are damaged; otherwise their sizes are compared."""
     retry_failed: bool = False
@@ -73,6 +83,16 @@ class BatchSettings(CommandSettings):
         return self
 
     @model_validator(mode="after")
+    def _one_way_of_sharing(self) -> Self:
+        for name in ("workers", "worker_needs"):
+            if getattr(self, name) is not None and self.on is None:
+                raise ValueError(f"found {name.replace('_', '-')} without on, expected both or neither: add --on ray")
+        if self.on is not None and (self.plan or self.process_count is not None):
+            other = "plan" if self.plan else "process-count"
+            raise ValueError(f"found both on and {other}, expected one of them: leave the other out")
+        return self
+
+    @model_validator(mode="after")
     def _both_or_none(self) -> Self:
         if (self.process_index is None) != (self.process_count is None):
             raise ValueError("found one of process-index and process-count, expected both: give the other one too")
@@ -80,7 +100,7 @@ class BatchSettings(CommandSettings):
 
     def launcher(self) -> str | None:
         """What says which process this is and of how many, where no option does: the variable with their number."""
-        if self.process_count is not None:
+        if self.process_count is not None or self.on is not None:
             return None
         return next((count for index, count in _LAUNCHERS if {index, count} <= os.environ.keys()), None)
 
