@@ -20,7 +20,7 @@ from safetensors.numpy import load_file, save_file
 import sdipc_jax as sdipc
 from sdipc_jax import cli, parallel
 from sdipc_jax.checkpoints.delta import make_delta
-from sdipc_jax.commands import text as text_command
+from sdipc_jax.commands import opening
 from sdipc_jax.commands.job import SamplingJob
 from sdipc_jax.commands.settings import TextSettings, VarySettings
 from sdipc_jax.pictures.sheets import read_metadata
@@ -62,7 +62,7 @@ def pictures(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
 
 def replace_loading(monkeypatch: pytest.MonkeyPatch, load_weights: Any) -> None:
     """Wherever a command loads weights."""
-    for module in (converter, text_command):
+    for module in (converter, opening):
         monkeypatch.setattr(module, "load_weights", load_weights)
 
 

@@ -20,7 +20,7 @@ from sdipc_jax.checkpoints.controlnets import load_controlnets, with_controlnets
 from sdipc_jax.checkpoints.digests import digests
 from sdipc_jax.checkpoints.keys import flatten
 from sdipc_jax.checkpoints.names_ldm import unet_names
-from sdipc_jax.commands import text
+from sdipc_jax.commands import opening
 from sdipc_jax.commands.controlnets import find_edges
 from sdipc_jax.sampling import Control, control, start_from
 from sdipc_jax.sampling.loop import advance
@@ -241,7 +241,7 @@ def shown(tiny: Bundle, monkeypatch: pytest.MonkeyPatch) -> list[Any]:
         return np.zeros((len(context), 32, 32, 3)), np.zeros(len(context), bool)
 
     monkeypatch.setattr(parallel, "generate", generate)
-    monkeypatch.setattr(text, "load_weights", lambda config, tuned: tiny)
+    monkeypatch.setattr(opening, "load_weights", lambda config, tuned: tiny)
     return found
 
 

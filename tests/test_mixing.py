@@ -202,7 +202,7 @@ def test_strength_alone_starts_from_the_picture_itself(
 def test_a_text_repaints_a_part_of_a_picture(
     run: Any, sampler: Sampler, tiny: Bundle, files: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("sdipc_jax.commands.text.load_weights", lambda config, tuned: tiny)
+    monkeypatch.setattr("sdipc_jax.commands.opening.load_weights", lambda config, tuned: tiny)
     assert run("text", "red", "cat", "--init-image", files["cat"], "--mask-image", files["left"]) == 0
     assert sampler.start.strength == 1
     # Two texts, four pictures each.

@@ -3,23 +3,23 @@
 from sdipc_jax.commands.controls import Controls
 from sdipc_jax.commands.inputs import each_path, read_inputs
 from sdipc_jax.commands.job import SamplingJob
+from sdipc_jax.commands.opening import FILES, Opening
 from sdipc_jax.commands.outcome import Outcome
 from sdipc_jax.commands.settings import EditSettings
 from sdipc_jax.prompts.contexts import edit_prompt, text_prompt
-from sdipc_jax.prompts.converter import Converter
 from sdipc_jax.prompts.tokens import groups_of
 from sdipc_jax.records import Report
 
 
-def edit(settings: EditSettings, report: Report) -> Outcome:
+def edit(settings: EditSettings, report: Report, opening: Opening = FILES) -> Outcome:
     """The picture with the text's change (eq. 8)."""
-    job = SamplingJob(settings)
+    job = SamplingJob(settings, opening)
     texts = job.read([settings.text])
     inputs, failures = read_inputs(job.config, [settings.picture])
     job.start_from(each_path(inputs))
     controls = Controls(job, settings, len(inputs))
     job.check([each.subject for each in inputs])
-    converter = Converter(job.config, settings)
+    converter = job.converter()
     vectors = converter.vectors([each.pixels for each in inputs])
     context = edit_prompt(converter.bundle, vectors, texts.tokens, settings.alpha, texts.weights)
     prompts = controls.prompts(converter, context, text_prompt(converter.bundle, *texts))

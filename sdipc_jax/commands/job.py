@@ -12,10 +12,9 @@ from jaxtyping import Array, Float
 from sdipc_jax import parallel
 from sdipc_jax.checkpoints.bundle import Bundle, for_sampling
 from sdipc_jax.checkpoints.controlnets import with_controlnets
-from sdipc_jax.checkpoints.digests import digests
-from sdipc_jax.checkpoints.load import configure
 from sdipc_jax.commands.controlnets import read_controls
 from sdipc_jax.commands.inputs import read_latents
+from sdipc_jax.commands.opening import FILES, Opening
 from sdipc_jax.commands.outcome import Outcome, notes_of, plain
 from sdipc_jax.commands.settings import ControlNetSettings, StartSettings
 from sdipc_jax.commands.starting import Starting
@@ -58,10 +57,10 @@ class Prompts(NamedTuple):
 class SamplingJob:
     """What `vary`, `edit` and `text` share. Making one checks the settings against the checkpoint."""
 
-    def __init__(self, settings: SamplingSettings) -> None:
-        self.settings = settings
+    def __init__(self, settings: SamplingSettings, opening: Opening = FILES) -> None:
+        self.settings, self.opening = settings, opening
         self.mesh = parallel.start(settings)
-        self.config = config = configure(settings)
+        self.config = config = opening.config(settings)
         if isinstance(settings, ControlNetSettings):
             self.config = config = with_controlnets(config, settings.controlnet)
         if isinstance(settings, ProjectionSettings):
@@ -109,10 +108,14 @@ class SamplingJob:
         self.record: Record = {
             "seed": settings.seed,
             "settings": self._record(),
-            "checkpoint": digests(self.config, settings.tuned),
+            "checkpoint": self.opening.digests(self.config, settings.tuned),
         }
         self.record |= (self.starting.record if self.starting else {}) | self.control_record
         parallel.agree(self.record | {"inputs": [subject.record for subject in subjects]})
+
+    def converter(self) -> Converter:
+        """The checkpoint with its converter."""
+        return self.opening.converter(self.config, self.settings)
 
     def negative_prompt(self, bundle: Bundle) -> AnyPrompt:
         """What guidance leads away from."""

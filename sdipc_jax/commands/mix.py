@@ -9,6 +9,7 @@ import numpy as np
 from sdipc_jax.commands.controls import Controls
 from sdipc_jax.commands.inputs import read_inputs
 from sdipc_jax.commands.job import SamplingJob
+from sdipc_jax.commands.opening import FILES, Opening
 from sdipc_jax.commands.outcome import Outcome
 from sdipc_jax.commands.settings import MixSettings
 from sdipc_jax.errors import InputError
@@ -16,16 +17,15 @@ from sdipc_jax.pictures.outputs import Subject
 from sdipc_jax.pictures.sheets import contact_sheet
 from sdipc_jax.prompts import algebra
 from sdipc_jax.prompts.contexts import edit_prompt, image_prompt, text_prompt
-from sdipc_jax.prompts.converter import Converter
 from sdipc_jax.prompts.tokens import token_ids
 from sdipc_jax.records import Report
 
 _STEMS_IN_NAME = 4
 
 
-def mix(settings: MixSettings, report: Report) -> Outcome:
+def mix(settings: MixSettings, report: Report, opening: Opening = FILES) -> Outcome:
     """Several pictures as one prompt."""
-    job = SamplingJob(settings)
+    job = SamplingJob(settings, opening)
     config = job.config
     texts = job.read([settings.text or ""])
     inputs, failures = read_inputs(config, settings.pictures)
@@ -49,7 +49,7 @@ def mix(settings: MixSettings, report: Report) -> Outcome:
         np.asarray(contact_sheet([[each.subject.picture for each in inputs if each.subject.picture is not None]])),
     )
     job.check([subject])
-    converter = Converter(config, settings)
+    converter = job.converter()
     vectors = converter.vectors([each.pixels for each in inputs])
     rest = text_prompt(converter.bundle, *texts)
     if settings.mask:
