@@ -7,13 +7,14 @@ DOCS := .venv-docs/bin
 NEWEST := .venv-newest/bin
 RAY := .venv-ray/bin
 TPU := .venv-tpu/bin
+PAGE := .venv-page/bin
 # Nearly all the time of the tests is compilation of programs that run once: LLVM's quickest level halves it, and fusions
 # compiled without MLIR, by one thread, halve what is left. The comparison with PyTorch compiles as users do.
 QUICK := --xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true \
 	--xla_cpu_use_fusion_emitters=false --xla_cpu_parallel_codegen_split_count=1
 QUICK_PYTEST := XLA_FLAGS="$$XLA_FLAGS $(QUICK)" $(BIN)/python -m pytest
 
-.PHONY: demo docs test faults-scale faults-tuning ray-test parity parity-newest parity-full lint wheel golden tpu-compile clean
+.PHONY: demo docs test faults-scale faults-tuning ray-test parity parity-newest parity-full lint wheel page-test page-soak golden tpu-compile clean
 
 # Installs the package and makes variations and an edit of the pictures in examples/.
 demo: .venv/.demo
@@ -61,6 +62,15 @@ wheel:
 	cd build/wheel && venv/bin/sdipc --help
 	cd build/wheel && venv/bin/python -c "import sdipc_jax; print(sdipc_jax.load().config.folder)"
 
+# The page in a real Chromium, which comes from Debian, and what its server must withstand.
+page-test: .venv-page/.done
+	command -v chromium || (apt-get update --quiet && apt-get install --quiet --yes --no-install-recommends chromium fonts-dejavu-core)
+	$(PAGE)/python -m pytest tests/page --ignore=tests/page/test_soak.py --override-ini addopts=--strict-markers --override-ini filterwarnings=default
+
+# Three minutes of requests, good and bad, in any order.
+page-soak: .venv-page/.done
+	$(PAGE)/python -m pytest tests/page/test_soak.py --override-ini addopts=--strict-markers --override-ini filterwarnings=default
+
 # The site of docs/, in build/docs; what Sphinx would warn of is an error.
 docs: .venv-docs/.done
 	$(DOCS)/sphinx-build -W --keep-going --quiet docs build/docs
@@ -104,6 +114,11 @@ tpu-compile: .venv-tpu/.done
 	$(RAY)/python $(PIP_INSTALL) constraints.txt --editable '.[test,ray]'
 	touch $@
 
+.venv-page/.done: pyproject.toml constraints-page.txt
+	$(PYTHON) -m venv .venv-page
+	$(PAGE)/python $(PIP_INSTALL) constraints-page.txt --editable '.[page-test]'
+	touch $@
+
 .venv-docs/.done: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv-docs
 	$(DOCS)/python $(PIP_INSTALL) constraints.txt --editable '.[docs]'
@@ -116,4 +131,4 @@ tpu-compile: .venv-tpu/.done
 	touch $@
 
 clean:
-	rm -rf .venv .venv-docs .venv-parity .venv-newest .venv-ray .venv-tpu build out
+	rm -rf .venv .venv-docs .venv-page .venv-parity .venv-newest .venv-ray .venv-tpu build out

@@ -67,6 +67,10 @@ COMMANDS = {
         "sdipc_jax.commands.settings.SpectrumSettings",
         "The singular values of the text projection, what the cut-off keeps of them, and the length of text states.",
     ),
+    "page": (
+        "sdipc_jax.page.settings.PageSettings",
+        "A page in the browser, and an HTTP API, for vary, edit, mix and text.",
+    ),
     "evaluate": (
         "sdipc_jax.evaluate.settings.EvaluateSettings",
         "Measures a checkpoint the way the paper does: retrieval, recognition, likeness, editing.",

@@ -1,6 +1,7 @@
 """The settings that people type: one schema each for Python, the command line and files."""
 
 import re
+import unicodedata
 from abc import abstractmethod
 from datetime import date
 from pathlib import Path
@@ -20,12 +21,25 @@ SafetyName = Literal["auto", "on", "off"]
 Finite = Annotated[float, Field(allow_inf_nan=False)]
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 NotNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+# Beyond these, as far as float32 tells, there is the text alone, or its opposite.
+Alpha = Annotated[float, Field(ge=-1000, le=1000, allow_inf_nan=False)]
 Count = Annotated[int, Field(ge=1)]
 # More than fits any machine, and so a slip of the finger.
 Side = Annotated[int, Field(ge=1, le=8192)]
 # As many as three digits number.
 NumImages = Annotated[int, Field(ge=1, le=1000)]
 Share = Annotated[float, Field(ge=0, le=1)]
+
+
+def _without_controls(text: str) -> str:
+    found = next((letter for letter in text if unicodedata.category(letter) == "Cc" and letter not in "\t\n\r"), None)
+    if found is not None:
+        raise ValueError(f"no control characters, of which it has {found!r}")
+    return text
+
+
+# What a person has written.
+Text = Annotated[str, AfterValidator(_without_controls)]
 
 
 def _in_order(interval: tuple[float, float]) -> tuple[float, float]:
@@ -304,7 +318,7 @@ class SamplerSettings(WordingSettings, CheckpointSettings):
     """In pixels."""
     width: Annotated[Side | None, choice("INT")] = None
     """In pixels."""
-    negative_prompt: Annotated[str | None, choice("TEXT", "nothing, which is the empty text or SDXL's zeros")] = None
+    negative_prompt: Annotated[Text | None, choice("TEXT", "nothing, which is the empty text or SDXL's zeros")] = None
     """What guidance leads away from."""
     eta: Annotated[float, Field(ge=0, le=1)] = 0.0
     """DDIM's and TCD's share of fresh noise; TCD's authors use 0.3, and 1 for a single step."""

@@ -10,7 +10,7 @@ import pytest
 PACKAGE = Path(__file__).parent.parent / "sdipc_jax"
 # From top to bottom.
 ROOMS = [
-    *("cli", "commands", "evaluate", "tuning", "batch", "parallel", "sampling", "prompts", "checkpoints"),
+    *("cli", "commands", "page", "evaluate", "tuning", "batch", "parallel", "sampling", "prompts", "checkpoints"),
     *("datasets", "samplers", "pictures", "models"),
 ]
 GROUND = {"batches", "compilation", "errors", "executables", "files", "interruption", "records", "settings", "tracing"}

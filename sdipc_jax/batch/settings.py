@@ -10,13 +10,14 @@ from pydantic import Field, model_validator
 from sdipc_jax.errors import InputError, printable
 from sdipc_jax.files import read_yaml
 from sdipc_jax.settings import (
+    Alpha,
     CommandSettings,
     Count,
-    Finite,
     Positive,
     ProjectionSettings,
     SamplerSettings,
     Side,
+    Text,
 )
 
 # Where launchers write which process this is, and of how many; the first pair that is set counts.
@@ -137,9 +138,9 @@ class JobSettings(SamplerSettings, ProjectionSettings):
     columns: dict[str, str] | None = None
     """Which column gives which of a row's settings, such as `{picture: image}`; every other column is ignored. Without
     it, all columns have to be settings of a row."""
-    text: str | None = None
+    text: Text | None = None
     """What to change in every picture (eq. 8), where its row says nothing."""
-    alpha: Finite = 0.9
+    alpha: Alpha = 0.9
     """Weight of that text."""
     sizes: tuple[tuple[Side, Side], ...] = ()
     """[height, width] that rows may ask for besides the job's own. Each is compiled once."""

@@ -7,6 +7,7 @@ import tyro
 from pydantic import Field, model_validator
 
 from sdipc_jax.settings import (
+    Alpha,
     CheckpointSettings,
     CommandSettings,
     Count,
@@ -23,6 +24,7 @@ from sdipc_jax.settings import (
     SamplingSettings,
     Settings,
     Share,
+    Text,
     WordingSettings,
     choice,
 )
@@ -153,9 +155,9 @@ class EditSettings(
 
     picture: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="PICTURE")]
     """A picture file."""
-    text: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="TEXT")]
+    text: Annotated[Text, tyro.conf.Positional, tyro.conf.arg(metavar="TEXT")]
     """What to change, such as "at night"."""
-    alpha: Finite = 0.9
+    alpha: Alpha = 0.9
     """Weight of the text's end state; the paper's 0.9, its authors' code has 0.6."""
 
 
@@ -170,9 +172,9 @@ class MixSettings(SamplingSettings, ProjectionSettings, ControlSettings, StartSe
     """`direction` gives the mean a prompt's length again, which `plain` does not."""
     without: Annotated[tuple[str, ...], _files("TEXT_OR_PICTURE...", "nothing")] = ()
     """What to project out of the mean: files of pictures, or texts."""
-    text: Annotated[str | None, choice("TEXT", "none")] = None
+    text: Annotated[Text | None, choice("TEXT", "none")] = None
     """What to change in the mix (eq. 8)."""
-    alpha: Finite = 0.9
+    alpha: Alpha = 0.9
     """Weight of the text's end state."""
 
     @model_validator(mode="after")
@@ -207,7 +209,7 @@ class InterpolateSettings(SamplingSettings, ProjectionSettings, ControlNetSettin
 class TextSettings(SamplingSettings, StartSettings, ControlNetSettings, WordlessSettings):
     """Plain text to image, with the same samplers."""
 
-    texts: Annotated[tuple[str, ...], tyro.conf.Positional, _TEXTS, Field(min_length=1)]
+    texts: Annotated[tuple[Text, ...], tyro.conf.Positional, _TEXTS, Field(min_length=1)]
     """Prompts."""
 
 
@@ -218,9 +220,9 @@ class PromptSettings(WordingSettings, ProjectionSettings, ResultSettings):
     """Picture files (JPEG, PNG, WebP, GIF, BMP, AVIF), or folders of them."""
     output: Annotated[Path, tyro.conf.arg(metavar="FILE")]
     """The safetensors file to write."""
-    text: Annotated[str | None, choice("TEXT", "none")] = None
+    text: Annotated[Text | None, choice("TEXT", "none")] = None
     """What to change in the pictures (eq. 8)."""
-    alpha: Finite = 0.9
+    alpha: Alpha = 0.9
     """Weight of the text's end state."""
 
     @property

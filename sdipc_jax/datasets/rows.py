@@ -9,7 +9,7 @@ from etils import epath
 from pydantic import Field, model_validator
 
 from sdipc_jax.errors import InputError, printable
-from sdipc_jax.settings import Finite, Seed, Settings, Side
+from sdipc_jax.settings import Alpha, Finite, Seed, Settings, Side, Text
 
 _Path = Annotated[str, Field(min_length=1)]
 
@@ -26,11 +26,11 @@ class Row(Settings):
     """Or several, whose vectors are averaged."""
     weights: tuple[Finite, ...] = ()
     """Of the pictures in that average; as many, and with a sum that is not 0."""
-    text: str | None = None
+    text: Text | None = None
     """What to change (eq. 8), instead of the job's text; empty changes nothing."""
-    alpha: Finite | None = None
+    alpha: Alpha | None = None
     """Weight of the text."""
-    negative_prompt: str | None = None
+    negative_prompt: Text | None = None
     """What guidance leads away from."""
     seed: Seed | None = None
     """Gives variation 0 of this seed. Without it the row's id numbers a variation of the job's seed."""
