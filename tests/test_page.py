@@ -417,6 +417,8 @@ def ask(
 
     async def receive() -> Any:
         await asyncio.sleep(pause)
+        if not parts:
+            return {"type": "http.disconnect"}
         part = parts.pop(0)
         return {"type": "http.request", "body": part, "more_body": bool(parts)}
 
@@ -584,7 +586,8 @@ def test_the_copied_command_makes_the_same_pictures(
         made = [service.folder.place(ticket.name) / each["file"] for each in service.folder.records(ticket.name)]
         assert made
         for path in made:
-            assert np.array_equal(np.asarray(Image.open(path)), np.asarray(Image.open(output / path.name)))
+            with Image.open(path) as ours, Image.open(output / path.name) as theirs:
+                assert np.array_equal(np.asarray(ours), np.asarray(theirs))
 
 
 # What is shown.

@@ -2,10 +2,7 @@
 
 import copy
 import importlib.util
-import os
-import shutil
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -43,7 +40,6 @@ _RUN: dict[str, Callable[..., Any]] = {"vary": vary.vary, "edit": edit.edit, "mi
 _SHAPES = ((1, 1), (3, 4), (4, 3), (9, 16), (16, 9))
 # Compiled for sizes and numbers of steps, before all are forgotten.
 PROGRAMS = 6
-_UPLOADS = "uploads"
 _EMBEDDED = "This small checkpoint knows drawings like emoji, not photographs; --model sd15 fetches one that does."
 
 
@@ -158,7 +154,7 @@ def page(settings: PageSettings, report: Report) -> Served:
     commands = commands_of(opening, settings, one)
     from sdipc_jax.page.web import server
 
-    with server.listen(settings.host, settings.port) as listener, locked(root), _uploads(root / _UPLOADS):
+    with server.listen(settings.host, settings.port) as listener, locked(root):
         service = Service(commands, settings, Queue(), Folder(root / "requests"))
         address = f"http://{server.bracketed(settings.host)}:{listener.getsockname()[1]}"
         say(settings, f"the page is at {address}, and stops with Ctrl-C; loading {settings.model}")
@@ -211,20 +207,3 @@ def sizes_of(config: Config, height: int, width: int) -> list[tuple[int, int]]:
         if found not in sizes:
             sizes.append((found[0], found[1]))
     return sizes
-
-
-@contextmanager
-def _uploads(folder: Path) -> Iterator[None]:
-    """Where Gradio puts what is dropped on the page, until that is kept with its request; nothing of it stays."""
-    shutil.rmtree(folder, ignore_errors=True)
-    # Gradio reads them when it is imported. Nothing is told to anybody, and nothing asked for.
-    os.environ |= {
-        "GRADIO_TEMP_DIR": str(folder.absolute()),
-        "GRADIO_ANALYTICS_ENABLED": "False",
-        "GRADIO_SHARE": "False",
-        "HF_HUB_DISABLE_TELEMETRY": "1",
-    }
-    try:
-        yield
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)

@@ -1,6 +1,7 @@
 """What stands before everything that a browser or a program can reach: limits of size and time, and of who asks."""
 
 import asyncio
+import contextlib
 import json
 from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any
@@ -13,6 +14,9 @@ App = Callable[[MutableMapping[str, Any], Receive, Send], Awaitable[None]]
 # Of a whole body: the largest upload, and what stands around it.
 MAX_BODY = 20_000_000 + 100_000
 BODY_SECONDS = 60.0
+# Of what is too large, this much is read and thrown away: an answer to somebody who still sends gets lost.
+_THROWN_AWAY = 5
+_THROWING_SECONDS = 5.0
 # Scripts and styles are Gradio's own, in its page; nothing comes from elsewhere, and nobody shows it in a frame.
 _POLICY = (
     "default-src 'self'; script-src 'self' 'unsafe-inline' 'unsafe-eval'; style-src 'self' 'unsafe-inline'; "
@@ -55,6 +59,9 @@ class Guard:
         headers = {name.decode("latin-1"): value.decode("latin-1") for name, value in scope["headers"]}
         refusal = self._refusal(scope["method"], headers)
         if refusal is not None:
+            length = headers.get("content-length", "0")
+            if length.isdecimal() and int(length) <= _THROWN_AWAY * self.max_body:
+                await self._throw_away(receive)
             await _answer(send, *refusal)
             return
         await self._guarded(scope, receive, send)
@@ -120,7 +127,20 @@ class Guard:
             if not ended:
                 raise
         if ended and not started:
+            if ended[0][0] == 413:
+                await self._throw_away(receive)
             await _answer(send, *ended[0])
+
+    async def _throw_away(self, receive: Receive) -> None:
+        """Reads the rest of a body, if it is not too much and comes in time."""
+        size = 0
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(_THROWING_SECONDS):
+                while size < _THROWN_AWAY * self.max_body:
+                    message = await receive()
+                    size += len(message.get("body", b""))
+                    if not message.get("more_body", False):
+                        return
 
 
 async def _answer(send: Send, status: int, error: str) -> None:

@@ -22,7 +22,7 @@ STYLE = """
 .sdipc progress {width: 100%; height: .6rem; accent-color: var(--color-accent);}
 .sdipc .row {display: grid; grid-template-columns: repeat(auto-fill, minmax(120px, 1fr)); gap: .75rem;
   margin: 0 0 1rem;}
-.sdipc .pair {display: grid; grid-template-columns: 1fr 1fr; gap: .75rem;}
+.sdipc .pair {display: grid; grid-template-columns: repeat(2, minmax(0, 1fr)); gap: .75rem;}
 .sdipc figure {margin: 0;}
 .sdipc figure img {width: 100%; aspect-ratio: var(--shape, 1); object-fit: contain; border-radius: 6px;
   background: var(--background-fill-secondary); display: block;}

@@ -29,10 +29,10 @@ class Page:
         said: queue.Queue[str] = queue.Queue()
 
         def read() -> None:
-            assert process.stderr is not None
-            for line in process.stderr:
-                self.lines.append(line)
-                said.put(line)
+            with contextlib.suppress(ValueError):  # Closed.
+                for line in process.stderr or ():
+                    self.lines.append(line)
+                    said.put(line)
 
         threading.Thread(target=read, daemon=True).start()
         until = time.monotonic() + 120
@@ -87,6 +87,8 @@ def running(*command: str) -> Iterator[Page]:
         if process.poll() is None:
             process.kill()
         process.wait()
+        assert process.stderr is not None
+        process.stderr.close()
 
 
 @contextlib.contextmanager

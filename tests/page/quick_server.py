@@ -56,13 +56,15 @@ def commands(seconds: float) -> Commands:
 
 
 def main(folder: str, seconds: str, *options: str) -> None:
-    """Until SIGTERM."""
-    waits = next((float(each.partition("=")[2]) for each in options if each.startswith("--loading=")), 0.0)
+    """Until SIGTERM; `--finish=1` in the place of the seconds in which what runs may finish."""
+    for option in options:
+        assert option.startswith("--finish=")
+        server.FINISH_SECONDS = float(option.partition("=")[2])
     settings = PageSettings(output_dir=Path(folder), port=0)
     listener = server.listen(settings.host, 0)
     service = Service(commands(float(seconds)), settings, Queue(), Folder(Path(folder) / "requests"))
     print(f"http://127.0.0.1:{listener.getsockname()[1]}", file=sys.stderr)
-    server.serve(service, listener, lambda: time.sleep(waits))
+    server.serve(service, listener, lambda: None)
 
 
 if __name__ == "__main__":

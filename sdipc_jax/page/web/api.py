@@ -117,8 +117,8 @@ def _add(api: FastAPI, service: Service, function: Function) -> None:
             await _drain(request)
             status = 503 if service.queue.closed else 429
             return JSONResponse({"error": str(refused)}, status, headers={"retry-after": str(refused.seconds)})
-        except (InputError, MultiPartException) as error:
-            return JSONResponse({"error": getattr(error, "message", str(error))}, 422)
+        except InputError as error:
+            return JSONResponse({"error": str(error)}, 422)
         if not wait:
             return JSONResponse(service.tell(ticket), 202, headers={"location": f"/api/requests/{ticket.name}"})
         return await _wait(service, ticket, request)
@@ -157,8 +157,7 @@ async def _read(request: Request, function: Function) -> tuple[list[tuple[str, b
     """The files and settings of a form.
 
     Raises:
-        InputError: it is no such form.
-        MultiPartException: it is damaged, or has too many parts.
+        InputError: it is no such form, is damaged, or has too many parts.
     """
     if not request.headers.get("content-type", "").startswith("multipart/form-data"):
         raise InputError(
@@ -168,7 +167,13 @@ async def _read(request: Request, function: Function) -> tuple[list[tuple[str, b
     parser = MultiPartParser(
         request.headers, request.stream(), max_files=MAX_PICTURES, max_fields=1, max_part_size=_MAX_SETTINGS
     )
-    form = await parser.parse()
+    try:
+        form = await parser.parse()
+    except MultiPartException as error:
+        raise InputError(
+            f"found a form that will not do ({error.message.rstrip('.')}), expected at most {MAX_PICTURES} files "
+            f"{_FILES} and {_SETTINGS}: correct it"
+        ) from None
     try:
         files: list[tuple[str, bytes]] = []
         values: Any = {}

@@ -61,7 +61,7 @@ def make_blocks(service: Service) -> gr.Blocks:
                 pictures = gr.Gallery(
                     label=f"Pictures (at most {MAX_PICTURES}, {MAX_BYTES // 10**6} MB at once)",
                     type="filepath",
-                    columns=4,
+                    columns=3,
                     height=220,
                     object_fit="contain",
                     fit_columns=False,
@@ -69,7 +69,7 @@ def make_blocks(service: Service) -> gr.Blocks:
                     buttons=[],
                     elem_id="pictures",
                 )
-                _refuse_addresses(pictures)
+                _take_uploads_alone(pictures)
                 weights = gr.Textbox(
                     label="Weights",
                     placeholder="1, 0.5",
@@ -181,18 +181,19 @@ def make_blocks(service: Service) -> gr.Blocks:
     return blocks
 
 
-def _refuse_addresses(gallery: Any) -> None:
-    """Gradio would fetch what an address names that stands in the place of a file."""
+def _take_uploads_alone(gallery: Any) -> None:
+    """Gradio would fetch what an address names, and in an application of ours copy any file that a request names."""
     keep = gallery.async_move_resource_to_block_cache
 
-    async def only_files(name: str | Path | None) -> str | None:
-        if not isinstance(name, str | Path) or "://" in str(name):
-            raise gr.Error("found an address, expected a file: upload the picture itself")
+    async def only_uploads(name: str | Path | None) -> str | None:
+        uploads = Path(gr.utils.get_upload_folder()).resolve()
+        if name is None or "://" in str(name) or not Path(name).resolve().is_relative_to(uploads):
+            raise gr.Error("found no upload, expected one: upload the picture itself")
         kept: str | None = await keep(name)
         return kept
 
     # Not a class of our own: for each, Gradio writes a file beside its source.
-    gallery.async_move_resource_to_block_cache = only_files
+    gallery.async_move_resource_to_block_cache = only_uploads
 
 
 def _take(service: Service, put: Any, values: Mapping[str, Any]) -> Ticket:

@@ -1,11 +1,14 @@
 """The server on a thread of its own, beside the thread that owns the device, and how both end."""
 
 import os
+import shutil
 import socket
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import uvicorn
@@ -23,6 +26,7 @@ STOP_SECONDS = 5.0
 _GOODBYE_SECONDS = 0.5
 _HEADER_SECONDS = 20.0
 _MAX_CONNECTIONS = 500
+_UPLOADS = "uploads"
 # What this machine calls itself.
 _HERE = {"127.0.0.1": "127.0.0.1", "localhost": "localhost", "::1": "[::1]"}
 
@@ -80,13 +84,19 @@ def serve(service: Service, listener: socket.socket, load: Callable[[], None]) -
     Args:
         load: what has to be done before any work; the page is there meanwhile, and requests wait.
     """
-    # Gradio reads its surroundings when it is imported.
-    from sdipc_jax.page.web.application import make_application
-
-    queue, host = service.queue, service.settings.host
+    host = service.settings.host
     # Where others are answered, nobody knows what they call this machine.
     hosts = frozenset(_HERE.values()) if host in _HERE else None
-    with Interruption() as interruption, Server(make_application(service, hosts), listener):
+    with _surroundings(service.folder.root.with_name(_UPLOADS)):
+        # Gradio reads its surroundings when it is imported.
+        from sdipc_jax.page.web.application import make_application
+
+        _serve(Server(make_application(service, hosts), listener), service, load)
+
+
+def _serve(server: Server, service: Service, load: Callable[[], None]) -> None:
+    queue = service.queue
+    with Interruption() as interruption, server:
         end_when(lambda: interruption.requested, queue)
         try:
             load()
@@ -96,6 +106,23 @@ def serve(service: Service, listener: socket.socket, load: Callable[[], None]) -
             queue.close()
             queue.over.set()
             time.sleep(_GOODBYE_SECONDS)
+
+
+@contextmanager
+def _surroundings(uploads: Path) -> Iterator[None]:
+    """Where Gradio puts what is dropped on the page, until that is kept with its request; nothing of it stays."""
+    shutil.rmtree(uploads, ignore_errors=True)
+    # Nothing is told to anybody, and nothing asked for.
+    os.environ |= {
+        "GRADIO_TEMP_DIR": str(uploads.absolute()),
+        "GRADIO_ANALYTICS_ENABLED": "False",
+        "GRADIO_SHARE": "False",
+        "HF_HUB_DISABLE_TELEMETRY": "1",
+    }
+    try:
+        yield
+    finally:
+        shutil.rmtree(uploads, ignore_errors=True)
 
 
 def bracketed(host: str) -> str:
