@@ -9,6 +9,7 @@ import pickle
 import platform
 import threading
 import warnings
+import weakref
 from collections.abc import Callable, Sequence
 from importlib.metadata import version
 from pathlib import Path
@@ -24,6 +25,7 @@ from sdipc_jax.records import digest_of
 _DIGEST = hashlib.sha256().digest_size
 # JAX's cache is off for all threads while one compiles.
 _COMPILING = threading.Lock()
+_PROGRAMS: "weakref.WeakSet[Program]" = weakref.WeakSet()
 # What else a compiler reads. XLA's flags may stand in a file, whose contents this does not tell.
 _ENVIRONMENT = ("XLA_FLAGS", "LIBTPU_INIT_ARGS", "NPROC", "PJRT_NPROC")
 
@@ -50,6 +52,7 @@ class Program:
         defaults = {name: inspect.signature(function).parameters[name].default for name in static_argnames}
         self._static = static_argnums, defaults
         self._ready: dict[Any, jax.stages.Compiled] = {}
+        _PROGRAMS.add(self)
         functools.update_wrapper(self, function)
 
     def __getattr__(self, name: str) -> Any:
@@ -95,6 +98,13 @@ class Program:
         named = {name: arg for name, arg in kwargs.items() if name not in defaults}
         still = tuple(args[place] for place in places if place < len(args))
         return moving, named, (still, tuple(kwargs.get(name, default) for name, default in defaults.items()))
+
+
+def forget_programs() -> None:
+    """Frees the memory of all compiled programs; what is kept on the disk stays."""
+    for program in _PROGRAMS:
+        program._ready.clear()
+    jax.clear_caches()
 
 
 def _folder() -> Path | None:

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from sdipc_jax.executables import Program, kept_program
+from sdipc_jax.executables import Program, forget_programs, kept_program
 
 # Runs a program of a pytree with a static argument, and says how often Python went through it.
 PROGRAM = """
@@ -163,3 +163,12 @@ def test_what_jax_has_kept_itself_is_compiled_anew(folder: Path) -> None:
     assert "/jax/compilation_cache/cache_hits" not in hits
     assert len(files(folder)) == 1
     assert jax.config.jax_enable_compilation_cache
+
+
+def test_programs_that_are_forgotten_take_no_memory() -> None:
+    program = kept_program()(lambda x: x + 1)
+    program._ready["signature"] = jax.jit(lambda x: x).lower(1.0).compile()
+    assert program(1) == 2
+    forget_programs()
+    assert program._ready == {}
+    assert program(2) == 3

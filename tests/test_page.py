@@ -533,7 +533,7 @@ def test_no_more_than_a_few_programs_are_kept(monkeypatch: pytest.MonkeyPatch) -
         return Result()
 
     monkeypatch.setitem(page_command._RUN, "vary", vary)
-    monkeypatch.setattr(jax, "clear_caches", lambda: cleared.append(len(ran)))
+    monkeypatch.setattr(page_command, "forget_programs", lambda: cleared.append(len(ran)))
     run = Runner(Kept.__new__(Kept))
     for steps in [*range(1, 7), 1, 6, *range(7, 20)]:
         run("vary", VarySettings(pictures=("a.png",), steps=steps), lambda done: None)

@@ -18,6 +18,7 @@ from sdipc_jax.commands.opening import Opening
 from sdipc_jax.commands.outcome import say
 from sdipc_jax.commands.settings import EditSettings, MixSettings, TextSettings, VarySettings
 from sdipc_jax.errors import InputError
+from sdipc_jax.executables import forget_programs
 from sdipc_jax.files import check_writable
 from sdipc_jax.interruption import locked
 from sdipc_jax.page.folder import Folder
@@ -136,7 +137,7 @@ class Runner:
             min(settings.num_images, settings.batch_size),
         )
         if program not in self._programs and len(self._programs) >= PROGRAMS:
-            jax.clear_caches()
+            forget_programs()
             self._programs.clear()
         self._programs.add(program)
 

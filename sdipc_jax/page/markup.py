@@ -20,7 +20,7 @@ STYLE = """
 .sdipc a {margin: 0; padding: 0;}
 .sdipc .alert {border-left: 4px solid #b91c1c; padding: .5rem .75rem; background: var(--block-background-fill);}
 .sdipc progress {width: 100%; height: .6rem; accent-color: var(--color-accent);}
-.sdipc .row {display: grid; grid-template-columns: repeat(auto-fill, minmax(120px, 1fr)); gap: .75rem;
+.sdipc .row {display: grid; grid-template-columns: repeat(auto-fill, minmax(100px, 1fr)); gap: .75rem;
   margin: 0 0 1rem;}
 .sdipc .pair {display: grid; grid-template-columns: repeat(2, minmax(0, 1fr)); gap: .75rem;}
 .sdipc figure {margin: 0;}
@@ -33,6 +33,7 @@ STYLE = """
 .sdipc .blank {border: 1px dashed var(--border-color-primary); border-radius: 6px; padding: 2.5rem 1rem;
   text-align: center;}
 #pictures .grid-wrap {padding-top: 2rem;}
+#pictures .grid-container {grid-template-columns: repeat(3, minmax(0, 1fr)) !important;}
 footer {display: none !important;}
 """
 

@@ -91,7 +91,7 @@ def make_blocks(service: Service) -> gr.Blocks:
                 with gr.Row():
                     seed = gr.Number(0, label="Seed", precision=0, min_width=100, elem_id="seed")
                     num_images = gr.Slider(
-                        1, MAX_IMAGES, value=4, step=1, label="How many", min_width=150, elem_id="num_images"
+                        1, MAX_IMAGES, value=4, step=1, label="Count", min_width=150, elem_id="num_images"
                     )
                 with gr.Accordion("More settings", open=False, elem_id="more"):
                     negative = gr.Textbox(label="Negative text", info="What to lead away from.", elem_id="negative")
