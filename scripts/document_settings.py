@@ -4,18 +4,17 @@ python scripts/document_settings.py > docs/settings.md
 python scripts/document_settings.py commands > docs/commands.md
 """
 
+import re
 import sys
-from collections.abc import Collection
-from typing import Any, Literal, get_args, get_origin
+from collections.abc import Mapping
 
-import tyro
 from pydantic.fields import FieldInfo
 
 from sdipc_jax import cli
 from sdipc_jax.batch.settings import JobSettings
-from sdipc_jax.commands.settings import CtSettings, FtSettings, TunedSettings
+from sdipc_jax.commands import manual
 from sdipc_jax.datasets.rows import Row
-from sdipc_jax.settings import CommandSettings, Settings
+from sdipc_jax.settings import Settings
 from sdipc_jax.tuning.config import RunSettings
 
 _FILES = (
@@ -31,41 +30,46 @@ and `sdipc COMMAND --help` lists them.
 """
 _COMMANDS = """# Commands
 
-Written by `python scripts/document_settings.py commands`. What all commands take comes first; exit codes are 0 done,
-1 a bug, 2 refused input, 3 some items failed, 75 interrupted and resumable, 130 interrupted.
+Written by `python scripts/document_settings.py commands`; `sdipc COMMAND --help` says the same. Exit codes are 0 done,
+1 a bug, 2 refused input, 3 some items failed, 75 interrupted and resumable, 130 interrupted. Options may also be spelt
+as diffusers spells its arguments, such as `--num-inference-steps` and `--prompt`.
 """
-_TUNE: dict[str, type[Settings]] = {"tune ft": FtSettings, "tune ct": CtSettings, "tune export": TunedSettings}
 
 
 def document_commands() -> str:
-    """The page of all commands."""
-    kinds = {name: cli.settings_of(name) for name in cli.COMMANDS if name != "tune"} | _TUNE
-    pages = [f"## Every command\n\n{_options(CommandSettings, ())}"]
-    for name, kind in kinds.items():
-        summary = " ".join((kind.__doc__ or "").split())
-        pages.append(f"## `sdipc {name}`\n\n{summary}\n\n{_options(kind, CommandSettings.model_fields)}")
+    """The page of all commands: what each has alone, then what several have."""
+    pages, shared = list[str](), dict[type[Settings], dict[str, FieldInfo]]()
+    for name in cli.COMMANDS:
+        kind = cli.settings_of(name)
+        own = {each: field for each, field in kind.model_fields.items() if manual.is_placed(field)}
+        links = []
+        for group, fields in manual.groups(kind):
+            if group is kind:
+                own |= fields
+            else:
+                shared.setdefault(group, {}).update(fields)
+                links.append(f"[{_title(group)}](#{_anchor(_title(group))})")
+        table = f"\n\n{_options(own)}" if own else "\n"
+        pages.append(f"## `sdipc {name}`\n\n{manual.summary(kind)}{table}\nBesides: {'; '.join(links)}.\n")
+    pages += [f"## {_title(group)}\n\n{_options(fields)}" for group, fields in shared.items()]
     return "\n".join([_COMMANDS, *pages])
 
 
-def _options(settings: type[Settings], left_out: Collection[str]) -> str:
-    fields = {name: field for name, field in settings.model_fields.items() if name not in left_out}
+def _title(group: type[Settings]) -> str:
+    return manual.summary(group).removesuffix(".")
+
+
+def _anchor(title: str) -> str:
+    """What the site calls a heading."""
+    return re.sub(r"[^\w -]", "", title.lower()).replace(" ", "-")
+
+
+def _options(fields: Mapping[str, FieldInfo]) -> str:
     rows = [
-        f"| `{_typed(name, field)}` | {_stated(field)} | {_cell(_meaning(field))} |" for name, field in fields.items()
+        f"| `{_cell(manual.typed(name, field))}` | {_cell(_default(field, hint=True))} | {_cell(_meaning(field))} |"
+        for name, field in fields.items()
     ]
     return "\n".join(["| option | default | meaning |", "|---|---|---|", *rows]) + "\n"
-
-
-def _typed(name: str, field: FieldInfo) -> str:
-    """An option as it is typed, or the place of what has no name on the command line."""
-    if tyro.conf.Positional in field.metadata:
-        return next((each.metavar for each in field.metadata if getattr(each, "metavar", None)), name.upper())
-    return f"--{name.removesuffix('_').replace('_', '-')}"
-
-
-def _stated(field: FieldInfo) -> str:
-    """The default as the command's help says it."""
-    hint = next((each.help_behavior_hint for each in field.metadata if getattr(each, "help_behavior_hint", None)), "")
-    return _cell(str(hint).removeprefix("(default: ").removesuffix(")")) if hint else _default(field)
 
 
 def _cell(text: str) -> str:
@@ -82,25 +86,19 @@ def _table(settings: type[Settings]) -> str:
     return "\n".join(["| key | default | meaning |", "|---|---|---|", *rows]) + "\n"
 
 
-def _default(field: FieldInfo) -> str:
+def _default(field: FieldInfo, hint: bool = False) -> str:
+    """What holds where a setting is left out; with `hint`, in the words of the command's help."""
     if field.is_required():
         return "must be given"
-    if field.default in (None, (), ""):
-        return "none"
-    return f"`{str(field.default).lower() if isinstance(field.default, bool) else field.default}`"
+    found = manual.default(field) if hint or field.default not in (None, (), "") else "none"
+    plain = str(field.default)
+    return f"`{found}`" if found != "none" and found in (plain, plain.lower()) else found
 
 
 def _meaning(field: FieldInfo) -> str:
     text = " ".join((field.description or "").split())
-    choices = _choices(field.annotation)
+    choices = manual.choices(field.annotation)
     return f"{text} One of {', '.join(f'`{each}`' for each in choices)}." if choices else text
-
-
-def _choices(annotation: Any) -> tuple[str, ...]:
-    """The strings that a setting may be, if it is one of a few."""
-    if get_origin(annotation) is Literal:
-        return get_args(annotation)
-    return next(filter(None, map(_choices, get_args(annotation))), ())
 
 
 if __name__ == "__main__":

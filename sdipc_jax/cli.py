@@ -11,12 +11,13 @@ import json
 import os
 import re
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from importlib import metadata
 from typing import TYPE_CHECKING, Any
 
 from sdipc_jax.errors import InputError, InterruptedRun, MissingProcessError, shortened
 from sdipc_jax.records import name_row
+from sdipc_jax.spelling import nearest, respelt, unknown
 
 if TYPE_CHECKING:
     from sdipc_jax.settings import CommandSettings
@@ -50,7 +51,18 @@ COMMANDS = {
         "sdipc_jax.batch.settings.BatchSettings",
         "Resumable generation over a data set: run it again, and it goes on where it stopped.",
     ),
-    "tune": ("sdipc_jax.commands.settings.tune", "Tuning on one's own pictures."),
+    "tune ft": (
+        "sdipc_jax.commands.settings.FtSettings",
+        "Fine-tuning on about a hundred pictures (SD-IPC-FT); run it again, and it goes on where it stopped.",
+    ),
+    "tune ct": (
+        "sdipc_jax.commands.settings.CtSettings",
+        "Customising on a handful of pictures (SD-IPC-CT); run it again, and it goes on where it stopped.",
+    ),
+    "tune export": (
+        "sdipc_jax.commands.settings.TunedSettings",
+        "A tuned checkpoint as a folder of its own, which diffusers opens, with its CLIP in clip/.",
+    ),
     "models": (
         "sdipc_jax.commands.settings.ModelsSettings",
         "The checkpoints that have names here, their sizes and licences, and which are in the cache; or fetches some.",
@@ -92,15 +104,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
         # What a terminal cannot say is no reason to end when the work is done.
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
-    if list(arguments) == ["--version"]:
+    if "--version" in arguments:
         print(f"sdipc_jax {metadata.version('sdipc-jax')}")
         return 0
     try:
-        return _run(*_parse(arguments))
+        parsed = _parse(arguments)
+        return 0 if parsed is None else _run(*parsed)
     except InputError as error:
         message, code = str(error), 2
     except (InterruptedRun, MissingProcessError) as error:
         message, code = str(error), 75
+    except BrokenPipeError:
+        # Whoever reads, such as `head`, has seen enough; what is left must not be written at the end either.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
     except KeyboardInterrupt:
         message, code = "interrupted; the pictures named in manifest.jsonl are whole", 130
     except Exception:
@@ -122,45 +139,69 @@ def _abandon(code: int) -> None:
         parallel.abandon(code)
 
 
-def _parse(arguments: Sequence[str]) -> tuple[str, "CommandSettings"]:
-    """The command and its settings."""
-    first = arguments[0] if arguments else "--help"
-    if not first.startswith("-") and first not in COMMANDS:
-        raise InputError(f"found the command {first!r}, expected one of {', '.join(COMMANDS)}; see sdipc --help")
-    name = "" if first in ("-h", "--help") else next((each for each in arguments if each in COMMANDS), "")
-    kinds = {name: settings_of(name)} if name else {each: _named(summary) for each, (_, summary) in COMMANDS.items()}
+def _parse(arguments: Sequence[str]) -> tuple[str, "CommandSettings"] | None:
+    """The command and its settings; nothing where help is asked for, and given."""
+    name = next((each for each in (" ".join(arguments[:2]), *arguments[:1]) if each in COMMANDS), None)
+    rest = list(arguments[len(name.split()) :]) if name else [*arguments]
+    ahead = rest[: rest.index("--")] if "--" in rest else rest
+    if "-h" in ahead or "--help" in ahead:
+        print(_help(name, arguments[0]), flush=True)
+        return None
+    if name is None:
+        raise InputError(f"{_no_command(arguments)}; see sdipc --help")
+    kind = settings_of(name)
     import tyro
 
+    placed = {each: tyro.conf.Positional in field.metadata for each, field in kind.model_fields.items()}
+    options = [each.removesuffix("_") for each, without_name in placed.items() if not without_name]
+    rest = respelt(rest, options, [each for each, without_name in placed.items() if without_name])
+    if (wrong := unknown(rest, options)) is not None:
+        meant = nearest(wrong.removeprefix("--").replace("-", "_"), options)
+        advice = f": did you mean --{meant.replace('_', '-')}?" if meant else ""
+        raise InputError(f"found the option {wrong}, which {name} does not have{advice}; see sdipc {name} --help")
     errors = io.StringIO()
     try:
         with contextlib.redirect_stderr(errors):
-            settings: Any = tyro.extras.subcommand_cli_from_dict(
-                kinds,
-                prog="sdipc",
-                description="Pictures as prompts for Stable Diffusion.",
-                args=list(arguments),
-                config=(tyro.conf.OmitArgPrefixes, tyro.conf.FlagCreatePairsOff),
+            settings: CommandSettings = tyro.cli(
+                kind, prog=f"sdipc {name}", args=rest, config=(tyro.conf.FlagCreatePairsOff,)
             )
-    except SystemExit as stop:
-        if not stop.code:
-            raise
-        raise InputError(_one_line(errors.getvalue(), arguments)) from None
+    except SystemExit:
+        raise InputError(f"{_one_line(errors.getvalue(), rest)}; see sdipc {name} --help") from None
     return name, settings
+
+
+def _help(name: str | None, first: str) -> str:
+    """The page of a command, or of all that begin with a word."""
+    if name is None:
+        from sdipc_jax.commands import listing
+
+        return listing.pages(_summaries(first))
+    from sdipc_jax.commands import manual
+
+    return manual.page(name, settings_of(name))
+
+
+def _summaries(first: str) -> list[tuple[str, str]]:
+    """The commands that begin with a word, or all of them."""
+    found = [(name, summary) for name, (_, summary) in COMMANDS.items()]
+    return [each for each in found if each[0].startswith(f"{first} ")] or found
+
+
+def _no_command(arguments: Sequence[str]) -> str:
+    """Why these words are no command."""
+    first = arguments[0] if arguments else ""
+    if first.startswith("-"):
+        return f"found {first} before the command, expected it behind: change the order"
+    typed = " ".join(arguments[: 2 if _summaries(first)[0][0].startswith(f"{first} ") else 1])
+    meant = nearest(typed, COMMANDS)
+    found = f"the command {shortened(repr(typed), 80)}" if typed else "no command"
+    return f"found {found}, expected one of {', '.join(COMMANDS)}{f': did you mean {meant}?' if meant else ''}"
 
 
 def settings_of(command: str) -> Any:
     """What takes the command's options."""
     module, _, name = COMMANDS[command][0].rpartition(".")
     return getattr(importlib.import_module(module), name)
-
-
-def _named(summary: str) -> Callable[[], None]:
-    """Stands for a command where only its summary is asked for."""
-
-    def command() -> None: ...
-
-    command.__doc__ = summary
-    return command
 
 
 def _one_line(box: str, arguments: Sequence[str]) -> str:
@@ -171,7 +212,7 @@ def _one_line(box: str, arguments: Sequence[str]) -> str:
     # Options have two dashes and no spaces.
     text = next((each for each in arguments if re.match(r"-[^-]|--[\w-]*[^\w=-]", each)), None)
     advice = "" if text is None else _WITH_DASH.format(shortened(text, 80))
-    return f"{shortened(message.rstrip('.'))}{advice}; see sdipc --help"
+    return f"{shortened(message.rstrip('.'))}{advice}"
 
 
 def _run(name: str, settings: "CommandSettings") -> int:
@@ -199,9 +240,10 @@ def _run(name: str, settings: "CommandSettings") -> int:
     # Nor does one touch a device that leaves the work to others.
     if not joins_others and getattr(settings, "on", None) is None:
         parallel.check_devices()
-    module = importlib.import_module(f"sdipc_jax.commands.{name}")
+    word = name.split()[0]
+    command = getattr(importlib.import_module(f"sdipc_jax.commands.{word}"), word)
     with _progress(shown=not settings.quiet and not settings.json_) as report:
-        result = getattr(module, name)(settings, report)
+        result = command(settings, report)
     summary = result.to_json()
     failures = summary.get("failures", [])
     # Several processes say the same.

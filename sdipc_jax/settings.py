@@ -3,6 +3,7 @@
 import re
 import unicodedata
 from abc import abstractmethod
+from collections.abc import Iterable
 from datetime import date
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self, get_args
@@ -12,6 +13,7 @@ import tyro
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 from sdipc_jax.errors import InputError, shortened
+from sdipc_jax.spelling import nearest
 
 # `checkpoint` is the class of the scheduler's file, as diffusers runs it.
 Fit = Literal["crop", "pad", "squash"]
@@ -88,18 +90,19 @@ class Settings(BaseModel):
         try:
             super().__init__(**values)
         except pydantic.ValidationError as error:
-            raise InputError(_describe(error)) from None
+            raise InputError(_describe(error, type(self).model_fields)) from None
 
 
 # How a name in a file becomes something else.
 READ_BY_YAML = "YAML reads no, yes, on, off, numbers and dates as such: put each in quotes, such as 'no' or '007'"
 
 
-def _describe(error: pydantic.ValidationError) -> str:
+def _describe(error: pydantic.ValidationError, known: Iterable[str]) -> str:
     first = error.errors()[0]
     name = ".".join(str(part) for part in first["loc"]).removesuffix("_")
     if first["type"] == "extra_forbidden":
-        return f"{name} is not a setting: check its spelling"
+        meant = nearest(name, known)
+        return f"{name} is not a setting: {f'did you mean {meant}?' if meant else 'check its spelling'}"
     if first["type"] == "missing":
         return f"{name} is missing: give it"
     if first["type"] == "too_short":
@@ -147,7 +150,7 @@ class CommandSettings(Settings):
 
 
 class ResultSettings(CommandSettings):
-    """What commands take whose results stand in one place."""
+    """What becomes of results that are there already."""
 
     overwrite: bool = False
     """Replace the results of another run."""
@@ -195,7 +198,7 @@ class CheckpointSettings(LoraSettings):
     """The checkpoint: `embedded`, a name that `sdipc models` lists, an id on the hub (ORG/NAME[@REVISION]), a diffusers
     pipeline folder, or a single .safetensors file."""
     revision: Annotated[str | None, choice("BRANCH_TAG_OR_COMMIT", "the newest")] = None
-    """Of the checkpoint on the hub."""
+    """The branch, tag or commit of the checkpoint on the hub."""
     clip: Annotated[Path | None, choice("FOLDER_ID_OR_FILE", "clip/ in the folder, else its family's")] = None
     """The CLIP that the checkpoint was trained with."""
     vae: Annotated[Path | None, choice("FOLDER_ID_OR_FILE")] = None
@@ -214,12 +217,12 @@ class CheckpointSettings(LoraSettings):
     """Layers of the text encoder that are left out before its final norm, for texts that guidance leads to; 1 is the
     layer before the last."""
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
-    """Of the weights and arithmetic of UNet, CLIP and VAE; float16 is for cards without bfloat16."""
+    """The type of the weights and the arithmetic of UNet, CLIP and VAE; float16 is for cards without bfloat16."""
     vae_dtype: Annotated[
         Literal["float32", "bfloat16", "float16"] | None,
         choice("float32|bfloat16|float16", "dtype; float32 if the VAE asks so, in SDXL or with float16"),
     ] = None
-    """Of the VAE alone."""
+    """The type of the VAE's alone."""
 
 
 class ProjectionSettings(CheckpointSettings):
@@ -239,7 +242,7 @@ class ProjectionSettings(CheckpointSettings):
     """pinv: the paper's inverse of the text projection; ridge: a map fitted to captions, for any CLIP and checkpoint;
     auto: the inverse for Stable Diffusion 1.x, else the map."""
     ridge: Annotated[NotNegative | None, choice("FLOAT", "0.3 for the text tower's last layer, else 1")] = None
-    """Of the map: how much directions in which captions hardly vary count as 0."""
+    """How far the fitted map counts directions as 0 in which captions hardly vary."""
     calibrate_captions: Annotated[Path | None, choice("FILE", "4,000 built-in ones")] = None
     """Text file with the captions to fit the map to, one a line."""
     calibrate_pictures: Annotated[Path | None, choice("FOLDER", "none")] = None
@@ -301,9 +304,9 @@ class SamplerSettings(WordingSettings, CheckpointSettings):
     """How pictures are sampled from a prompt."""
 
     seed: Seed = 0
-    """0 to 4294967295; picture i of a prompt depends on the seed and on i alone."""
+    """What noise is drawn from, 0 to 4294967295; picture i of a prompt depends on the seed and on i alone."""
     steps: Annotated[Count | None, choice("INT", "the checkpoint's own, else 50")] = None
-    """Sampling steps."""
+    """How many steps sampling takes."""
     guidance_scale: Annotated[NotNegative | None, choice("FLOAT", "the checkpoint's own, else 7.5")] = None
     """How strongly the prompt is followed; 1 or less is no guidance."""
     guidance_interval: Annotated[Interval | None, choice("LOW,HIGH", "the checkpoint's own, else always")] = None
@@ -315,9 +318,9 @@ class SamplerSettings(WordingSettings, CheckpointSettings):
     ] = None
     """The sampling method; `checkpoint` is the class of the checkpoint's scheduler."""
     height: Annotated[Side | None, choice("INT")] = None
-    """In pixels."""
+    """The height of the pictures, in pixels."""
     width: Annotated[Side | None, choice("INT")] = None
-    """In pixels."""
+    """Their width, in pixels."""
     negative_prompt: Annotated[Text | None, choice("TEXT", "nothing, which is the empty text or SDXL's zeros")] = None
     """What guidance leads away from."""
     eta: Annotated[float, Field(ge=0, le=1)] = 0.0
@@ -338,15 +341,15 @@ class ParallelSettings(Settings):
     distributed: bool = False
     """Be one process of several: the cluster is detected (Slurm, Open MPI, Cloud TPU, Kubernetes)."""
     coordinator_address: Annotated[str | None, choice("HOST:PORT", "detected")] = None
-    """Of process 0; with num_processes and process_id instead of detection."""
+    """The address of process 0; with num_processes and process_id instead of detection."""
     num_processes: Annotated[Count | None, choice("INT", "detected")] = None
-    """Of the whole job."""
+    """How many processes the whole job has."""
     process_id: Annotated[Annotated[int, Field(ge=0)] | None, choice("INT", "detected")] = None
-    """Of this process, from 0."""
+    """Which of them this one is, from 0."""
     initialization_timeout: Count = 300
-    """Seconds in which all processes must join."""
+    """Within how many seconds all processes must join."""
     heartbeat_timeout: Count = 100
-    """Seconds without a sign of life after which a process counts as dead, and the others end."""
+    """After how many seconds without a sign of life a process counts as dead, and the others end."""
 
     @property
     def is_one_of_several(self) -> bool:
@@ -355,7 +358,7 @@ class ParallelSettings(Settings):
 
 
 class SamplingSettings(SamplerSettings, ParallelSettings, ResultSettings):
-    """What the commands take that sample pictures of each of a few prompts."""
+    """How much is sampled at once, and from which noise."""
 
     num_images: NumImages = 4
     """Pictures for each prompt, up to 1000."""

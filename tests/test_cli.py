@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from sdipc_jax import cli
+from sdipc_jax.commands import manual
 from sdipc_jax.commands.outcome import Outcome
 from sdipc_jax.errors import InputError
 
@@ -31,9 +32,7 @@ OPTIONS = {
 
 
 def help_of(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
-    with pytest.raises(SystemExit) as stop:
-        cli.main([*arguments, "--help"])
-    assert stop.value.code == 0
+    assert cli.main([*arguments, "--help"]) == 0
     out, err = capsys.readouterr()
     assert err == ""
     return out
@@ -52,7 +51,77 @@ def test_help_has_every_option_and_says_its_default(command: str, capsys: pytest
 
 def test_help_names_the_commands(capsys: pytest.CaptureFixture[str]) -> None:
     text = help_of(capsys)
-    assert all(re.search(rf"• {command} +[A-Z]", text) for command in OPTIONS)
+    assert all(re.search(rf"^  {command} +[A-Z]", text, re.MULTILINE) for command in cli.COMMANDS)
+    tune = help_of(capsys, "tune")
+    assert "  tune ct " in tune
+    assert "  vary " not in tune
+
+
+def test_help_is_in_groups_and_the_most_used_come_first(capsys: pytest.CaptureFixture[str]) -> None:
+    for command in cli.COMMANDS:
+        known = {name.removesuffix("_").replace("_", "-") for name in cli.settings_of(command).model_fields}
+        text = help_of(capsys, *command.split())
+        shown = re.findall(r"^  --([a-z-]+)", text, re.MULTILINE)
+        assert set(shown) <= known
+        # Every option once; what is typed without its name stands above them.
+        assert len(shown) == len(set(shown))
+        placed = {name for name, field in cli.settings_of(command).model_fields.items() if manual.is_placed(field)}
+        assert known - set(shown) == placed
+        titles = re.findall(r"^(\S.*):$", text, re.MULTILINE)
+        assert titles[-1] == "What every command takes"
+    vary = help_of(capsys, "vary")
+    order = [vary.index(f"  --{name} ") for name in ("num-images", "seed", "steps", "model", "latents", "mesh", "json")]
+    assert order == sorted(order)
+
+
+def test_help_that_nobody_reads_to_the_end_is_no_failure() -> None:
+    command = [sys.executable, "-m", "sdipc_jax.cli", "vary", "--help"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=ENVIRONMENT) as process:
+        assert process.stdout is not None
+        process.stdout.close()
+        assert process.stderr is not None
+        assert process.stderr.read() == b""
+    assert process.returncode == 1
+
+
+@pytest.mark.parametrize(
+    "typed, meant",
+    [
+        (
+            "text --prompt red --num_inference_steps=3 --num-images-per-prompt 2",
+            "text red --steps 3 --num-images 2",
+        ),
+        ("edit --prompt=taxi a.png --guidance-scale 2", "edit a.png taxi --guidance-scale 2"),
+        ("edit --prompt taxi --image a.png", "edit a.png taxi"),
+        ("edit a.png --mask m.png --prompt taxi", "edit --mask m.png -- a.png taxi"),
+        ("vary --image a.png --height 64 --torch-dtype bfloat16", "vary a.png --height 64 --dtype bfloat16"),
+        ("prompt a.png --prompt taxi --output p", "prompt a.png --text taxi --output p"),
+        ("mix --image a.png --image b.png --prompt taxi", "mix a.png b.png --text taxi"),
+    ],
+)
+def test_options_as_diffusers_spells_them(typed: str, meant: str) -> None:
+    assert cli._parse(typed.split()) == cli._parse(meant.split()) is not None
+
+
+@pytest.mark.parametrize(
+    "arguments, words",
+    [
+        (
+            ["vary", "a.png", "--stepz", "3"],
+            "option --stepz, which vary does not have: did you mean --steps?",
+        ),
+        (["vary", "a.png", "--num-inferense-steps", "3"], "did you mean --steps?"),
+        (["vary", "a.png", "--zzzz=3"], "found the option --zzzz, which vary does not have; see sdipc vary --help"),
+        (["edti", "a.png"], "did you mean edit?"),
+        (["tune", "tc", "run.yaml"], "found the command 'tune tc', expected one of "),
+        (["tune"], "found the command 'tune', expected one of "),
+    ],
+)
+def test_slips_are_told_what_was_probably_meant(
+    arguments: list[str], words: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.main(arguments) == 2
+    assert words in capsys.readouterr().err
 
 
 ENVIRONMENT = os.environ | {"PYTHONPATH": str(Path(cli.__file__).parents[1])}
@@ -103,7 +172,7 @@ def test_what_is_refused_or_asked_first_loads_nothing_heavy(
 @pytest.mark.parametrize(
     "arguments, words",
     [
-        ([], "Expected one of {vary, edit, mix, interpolate, "),
+        ([], "found no command, expected one of vary, edit, mix, interpolate, "),
         (["varry", "a.png"], "found the command 'varry', expected one of vary, edit, mix, interpolate, "),
         (["text", "a", "--stepz", "3"], "--stepz"),
         (["text", "a", "--steps"], "Missing value for argument '--steps'"),
@@ -112,7 +181,7 @@ def test_what_is_refused_or_asked_first_loads_nothing_heavy(
         (["text", "a", "--num-images", "2.5"], "--num-images: invalid literal for int() with base 10: '2.5'"),
         (["text", "a", "--steps", "2.5"], "steps is '2.5', expected a valid integer"),
         (["text", "a", "--json=3"], "3"),
-        (["--quiet", "text", "a"], "misplaced options: --quiet"),
+        (["--quiet", "text", "a"], "found --quiet before the command"),
     ],
 )
 def test_mistakes_are_told_in_one_line(arguments: list[str], words: str, capsys: pytest.CaptureFixture[str]) -> None:
@@ -121,7 +190,7 @@ def test_mistakes_are_told_in_one_line(arguments: list[str], words: str, capsys:
     assert out == ""
     assert words in err
     assert err.startswith("sdipc: ")
-    assert err.endswith("; see sdipc --help\n")
+    assert re.search(r"; see sdipc( \w+)* --help\n$", err)
     assert err.count("\n") == 1
     assert not set("│╭╰─") & set(err)
 

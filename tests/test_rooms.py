@@ -13,7 +13,10 @@ ROOMS = [
     *("cli", "commands", "page", "evaluate", "tuning", "batch", "parallel", "sampling", "prompts", "checkpoints"),
     *("datasets", "samplers", "pictures", "models"),
 ]
-GROUND = {"batches", "compilation", "errors", "executables", "files", "interruption", "records", "settings", "tracing"}
+GROUND = {
+    *("batches", "compilation", "errors", "executables", "files", "interruption", "records", "settings", "spelling"),
+    "tracing",
+}
 # What stands in the root re-exports the rooms, and what is only imported for its names imports them.
 TOP = "__init__"
 

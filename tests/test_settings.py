@@ -31,7 +31,7 @@ from sdipc_jax.settings import Defaults
         ({"batch_size": 0}, "batch_size is 0"),
         ({"texts": ()}, "found no texts, expected at least one"),
         ({"output_dir": "gs://bucket/out"}, "output_dir is 'gs://bucket/out', expected a folder of this machine"),
-        ({"stepz": 3}, "stepz is not a setting: check its spelling"),
+        ({"stepz": 3}, "stepz is not a setting: did you mean steps?"),
         ({"cutoff": 0.3}, "cutoff is not a setting"),
     ],
 )

@@ -345,16 +345,3 @@ class ExportSettings(CheckpointSettings, CommandSettings):
     """What to write: a folder that diffusers opens, or one file with CompVis' names."""
     dtype: Literal["float32", "float16", "bfloat16"] = "float32"
     """Of the stored weights."""
-
-
-def tune(
-    command: Annotated[
-        Annotated[FtSettings, tyro.conf.subcommand("ft")]
-        | Annotated[CtSettings, tyro.conf.subcommand("ct")]
-        | Annotated[TunedSettings, tyro.conf.subcommand("export")],
-        tyro.conf.OmitSubcommandPrefixes,
-        tyro.conf.arg(name=""),
-    ],
-) -> CommandSettings:
-    """Tuning on one's own pictures."""
-    return command

@@ -14,6 +14,7 @@ from PIL.PngImagePlugin import PngImageFile, PngInfo
 
 from sdipc_jax.errors import InputError, printable
 from sdipc_jax.files import write_atomically
+from sdipc_jax.pictures.parameters import parameters
 from sdipc_jax.pictures.reading import read_bytes
 
 _KEYWORD = "sdipc"
@@ -85,7 +86,9 @@ def mark_middle(pixels: UInt8[np.ndarray, "H W 3"], rows: float, columns: float)
 
 
 def save_png(path: Path, pixels: UInt8[np.ndarray, "H W 3"], metadata: Mapping[str, Any]) -> None:
-    """Writes a PNG with `metadata` as JSON in its one text chunk. The file is whole or not there at all.
+    """Writes a PNG with `metadata` as JSON in a text chunk, and the settings in it as other programs read them.
+
+    The file is whole or not there at all.
 
     Raises:
         InputError: it cannot be written.
@@ -93,6 +96,9 @@ def save_png(path: Path, pixels: UInt8[np.ndarray, "H W 3"], metadata: Mapping[s
     text = PngInfo()
     # Escaped to ASCII: file names from a disk need not be valid Unicode, but come back as they were.
     text.add_itxt(_KEYWORD, json.dumps(metadata, allow_nan=False))
+    told = parameters(metadata, *pixels.shape[:2])
+    if told is not None:
+        text.add_text("parameters", told.encode(errors="replace").decode())
     stream = io.BytesIO()
     Image.fromarray(pixels).save(stream, "PNG", pnginfo=text)
     write_atomically(path, stream.getvalue())
