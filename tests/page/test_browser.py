@@ -220,34 +220,42 @@ def ask_by_click(tab: Tab) -> None:
 
 def test_twenty_at_once_one_cancelled_and_the_end(browser: Browser, tmp_path: Path) -> None:
     """Seventeen are taken, three refused with a word; one that waits is stopped; SIGTERM tells the others."""
-    with quick(tmp_path, 20.0) as page, contextlib.ExitStack() as stack:
-        # Twenty visitors: one alone has six connections for all tabs.
-        contexts = [stack.enter_context(browser.new_context()) for _ in range(20)]
-        tabs = [opened(context.new_page(), page) for context in contexts]
-        for tab in tabs:
-            tab.get_by_text("Text: no picture, words alone").click()
-            tab.get_by_label("Text", exact=True).fill("a")
-        for tab in tabs:
-            tab.click("#go")
-        wait_until(lambda: page.get("/ready").json()["state"] == "busy")
-        said = [tab.locator("#status p").first for tab in tabs]
-        for each in said[:17]:
-            expect(each).to_contain_text(re.compile("Working|Waiting|finished so far"))
-        for each in said[17:]:
-            expect(each).to_contain_text("busy: 16 requests wait already")
+    with quick(tmp_path, 300.0, finish="1") as page, contextlib.ExitStack() as stack:
+        # Visitors of their own: a browser has six connections to a server for all of one visitor's tabs.
+        contexts = [stack.enter_context(browser.new_context()) for _ in range(4)]
+        first, second, third, fourth = tabs = [opened(context.new_page(), page) for context in contexts]
+        said = {tab: tab.locator("#status p").first for tab in tabs}
+        ask_by_click(first)
+        expect(said[first]).to_contain_text("Working")
+        # Fifteen at once, as a script in the browser sends them.
+        sent = first.evaluate(
+            """() => Promise.all(Array.from({length: 15}, () => {
+                const form = new FormData();
+                form.append("settings", JSON.stringify({text: "a"}));
+                return fetch("/api/text?wait=false", {method: "POST", body: form}).then(answer => answer.status);
+            }))"""
+        )
+        assert sent == [202] * 15
+        ask_by_click(second)
+        expect(said[second]).to_contain_text("Waiting: 16 requests first.")
+        for tab in (third, fourth):
+            ask_by_click(tab)
+            expect(said[tab]).to_contain_text("busy: 16 requests wait already")
         # The API has the same queue.
         assert post(page.url, "text", text="a").status_code == 429
         # One that waits is cancelled, and one of those that were refused finds its place.
-        tabs[16].click("#stop")
-        expect(said[16]).to_have_text("Stopped.")
-        tabs[17].click("#go")
-        expect(said[17]).to_contain_text("Waiting")
+        second.click("#stop")
+        expect(said[second]).to_have_text("Stopped.")
+        third.click("#go")
+        expect(said[third]).to_contain_text("Waiting: 16 requests first.")
         # Whoever closes the page waits no more.
-        tabs[15].close()
+        third.close()
         wait_until(lambda: page.get("/ready").json()["waiting"] == 15)
+        fourth.click("#go")
+        expect(said[fourth]).to_contain_text("Waiting: 16 requests first.")
         page.process.send_signal(signal.SIGTERM)
-        for place in (5, 10, 14, 17):
-            expect(said[place]).to_contain_text("the page is ending")
+        expect(said[fourth]).to_contain_text("the page is ending")
+        expect(said[first]).to_contain_text("the page is ending")
         assert page.process.wait(30) == 0
 
 

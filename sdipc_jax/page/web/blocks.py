@@ -10,7 +10,7 @@ import gradio as gr
 from sdipc_jax.errors import InputError
 from sdipc_jax.page import markup
 from sdipc_jax.page.folder import MAX_BYTES
-from sdipc_jax.page.queue import Refused
+from sdipc_jax.page.queue import Job, Refused
 from sdipc_jax.page.requests import FUNCTIONS, MAX_IMAGES, MAX_PICTURES, MAX_STEPS
 from sdipc_jax.page.service import Service, Ticket
 from sdipc_jax.records import Record
@@ -137,7 +137,9 @@ def make_blocks(service: Service) -> gr.Blocks:
                 each: gr.update(visible=name in _WITH[field]) for field, each in shown.items()
             }
 
-        async def make(found: Update) -> AsyncIterator[Update]:
+        visits: dict[str | None, Job] = {}
+
+        async def make(found: Update, request: gr.Request) -> AsyncIterator[Update]:
             values = {name: found[component] for name, component in asked.items()}
             yield {status: markup.status("Reading the pictures …"), go: gr.update(interactive=False)}
             try:
@@ -146,6 +148,7 @@ def make_blocks(service: Service) -> gr.Blocks:
             except (Refused, InputError) as error:
                 yield {status: markup.alert(str(error)), go: gr.update(interactive=True)}
                 return
+            visits[request.session_hash] = ticket.job
             yield {current: ticket.name, command: ticket.command, stop: gr.update(interactive=True)}
             try:
                 async for told in _follow(service, ticket):
@@ -158,8 +161,12 @@ def make_blocks(service: Service) -> gr.Blocks:
                     **_comparison(left, right, beside, entries, len(ticket.inputs)),
                 }
             finally:
-                # Whoever closes the page waits for nothing any more.
-                service.queue.cancel(ticket.job)
+                visits.pop(request.session_hash, None)
+
+        def leave(request: gr.Request) -> None:
+            # Whoever closes the page waits for nothing any more.
+            if (job := visits.pop(request.session_hash, None)) is not None:
+                service.queue.cancel(job)
 
         def cancel(name: str | None) -> None:
             ticket = None if name is None else service.find(name)
@@ -175,6 +182,7 @@ def make_blocks(service: Service) -> gr.Blocks:
         outputs = [status, results, command, current, seen, left, right, beside, go, stop]
         go.click(make, set(asked.values()), outputs, **hidden)
         stop.click(cancel, current, None, queue=False, **hidden)
+        blocks.unload(leave)
         for each in (left, right):
             each.input(compare, [seen, left, right], beside, queue=False, **hidden)
     blocks.queue(api_open=False, max_size=None, default_concurrency_limit=None)
