@@ -14,7 +14,7 @@ QUICK := --xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=
 	--xla_cpu_use_fusion_emitters=false --xla_cpu_parallel_codegen_split_count=1
 QUICK_PYTEST := XLA_FLAGS="$$XLA_FLAGS $(QUICK)" $(BIN)/python -m pytest
 
-.PHONY: demo docs test faults-scale faults-tuning ray-test parity parity-newest parity-full lint wheel page-test page-soak golden tpu-compile clean
+.PHONY: demo docs linkcheck test faults-scale faults-tuning ray-test parity parity-newest parity-full lint wheel page-test page-soak golden tpu-compile clean
 
 # Installs the package and makes variations and an edit of the pictures in examples/.
 demo: .venv/.demo
@@ -74,6 +74,10 @@ page-soak: .venv-page/.done
 # The site of docs/, in build/docs; what Sphinx would warn of is an error.
 docs: .venv-docs/.done
 	$(DOCS)/sphinx-build -W --keep-going --quiet docs build/docs
+
+# Addresses outside of this repository, which only the network can tell of.
+linkcheck: .venv-docs/.done
+	$(DOCS)/sphinx-build -b linkcheck --keep-going --quiet docs build/linkcheck
 
 # The golden files that carry the comparison with PyTorch into `make test`.
 golden: .venv-parity/.done

@@ -142,3 +142,15 @@ def test_links_between_pages_lead_somewhere() -> None:
 def test_every_page_is_in_the_index() -> None:
     listed = re.findall(r"^([\w-]+)$", "\n".join(blocks(ROOT / "docs/index.md", "{toctree}")), re.MULTILINE)
     assert sorted(listed) == sorted(page.stem for page in (ROOT / "docs").glob("*.md") if page.stem != "index")
+
+
+def test_actions_are_pinned_by_digest_and_targets_exist() -> None:
+    makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
+    for workflow in sorted((ROOT / ".github/workflows").glob("*.yml")):
+        text = workflow.read_text(encoding="utf-8")
+        used = re.findall(r"uses: (.*)", text)
+        assert used
+        assert all(re.fullmatch(r"[\w-]+/[\w-]+@[0-9a-f]{40} # v[\d.]+", each) for each in used), workflow.name
+        targets = [name for names in re.findall(r"target: \[(.*)\]", text) for name in names.split(", ")]
+        for target in [*targets, *re.findall(r"run: make ([\w.-]+)$", text, re.MULTILINE)]:
+            assert re.search(rf"^{re.escape(target)}:", makefile, re.MULTILINE), target
