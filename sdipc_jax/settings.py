@@ -357,7 +357,30 @@ class ParallelSettings(Settings):
         return self.distributed or (self.coordinator_address, self.num_processes, self.process_id) != (None,) * 3
 
 
-class SamplingSettings(SamplerSettings, ParallelSettings, ResultSettings):
+def _pair(found: tuple[int, ...]) -> tuple[int, ...]:
+    if len(found) not in (0, 2):
+        raise ValueError("two numbers")
+    return found
+
+
+def _two(metavar: str, default: str) -> Any:
+    """Two numbers, or none where nothing is said."""
+    hint = tyro.conf.arg(metavar=metavar, help_behavior_hint=f"(default: {default})")
+    return AfterValidator(_pair), hint
+
+
+class SizeSettings(Settings):
+    """What SDXL is told of sizes, in pixels: as if its picture had been cut out of a larger one."""
+
+    original_size: Annotated[tuple[Count, ...], *_two("HEIGHT WIDTH", "the picture's own")] = ()
+    """Height and width of what SDXL is to take the picture to be cut out of."""
+    crop: Annotated[tuple[Annotated[int, Field(ge=0)], ...], *_two("TOP LEFT", "0 0")] = ()
+    """Of SDXL's picture: top and left of that cut."""
+    target_size: Annotated[tuple[Count, ...], *_two("HEIGHT WIDTH", "the picture's own")] = ()
+    """Of SDXL's picture: height and width of what was left."""
+
+
+class SamplingSettings(SamplerSettings, SizeSettings, ParallelSettings, ResultSettings):
     """How much is sampled at once, and from which noise."""
 
     num_images: NumImages = 4

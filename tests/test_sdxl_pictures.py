@@ -152,9 +152,3 @@ def test_towers_are_let_go_before_sampling(
     assert parts == {"unet", "vae"}
     assert tower is None
     assert not np.asarray(negative.context).any()
-
-
-def test_masks_are_refused(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    clouds = folder / "clouds.png"
-    assert run(folder, "mix", clouds, clouds, "--mask", clouds, clouds) == 2
-    assert "--mask, --start, --end or --layers with SDXL is not supported" in capsys.readouterr().err

@@ -17,6 +17,7 @@ from sdipc_jax.datasets.rows import RawRow, Row
 from sdipc_jax.errors import InputError, shortened
 from sdipc_jax.pictures.preprocessing import preprocess
 from sdipc_jax.pictures.reading import decode_picture
+from sdipc_jax.prompts.prompt import sizes_told
 from sdipc_jax.prompts.tokens import Texts, read_texts, with_chunks
 from sdipc_jax.records import Record, digest_of
 from sdipc_jax.settings import Defaults
@@ -113,7 +114,10 @@ class Reader:
         if len(inputs) > 1:
             record["weights"] = list(row.weights or [1.0] * len(inputs))
         if not self.job.vectors:
-            record |= self._settings(row)
+            try:
+                record |= self._settings(row)
+            except InputError as error:
+                errors.append(str(error))
         named = [digest or {"name": each.name} for digest, each in zip(contents, inputs, strict=True)]
         key = self._key(record | {"inputs": named, "input_sha256": None})
         if notes:
@@ -129,12 +133,17 @@ class Reader:
         return Item(raw.number, key, record, None, tuple(pixels), tokens[0], tokens[1], raw.place)
 
     def _settings(self, row: Row) -> Record:
-        """How the row's picture is sampled; without a seed of its own, its id will give the index."""
+        """How the row's picture is sampled; without a seed of its own, its id will give the index.
+
+        Raises:
+            InputError: it is told sizes that its checkpoint does not read.
+        """
         job, (height, width) = self.job, self.sizes[0]
         text = job.text if row.text is None else row.text
         if text is not None and not text.strip():
             # An empty text changes nothing: it is no edit towards the empty prompt.
             text = None
+        height, width = row.height or height, row.width or width
         return {
             "text": text,
             "alpha": None if text is None else job.alpha if row.alpha is None else row.alpha,
@@ -143,8 +152,9 @@ class Reader:
             ),
             "seed": job.seed if row.seed is None else row.seed,
             "index": None if row.seed is None else 0,
-            "height": row.height or height,
-            "width": row.width or width,
+            "height": height,
+            "width": width,
+            **sizes_told(self.config, height, width, row, job),
         }
 
     def _tokens(self, record: Record) -> list[Texts]:

@@ -20,11 +20,12 @@ from sdipc_jax.errors import InputError
 from sdipc_jax.parallel import make_mesh
 from sdipc_jax.prompts.converter import Converter
 from sdipc_jax.prompts.plan import check_one_vector, plan_conversion
+from sdipc_jax.prompts.prompt import sizes_told
 from sdipc_jax.prompts.tokens import read_texts
 from sdipc_jax.records import Record, digest_of
 from sdipc_jax.sampling.advice import advice
 from sdipc_jax.sampling.request import decide
-from sdipc_jax.settings import Defaults
+from sdipc_jax.settings import Defaults, SizeSettings
 
 # What decides every row's result; what a row may say itself is part of the row's key.
 _DECISIVE = (
@@ -73,6 +74,7 @@ class Recipe:
         values = decide(config, settings)
         for height, width in ((values.height, values.width), *settings.sizes):
             config.latent_shape(height, width)
+        sizes_told(config, values.height, values.width, settings)
         texts = [each for each in (settings.text, settings.negative_prompt) if each is not None]
         read_texts(config, texts, **settings.wording)
         typed = settings.model_dump(mode="json") | values.model_dump(mode="json", exclude_none=True)
@@ -129,7 +131,8 @@ class Job:
                 f"source is {settings.source!r}, but there are no pictures{told}, expected one: check the path"
             )
         check_columns(source, settings)
-        record = recipe.decisive | {name: recipe.typed[name] for name in (*_ROWS, *_RESULTS)}
+        sizes = {name: recipe.typed[name] for name in SizeSettings.model_fields if recipe.typed[name]}
+        record = recipe.decisive | {name: recipe.typed[name] for name in (*_ROWS, *_RESULTS)} | sizes
         # How many rows a damaged file had is not known.
         rows = {"damaged": survey.damaged} if survey.damaged else {"rows": survey.rows}
         record["source"] = {"sha256": survey.sha256, **rows, "columns": columns}

@@ -21,6 +21,7 @@ from sdipc_jax.parallel import AXIS, on_each_device, place, replicate
 from sdipc_jax.prompts.contexts import edit_prompt, negative_prompt
 from sdipc_jax.prompts.projection import Projection, convert
 from sdipc_jax.prompts.vision import encode_images
+from sdipc_jax.records import Record
 from sdipc_jax.sampling.decoding import NOT_FINITE, finish
 from sdipc_jax.sampling.loop import advance
 from sdipc_jax.sampling.request import begin
@@ -48,6 +49,7 @@ class _Rows(NamedTuple):
     seeds: Any
     indices: Any
     negative_given: Any = None
+    sizes: Any = None
 
 
 class _Static(NamedTuple):
@@ -118,6 +120,7 @@ class Sampler:
                 np.uint32,
             ),
             negative_given=self._given([each["negative_prompt"] for each in records]),
+            sizes=self._sizes(records),
         )
         values = self.values
         guidance = values.guidance_scale
@@ -144,6 +147,13 @@ class Sampler:
             return None
         return np.array([text is not None for text in texts])
 
+    def _sizes(self, records: Sequence[Record]) -> tuple[Float32[np.ndarray, "N 2"], ...] | None:
+        """What SDXL is told of sizes, as `Prompt.with_sizes` takes it."""
+        if self.bundle.config.text_2 is None:
+            return None
+        names = ("original_size", "target_size", "crop")
+        return tuple(np.array([each[name] for each in records], np.float32) for name in names)
+
 
 def _stack(texts: Sequence[Any]) -> Any:
     """Rows of texts, an array of each."""
@@ -167,9 +177,10 @@ def _sample(
     """The pictures, which are flagged, and in float16 which are finite."""
 
     def sample(bundle: Bundle, rows: _Rows, guidance_scale: Array, eta: Array) -> tuple[Array, Array, Array | None]:
+        prompt = edit_prompt(bundle, rows.vectors, rows.tokens.tokens, rows.alpha, rows.tokens.weights)
         request, state = begin(
             bundle,
-            edit_prompt(bundle, rows.vectors, rows.tokens.tokens, rows.alpha, rows.tokens.weights),
+            prompt if rows.sizes is None else prompt.with_sizes(*rows.sizes),
             negative=negative_prompt(bundle, rows.negative.tokens, rows.negative.weights, rows.negative_given),
             seeds=rows.seeds,
             indices=rows.indices,

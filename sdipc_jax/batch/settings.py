@@ -17,6 +17,7 @@ from sdipc_jax.settings import (
     ProjectionSettings,
     SamplerSettings,
     Side,
+    SizeSettings,
     Text,
 )
 
@@ -127,7 +128,7 @@ class BatchSettings(CommandSettings):
         return index, count
 
 
-class JobSettings(SamplerSettings, ProjectionSettings):
+class JobSettings(SamplerSettings, SizeSettings, ProjectionSettings):
     """A job's file."""
 
     source: _Path | tuple[_Path, ...]

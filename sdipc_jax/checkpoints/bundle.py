@@ -273,18 +273,6 @@ class Config:
             second.projection_dim,
         )
 
-    def check_one_vector(self, what: str) -> None:
-        """Refuses what takes a picture to be one vector, which it is not in SDXL.
-
-        Raises:
-            InputError: with what it was.
-        """
-        if self.text_2 is not None:
-            raise InputError(
-                f"{what} with SDXL is not supported: a picture has several vectors there, leave it out or use another "
-                "checkpoint"
-            )
-
     def negative_text(self, typed: str | None) -> str | None:
         """What a negative prompt that is left out stands for: the empty text, but None where that is zeros."""
         return "" if typed is None and not self.force_zeros_for_empty_prompt else typed

@@ -3,9 +3,10 @@
 from collections.abc import Sequence
 from pathlib import Path
 
+import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float
+from jaxtyping import Float
 from PIL import Image
 
 from sdipc_jax.commands.inputs import read_inputs
@@ -16,6 +17,7 @@ from sdipc_jax.pictures.reading import read_picture
 from sdipc_jax.prompts import algebra
 from sdipc_jax.prompts.contexts import as_long, image_prompt
 from sdipc_jax.prompts.converter import Converter
+from sdipc_jax.prompts.prompt import AnyPrompt
 from sdipc_jax.samplers import SAMPLERS
 from sdipc_jax.sampling import weights
 
@@ -34,7 +36,6 @@ class Controls:
         config, values = job.config, job.values
         self.given = bool(settings.mask) or (settings.start, settings.end, settings.layers) != (0.0, 1.0, "all")
         if self.given:
-            config.check_one_vector("--mask, --start, --end or --layers")
             schedule = SAMPLERS[values.sampler].schedule(config.scheduler, values.steps, first=job.first)
             self.weights = weights.over_steps(len(schedule.timesteps), settings.start, settings.end)
             if settings.layers != "all":
@@ -46,29 +47,28 @@ class Controls:
         self.masks = [read_mask(path, *config.latent_shape(values.height, values.width)[1:]) for path in settings.mask]
         self.negative = read_inputs(config, settings.negative_picture)[0] if settings.negative_picture else []
 
-    def prompts(self, converter: Converter, pictures: Float[Array, "P L D"], rest: Float[Array, "#P L D"]) -> Prompts:
+    def prompts(self, converter: Converter, pictures: AnyPrompt, rest: AnyPrompt) -> Prompts:
         """Each picture's prompt where it counts, and what stands in its place elsewhere."""
         negative = self._negative(converter)
         if not self.given:
             return Prompts(pictures, None, negative)
         pictures, rest = as_long(pictures, rest, converter.config.tokens.length)
-        both = jnp.stack([pictures, jnp.broadcast_to(rest, pictures.shape)], axis=1)
+        both = jax.tree.map(
+            lambda one, other: jnp.stack([one, jnp.broadcast_to(other, one.shape)], axis=1), pictures, rest
+        )
         places = weights.over_places(np.stack(self.masks)[:, None]) if self.masks else 1.0
         return Prompts(both, weights.and_the_rest(self.weights * places), negative)
 
     def together(
-        self,
-        converter: Converter,
-        pictures: Float[Array, "R L D"],
-        rest: Float[Array, "1 L D"],
-        strengths: Sequence[float],
+        self, converter: Converter, pictures: AnyPrompt, rest: AnyPrompt, strengths: Sequence[float]
     ) -> Prompts:
         """One prompt of all pictures, each in the place of its mask."""
-        context = jnp.concatenate(as_long(pictures, rest, converter.config.tokens.length))[None]
+        each = as_long(pictures, rest, converter.config.tokens.length)
+        context = jax.tree.map(lambda *parts: jnp.concatenate(parts)[None], *each)
         places = weights.over_places(np.stack(self.masks)) * np.reshape(strengths, (1, -1, 1, 1, 1, 1))
         return Prompts(context, weights.and_the_rest(self.weights * places), self._negative(converter))
 
-    def _negative(self, converter: Converter) -> Float[Array, "1 L D"] | None:
+    def _negative(self, converter: Converter) -> AnyPrompt | None:
         if not self.negative:
             return None
         vectors = converter.vectors([each.pixels for each in self.negative])

@@ -24,7 +24,7 @@ from sdipc_jax.pictures.outputs import OutputFolder, Subject, check_output
 from sdipc_jax.prompts.contexts import negative_prompt
 from sdipc_jax.prompts.converter import Converter
 from sdipc_jax.prompts.plan import plan_conversion
-from sdipc_jax.prompts.prompt import AnyPrompt
+from sdipc_jax.prompts.prompt import AnyPrompt, Prompt, sizes_told
 from sdipc_jax.prompts.tokens import Group, Texts, read_texts, with_chunks
 from sdipc_jax.records import Record, Report
 from sdipc_jax.sampling import Control, Start
@@ -67,6 +67,7 @@ class SamplingJob:
             plan_conversion(config, settings)
         self.values = decide(config, settings)
         self.advice = tuple(advice(config, settings, self.values))
+        self.sizes = sizes_told(config, self.values.height, self.values.width, settings)
         shape = config.latent_shape(self.values.height, self.values.width)
         self.latents = None
         if settings.latents is not None:
@@ -142,6 +143,8 @@ class SamplingJob:
             for failure in failures:
                 folder.add_record(failure)
         prompts = prompts if isinstance(prompts, Prompts) else Prompts(prompts)
+        if isinstance(prompts.context, Prompt):
+            prompts = prompts._replace(context=prompts.context.with_sizes(*self.sizes.values()))
         negative = self.negative_prompt(bundle) if prompts.negative is None else prompts.negative
         # The towers' memory is free from here on.
         bundle = for_sampling(bundle)
@@ -236,4 +239,4 @@ class SamplingJob:
         left_out = {"pictures", "picture", "texts", "seed", "output_dir", *ParallelSettings.model_fields}
         decided = {"mesh": f"{AXIS}={self.mesh.size}", "safety": "off" if self.config.safety is None else "on"}
         settings = plain(self.settings, left_out) | decided | {"negative_prompt": self.negative_text}
-        return settings | self.values.model_dump(include=set(settings))
+        return settings | self.values.model_dump(include=set(settings)) | self.sizes

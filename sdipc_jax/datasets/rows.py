@@ -9,7 +9,7 @@ from etils import epath
 from pydantic import Field, model_validator
 
 from sdipc_jax.errors import InputError, printable
-from sdipc_jax.settings import Alpha, Finite, Seed, Settings, Side, Text
+from sdipc_jax.settings import Alpha, Finite, Seed, Side, SizeSettings, Text
 
 _Path = Annotated[str, Field(min_length=1)]
 
@@ -17,7 +17,7 @@ _Path = Annotated[str, Field(min_length=1)]
 OTHER_NAMES = {"file_name": "picture"}
 
 
-class Row(Settings):
+class Row(SizeSettings):
     """A row of the data set."""
 
     picture: _Path | None = None

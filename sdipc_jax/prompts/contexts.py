@@ -15,7 +15,7 @@ from jaxtyping import Array, Bool, Float, Int
 from sdipc_jax.checkpoints.bundle import Bundle, Config, apply
 from sdipc_jax.errors import InputError
 from sdipc_jax.executables import kept_program
-from sdipc_jax.prompts.prompt import AnyPrompt, Prompt, abstract_prompt, check_axes, context_of
+from sdipc_jax.prompts.prompt import AnyPrompt, Prompt, abstract_prompt, check_axes, context_of, with_context
 from sdipc_jax.prompts.tokens import empty_tokens
 from sdipc_jax.tracing import under_our_rules
 
@@ -86,19 +86,19 @@ def _in_chunks(bundle: Bundle, make: Callable[..., AnyPrompt], tokens: Tokens, w
     places = [slice(first, first + length) for first in range(0, tokens.shape[-1], length)]
     chunks = [(tokens[..., place], None if weights is None else weights[..., place]) for place in places]
     made = [make(*chunk) for chunk in chunks]
-    context = jnp.concatenate([context_of(each) for each in made], axis=1)
-    return Prompt(context, made[0].pooled) if isinstance(made[0], Prompt) else context
+    return with_context(made[0], jnp.concatenate([context_of(each) for each in made], axis=1))
 
 
-def as_long(one: Array, other: Array, length: int) -> tuple[Array, Array]:
+def as_long(one: AnyPrompt, other: AnyPrompt, length: int) -> tuple[AnyPrompt, AnyPrompt]:
     """Two prompts with as many chunks of L tokens: the shorter one is repeated, which attention does not notice."""
-    most = max(one.shape[-2], other.shape[-2])
+    most = max(context_of(each).shape[-2] for each in (one, other))
 
-    def repeated(prompt: Array) -> Array:
-        count = prompt.shape[-2]
+    def repeated(prompt: AnyPrompt) -> AnyPrompt:
+        context = context_of(prompt)
+        count = context.shape[-2]
         if count == most or not count or most % count or count % length:
             return prompt
-        return jnp.concatenate([prompt] * (most // count), axis=-2)
+        return with_context(prompt, jnp.concatenate([context] * (most // count), axis=-2))
 
     return repeated(one), repeated(other)
 

@@ -12,6 +12,7 @@ from jaxtyping import Array, Float
 
 from sdipc_jax.checkpoints.bundle import Config
 from sdipc_jax.errors import InputError
+from sdipc_jax.settings import SizeSettings
 
 
 @partial(jax.tree_util.register_dataclass, data_fields=["context", "pooled", "sizes"], meta_fields=[])
@@ -21,14 +22,16 @@ class Prompt:
 
     Attributes:
         context: the states of both text towers side by side.
-        pooled: the second tower's embedding of each text, a point in the joint space.
+        pooled: the second tower's embedding of each text, a point in the joint space. Of R prompts for each picture
+            there is one each, which are added up with the weights that the prompts have at an evaluation, in the mean
+            over layers and places; or one for all of them.
         sizes: in pixels, of each picture or of all: height and width of the original, top and left of the crop, height
             and width of the target. If None those of the picture that is made, not cropped; in a negative prompt those
             of the prompt.
     """
 
     context: Float[Array, "N *R L D"]
-    pooled: Float[Array, "N P"]
+    pooled: Float[Array, "N *R P"]
     sizes: Float[Array, "*N 6"] | None = None
 
     def __len__(self) -> int:
@@ -71,6 +74,42 @@ def abstract_prompt(config: Config, count: int) -> Any:
 def context_of(prompt: Any) -> Float[Array, "N *R L D"]:
     """What cross-attention reads of a prompt."""
     return prompt.context if isinstance(prompt, Prompt) else prompt
+
+
+def with_context(prompt: Any, context: Float[Array, "N *R L D"]) -> Any:
+    """The prompt with other states."""
+    return dataclasses.replace(prompt, context=context) if isinstance(prompt, Prompt) else context
+
+
+def sizes_told(config: Config, height: int, width: int, *told: SizeSettings) -> dict[str, tuple[int, ...]]:
+    """The sizes that SDXL reads, by the names of the settings; of several that say something the first counts.
+
+    Args:
+        height, width: of the picture that is made, which count where nothing is said.
+
+    Returns:
+        Nothing for checkpoints that read no sizes.
+
+    Raises:
+        InputError: these are told some.
+    """
+    # In the order in which `Prompt.with_sizes` takes them.
+    defaults: dict[str, tuple[int, ...]] = {
+        "original_size": (height, width),
+        "target_size": (height, width),
+        "crop": (0, 0),
+    }
+    if config.text_2 is None:
+        for name in defaults:
+            if any(getattr(each, name) for each in told):
+                raise InputError(
+                    f"found --{name.replace('_', '-')} for a checkpoint that reads no sizes, as SDXL does: leave it out"
+                )
+        return {}
+    return {
+        name: next((found for each in told if (found := getattr(each, name))), default)
+        for name, default in defaults.items()
+    }
 
 
 def check_axes(what: str, found: Any, axes: Sequence[str], most: int) -> None:
@@ -123,8 +162,11 @@ def unet_inputs(
         return prompt, {}
     chosen = jnp.asarray(sizes if prompt.sizes is None else prompt.sizes, jnp.float32)
     added = {"text_embeds": prompt.pooled, "time_ids": chosen if chosen.ndim > 1 else chosen[None]}
+    shapes = {name: each.shape for name, each in expected.items()}
+    if prompt.pooled.ndim > 2:
+        shapes["text_embeds"] = (count, *prompt.context.shape[1:-2], shapes["text_embeds"][1])
     for name, array in added.items():
-        shape = expected[name].shape
-        if array.ndim != 2 or array.shape[1] != shape[1] or len(array) not in (1, count):
+        shape = shapes[name]
+        if array.ndim != len(shape) or array.shape[1:] != shape[1:] or len(array) not in (1, count):
             raise InputError(f"{what} has {name} of shape {array.shape}, expected {shape}: make it with this bundle")
-    return prompt.context, {name: jnp.broadcast_to(array, expected[name].shape) for name, array in added.items()}
+    return prompt.context, {name: jnp.broadcast_to(array, shapes[name]) for name, array in added.items()}

@@ -15,6 +15,7 @@ from sdipc_jax.samplers import SAMPLERS
 from sdipc_jax.sampling.control import control_residuals
 from sdipc_jax.sampling.noise import draw_noise
 from sdipc_jax.sampling.request import Request, State
+from sdipc_jax.sampling.weights import pooled_at
 from sdipc_jax.tracing import under_our_rules, varying
 
 
@@ -119,6 +120,8 @@ def predicted(
     if weights is not None:
         step = i if weights.shape[3] > 1 else 0
         context = WeightedContexts(context, weights[:, :, :, step], cross_attention_layers(config.unet))
+        if "text_embeds" in added:
+            added = added | {"text_embeds": pooled_at(weights, added["text_embeds"], i)}
     if kept is None:
         deep = None
         residuals = control_residuals(bundle, request.controls, i, inputs, timesteps, context, **added)

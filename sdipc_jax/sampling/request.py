@@ -54,7 +54,8 @@ class Request:
         schedule: the sampler's arrays, one entry an evaluation of the UNet.
         context: the negative prompts, then the prompts, (2N, L, D); the prompts alone, (N, L, D), without guidance. R
             prompts for each picture are (2N, R, L, D).
-        added: what SDXL's UNet reads besides, by name and in the same rows: pooled texts and sizes.
+        added: what SDXL's UNet reads besides, by name and in the same rows: pooled texts, of R prompts (2N, R, P), and
+            sizes.
         weights: of R prompts in each layer, evaluation and place, (2N, R, layers, evaluations, h, w) or with axes of 1;
             None where there is one.
         keys: one key a picture, (N,).
@@ -171,6 +172,9 @@ def begin(
             f"guidance_interval is {interval!r}, expected two shares of the timesteps, the lower one first"
         )
     context, weights = weighted(context, weights, (len(cross_attention_layers(config.unet)), len(schedule.timesteps)))
+    if weights is None:
+        # One prompt for each picture, whose pooled vector may stand in an axis of its own, as it did.
+        added = {name: array.reshape(count, array.shape[-1]) for name, array in added.items()}
     guided = None
     if config.unet.embeds_guidance or _unguided(guidance_scale):
         prompts = context
@@ -180,7 +184,7 @@ def begin(
             negative = negative[:, None]
             weights = jnp.concatenate([jnp.full_like(weights, 1 / context.shape[1]), weights])
         prompts = jnp.concatenate([jnp.broadcast_to(negative, context.shape), context])
-        added = {name: jnp.concatenate([negative_added[name], array]) for name, array in added.items()}
+        added = {name: jnp.concatenate([_like(negative_added[name], array), array]) for name, array in added.items()}
         if interval is not None:
             share = np.asarray(schedule.timesteps) / config.scheduler.num_train_timesteps
             guided = jnp.asarray((interval[0] <= share) & (share <= interval[1]))
@@ -200,6 +204,11 @@ def begin(
         sampler=name,
     )
     return request, (x, SAMPLERS[name].init(x))
+
+
+def _like(rows: Float[Array, "N P"], others: Float[Array, "N *R P"]) -> Float[Array, "N *R P"]:
+    """Rows that stand in each of R places, where others do."""
+    return jnp.broadcast_to(rows.reshape(len(rows), *(1,) * (others.ndim - 2), rows.shape[-1]), others.shape)
 
 
 def _muted(prompts: Float[Array, "M *R L D"], kept: Any, count: int) -> Float[Array, "M *R L D"] | MutedTokens:

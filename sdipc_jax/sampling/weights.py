@@ -55,9 +55,9 @@ def layer_names(config: UNetConfig) -> tuple[str, ...]:
 
 
 # What layers do, by the names of all layers of a family. The first is the shipped checkpoint's, measured
-# (docs/algebra.md); the second that of Stable Diffusion 1.x and 2.x, as people who use IP-Adapter with 1.5 have it, not
-# measured here.
-_SETS = {
+# (docs/algebra.md); the others those of Stable Diffusion 1.x and 2.x, as people who use IP-Adapter with 1.5 have it,
+# and of SDXL, as InstantStyle (Wang et al. 2024, arXiv 2404.02733) has it: not measured here.
+_SETS: dict[tuple[str, ...], dict[str, tuple[str, ...]]] = {
     ("down.0.0", "down.1.0", "mid", "up.0.0", "up.0.1", "up.1.0", "up.1.1"): {
         "style": ("up.1",),
         "composition": ("down", "mid"),
@@ -70,6 +70,11 @@ _SETS = {
         "style": ("down.0", "down.1", "mid", "up.2", "up.3"),
         "composition": ("down.2",),
     },
+    (
+        *(f"down.{block}.{index}" for block in (1, 2) for index in range(2)),
+        "mid",
+        *(f"up.{block}.{index}" for block in range(2) for index in range(3)),
+    ): {"style": ("up.0.1",), "composition": ("down.2.1",)},
 }
 
 
@@ -121,6 +126,20 @@ def and_the_rest(weights: Float[Any, "N R _ _ _ _"]) -> Float[Any, "N R2 _ _ _ _
     """
     xp: Any = jnp if isinstance(weights, jax.Array) else np
     return xp.concatenate([weights, 1 - weights.sum(axis=1, keepdims=True)], axis=1)
+
+
+def pooled_at(
+    weights: Float[Array, "M R _ _ _ _"], vectors: Float[Array, "M *R P"], evaluation: Any
+) -> Float[Array, "M P"]:
+    """SDXL's pooled vectors of R prompts as the one that its UNet reads, which has neither layers nor places.
+
+    Their sum, each with its prompt's weight at this evaluation in the mean over layers and places. Where all prompts
+    have one vector in common it is that.
+    """
+    if vectors.ndim == 2:
+        return vectors
+    share = jnp.mean(weights[:, :, :, evaluation if weights.shape[3] > 1 else 0], axis=(2, 3, 4))
+    return jnp.einsum("mr,mrp->mp", share, vectors)
 
 
 def weighted(
