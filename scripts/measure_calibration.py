@@ -97,13 +97,20 @@ def main() -> None:
     columns = ("cosine", "R^2", "R@1", "R^2 of other captions")
     print(Table("captions", "The layer before the last", note, columns, tuple(rows)).to_markdown())
 
-    rows = []
+    of_pictures, of_captions = [], []
     for count in COUNTS:
         maps = [fit(joint[:count], before[:count, None], ridge) for ridge in RIDGES]
-        rows.append((f"{count} captions", tuple(judge(each(judge.joint), each.length[0, 0])[1] for each in maps)))
+        name = f"{count} captions"
+        of_pictures.append((name, tuple(judge(each(judge.joint), each.length[0, 0])[1] for each in maps)))
+        left = [explained(each(joint[max(COUNTS) :]), before[max(COUNTS) :]) for each in maps]
+        of_captions.append((name, tuple(map(Estimate, left))))
     ridges = tuple(f"ridge {ridge:g}" for ridge in RIDGES)
-    print()
-    print(Table("ridges", "R^2 by ridge", "The same pictures.", ridges, tuple(rows)).to_markdown())
+    for title, note, found in (
+        ("R^2 by ridge", "The same pictures.", of_pictures),
+        ("R^2 of other captions by ridge", "Those of the last column above.", of_captions),
+    ):
+        print()
+        print(Table("ridges", title, note, ridges, tuple(found)).to_markdown())
 
 
 if __name__ == "__main__":

@@ -1,8 +1,11 @@
 """The trained parts as the folder that ships: diffusers layout, float16, attribution."""
 
+import json
 import shutil
 from pathlib import Path
 from typing import Any
+
+from safetensors.numpy import load_file, save_file
 
 from embedded.stages import clip_of, unet_of, vae_of
 from embedded.training import Tree
@@ -103,11 +106,23 @@ def export(
     fresh = folder.with_name(folder.name + ".new")
     shutil.rmtree(fresh, ignore_errors=True)
     save(Bundle(parts, config), fresh, dtype="float16")
+    if "text_layers" in settings["unet"]:
+        shorten(fresh / "text_encoder", settings["unet"]["text_layers"])
     (fresh / "ATTRIBUTION.md").write_text(attribution(packages), encoding="utf-8")
     if (folder / "README.md").is_file():
         shutil.copy(folder / "README.md", fresh)
     shutil.rmtree(folder, ignore_errors=True)
     fresh.rename(folder)
+
+
+def shorten(folder: Path, count: int) -> None:
+    """Leaves the text encoder its first layers and its last norm, as in SD 2.x; clip/ has the whole text tower."""
+    config, weights = folder / "config.json", folder / "model.safetensors"
+    values = json.loads(config.read_text())
+    gone = tuple(f"text_model.encoder.layers.{layer}." for layer in range(count, values["num_hidden_layers"]))
+    config.write_text(json.dumps(values | {"num_hidden_layers": count}, indent=2, sort_keys=True) + "\n")
+    tensors = {name: tensor for name, tensor in load_file(weights).items() if not name.startswith(gone)}
+    save_file(tensors, weights, metadata={"format": "pt"})
 
 
 def shipped(folder: Path) -> dict[str, Tree]:

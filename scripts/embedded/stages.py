@@ -291,9 +291,11 @@ def train_unet(settings: Settings, corpus: Corpus, folder: Path, start: Tree, va
     denoiser, options = unet_of(settings), settings["unet"]
     data = examples(corpus.where(corpus.split == "train"), folder / "tokenizer")
     latents = stored(folder / f"latents-{digest(vae['encoder'])}.npz", partial(encode_all, vae_of(settings), vae, data))
-    texts = stored(
-        folder / f"texts-{digest(clip['text_model'])}.npz", partial(state_all, clip_of(settings), clip, data)
-    )
+    texts = stored_texts(folder, clip_of(settings), clip, data)
+    if "text_layers" in options:
+        whole, (tower, clip) = texts, read_by_unet(settings, clip)
+        texts = stored_texts(folder, tower, clip, data)
+        start = folded(start, texts["states"], whole["states"])
     scale = np.float16(scaling_factor(settings, corpus, vae))
     arrays = {name: latents[name] * scale for name in ("mean", "deviation")} | {
         "states": texts["states"],
@@ -345,6 +347,35 @@ def state_all(clip: Clip, params: Tree, data: Examples) -> Tree:
     plain, styled = np.split(index.ravel() + 1, 2)
     tokens = np.concatenate([empty, tokens])
     return {"states": in_batches(states, tokens), "end": end_places(tokens), "plain": plain, "styled": styled}
+
+
+def stored_texts(folder: Path, clip: Clip, params: Tree, data: Examples) -> Tree:
+    """What `state_all` gives, kept in a file."""
+    return stored(folder / f"texts-{digest(params['text_model'])}.npz", partial(state_all, clip, params, data))
+
+
+def read_by_unet(settings: Settings, params: Tree) -> tuple[Clip, Tree]:
+    """CLIP with the text tower as far as the UNet reads it: `text_layers` layers and the last norm, as in SD 2.x."""
+    clip, count = clip_of(settings), settings["unet"]["text_layers"]
+    text = params["text_model"]
+    layers = {name: layer for name, layer in text["encoder"]["layers"].items() if int(name) < count}
+    shorter = dataclasses.replace(clip, text=dataclasses.replace(clip.text, num_hidden_layers=count))
+    return shorter, params | {"text_model": text | {"encoder": text["encoder"] | {"layers": layers}}}
+
+
+def folded(unet: Tree, read: Float[np.ndarray, "M L D"], known: Float[np.ndarray, "M L D"]) -> Tree:
+    """A UNet that reads other states than those that it knows: keys and values of what least squares make of them."""
+    every = max(1, len(read) // 1000)
+    read, known = (states[::every].reshape(-1, states.shape[-1]).astype(np.float64) for states in (read, known))
+    moments = read.T @ read
+    ridge = 1e-4 * np.trace(moments) / len(moments) * np.eye(len(moments))
+    there = np.linalg.solve(moments + ridge, read.T @ known).astype(np.float32)
+
+    def fold(path: tuple[Any, ...], leaf: Any) -> Any:
+        names = [part.key for part in path]
+        return there @ leaf if "attn2" in names and names[-2] in ("to_k", "to_v") else leaf
+
+    return jax.tree.map_with_path(fold, unet)
 
 
 def stored(path: Path, compute: Callable[[], Tree]) -> Tree:
