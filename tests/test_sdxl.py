@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from safetensors.numpy import load_file, save_file
 
 import sdipc_jax as sdipc
 from sdipc_jax.checkpoints.bundle import for_sampling
@@ -180,6 +181,19 @@ def test_the_refiner_is_refused_by_what_its_unet_reads(folder: Path, tmp_path: P
     # What published files write where a flag is meant.
     file.write_text(json.dumps(values | {"upcast_attention": None}))
     assert sdipc.load(copy).config.unet.upcast_attention is False
+
+
+def test_a_dummy_projection_of_the_second_tower_is_refused(folder: Path, tmp_path: Path) -> None:
+    copy = tmp_path / "dummy"
+    shutil.copytree(folder / "sdxl", copy)
+    file = copy / "text_encoder_2/model.safetensors"
+    weights = load_file(file)
+    shape = weights["text_projection.weight"].shape
+    # Constant, and of rank 1.
+    for dummy in (np.ones(shape), np.outer(np.arange(1, shape[0] + 1), np.linspace(-1, 2, shape[1]))):
+        save_file(weights | {"text_projection.weight": dummy.astype(np.float32)}, file)
+        with pytest.raises(sdipc.InputError, match="text_encoder_2: found a dummy text_projection"):
+            sdipc.load(copy)
 
 
 def test_full_sizes_have_as_many_parameters_as_published() -> None:

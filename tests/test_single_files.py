@@ -26,7 +26,9 @@ from sdipc_jax.checkpoints.tokenizer import load_tokenizer
 from sdipc_jax.cli import main
 from sdipc_jax.errors import InputError
 from sdipc_jax.models import AutoencoderKL, CLIPTextConfig, CLIPTextModel, UNet2DConditionModel, UNetConfig, VAEConfig
+from tests.random_weights import random_tree
 from tests.single_files import family_bundle
+from tests.tiny import jax_tree
 
 Arrays = dict[str, np.ndarray]
 UNET, VAE, TEXT = "model.diffusion_model.", "first_stage_model.", "cond_stage_model.transformer."
@@ -417,12 +419,40 @@ def test_other_unets_are_refused_by_name(arrays: Arrays, shapes: dict[str, Any],
     refuse(read_config, write(tmp_path / "x.safetensors", arrays | changed), words=words)
 
 
+@pytest.mark.parametrize(
+    "changes",
+    [
+        # SSD-1B's kind: depths of their own in each layer, no transformer in the middle.
+        {
+            "layers_per_block": 2,
+            "transformer_layers_per_block": (1, (3, 1)),
+            "reverse_transformer_layers_per_block": ((1, 2, 3), 1),
+            "mid_block_type": "UNetMidBlock2D",
+        },
+        # KOALA's: one layer a level, no middle at all.
+        {"transformer_layers_per_block": (1, 3), "mid_block_type": None},
+    ],
+)
+def test_depths_of_pruned_relatives_of_sdxl_come_from_the_files(changes: dict[str, Any], tmp_path: Path) -> None:
+    config = family_bundle(tmp_path / "checkpoint", SDXL).config
+    config = dataclasses.replace(config, unet=dataclasses.replace(config.unet, **changes))
+    bundle = Bundle(jax_tree(random_tree(config.abstract_params(), 0)), config)
+    file = tmp_path / "pruned.safetensors"
+    save_single(bundle, file)
+    found = sdipc.load(file)
+    assert found.config.unet == config.unet
+    equal(found.params["unet"], bundle.params["unet"])
+    # Lists in a folder's config.json.
+    sdipc.save(bundle, tmp_path / "folder")
+    assert read_config(tmp_path / "folder").unet == config.unet
+
+
 def test_files_that_do_not_fit(arrays: Arrays, tmp_path: Path) -> None:
     file = tmp_path / "x.safetensors"
     missing = {name: array for name, array in arrays.items() if "middle_block.0.in_layers.0.weight" not in name}
     refuse(sdipc.load, write(file, missing), words="mid_block.resnets.0.norm1.weight is missing")
     no_middle = {name: array for name, array in arrays.items() if "middle_block.1" not in name}
-    refuse(sdipc.load, write(file, no_middle), words="found a pruned UNet, such as SSD-1B")
+    refuse(sdipc.load, write(file, no_middle), words="found a UNet of which single blocks were taken away")
     refuse(read_config, tmp_path / "no.safetensors", words="no such")
     (tmp_path / "x.ckpt").write_bytes(b"\x80\x02")
     refuse(read_config, tmp_path / "x.ckpt", words="found a .ckpt file, expected safetensors: such a file can run code")

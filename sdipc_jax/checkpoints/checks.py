@@ -3,12 +3,17 @@
 from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
+from jaxtyping import Float
+
 from sdipc_jax.checkpoints.bundle import SIZES
 from sdipc_jax.errors import InputError
 from sdipc_jax.models import CLIPTextConfig, UNetConfig
 from sdipc_jax.models.config import Architecture
 
 _DEEPEST = 200
+# What is left of a matrix of rank 1 without its one direction is below this share of it, which rounding makes of 0.
+_ROUNDING = 1e-6
 
 
 def check_counts(source: str, part: Architecture) -> None:
@@ -78,4 +83,20 @@ def check_towers(name: str, unet: UNetConfig, text: CLIPTextConfig, text_2: CLIP
         raise InputError(
             f"{name}: the text encoder's states are {width} wide but the UNet reads "
             f"{unet.cross_attention_dim}-wide prompts: use the parts of one checkpoint together"
+        )
+
+
+def check_projection(projection: Float[np.ndarray, "D_text D_joint"], name: str) -> None:
+    """Refuses what some programs write where they have no text projection.
+
+    Raises:
+        InputError: it has rank 1, as a constant one has.
+    """
+    values = np.asarray(projection, np.float64)
+    longest = values[np.argmax(np.linalg.norm(values, axis=1))]
+    along = np.outer(values @ longest, longest) / max(float(longest @ longest), np.finfo(float).tiny)
+    if min(values.shape) > 1 and np.linalg.norm(values - along) <= _ROUNDING * np.linalg.norm(values):
+        raise InputError(
+            f"{name}: found a dummy text_projection, all of whose rows are alike, expected CLIP's: "
+            "use the files of the CLIP itself"
         )

@@ -5,8 +5,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, get_args
 
+import numpy as np
+
 from sdipc_jax.checkpoints.bundle import Bundle, Config, Params, SpecialTokens, with_fit
-from sdipc_jax.checkpoints.checks import check_counts, check_kind, check_towers
+from sdipc_jax.checkpoints.checks import check_counts, check_kind, check_projection, check_towers
 from sdipc_jax.checkpoints.controlnets import load_controlnets
 from sdipc_jax.checkpoints.delta import apply_delta, load_delta
 from sdipc_jax.checkpoints.embeddings import load_rows, with_embeddings
@@ -229,6 +231,10 @@ def load_weights(config: Config, tuned: str | Path | None = None, *, only: tuple
         params[component] = (
             load_tree(folder, component, expected, unused_prefixes=unused, changes=changes, average=average) | trained
         )
+        if component == "text_encoder_2":
+            # Whatever SDXL's UNet reads of a text's meaning as a whole goes through it.
+            kernel = np.asarray(params[component]["text_projection"]["kernel"], np.float32)
+            check_projection(kernel, f"{printable(folder)}: text_encoder_2")
     bundle = Bundle(params, config)
     return bundle if delta is None else apply_delta(bundle, delta)
 

@@ -153,24 +153,21 @@ def _unet(single: SingleFile, family: Family, prediction: str) -> dict[str, Any]
     side = functools.partial(single.side, "unet")
     levels = single.count("unet", "down_blocks.{}.resnets.0.conv1.weight")
     channels = [side(f"down_blocks.{b}.resnets.0.conv1.weight", 0) for b in range(levels)]
-    depths = [_depth(single, f"down_blocks.{b}.attentions.0") for b in range(levels)]
-    middle = _depth(single, "mid_block.attentions.0")
-    _check_pruned(single, depths, middle)
+    depths = _depths(single, levels)
     up = single.unet_attention
     values = {
         "sample_size": family.sizes[prediction],
         "in_channels": side("conv_in.weight", 1),
         "out_channels": side("conv_out.weight", 0),
         "block_out_channels": channels,
-        "down_block_types": ["CrossAttnDownBlock2D" if depth else "DownBlock2D" for depth in depths],
+        "down_block_types": ["CrossAttnDownBlock2D" if any(level) else "DownBlock2D" for level in depths.down],
         "up_block_types": ["CrossAttnUpBlock2D" if attention else "UpBlock2D" for attention in up],
         "layers_per_block": single.unet_layers,
         "cross_attention_dim": _attention(single, "attn2.to_k.weight", 1),
         "attention_head_dim": [family.heads or max(1, width // _HEAD) for width in channels],
         "use_linear_projection": len(_shape(single, _first_attention(single, "proj_in.weight"))) == 2,
     }
-    if any(depth > 1 for depth in [*depths, middle]):
-        values["transformer_layers_per_block"] = [depth or 1 for depth in depths]
+    values |= depths.settings
     if single.shape("unet", "time_embedding.cond_proj.weight") is not None:
         values["time_cond_proj_dim"] = side("time_embedding.cond_proj.weight", 1)
     if single.shape("unet", "add_embedding.linear_1.weight") is not None:
@@ -179,19 +176,66 @@ def _unet(single: SingleFile, family: Family, prediction: str) -> dict[str, Any]
     return values
 
 
-def _check_pruned(single: SingleFile, depths: list[int], middle: int) -> None:
-    """Refuses networks of which blocks were taken away, one by one: SSD-1B, Segmind Vega, KOALA."""
-    uneven = [
-        b
-        for b, depth in enumerate(depths)
-        for i in range(1, single.unet_layers)
-        if _depth(single, f"down_blocks.{b}.attentions.{i}") != depth
-    ]
-    if uneven or not middle or (depths[-1] and middle != depths[-1]):
-        raise InputError(
-            f"{single.name}: found a pruned UNet, such as SSD-1B, Segmind Vega or KOALA (its levels have {depths} "
-            f"transformer blocks, the middle {middle}), expected a whole one: use the checkpoint that it was made from"
+@dataclass(frozen=True)
+class _Depths:
+    """How many transformer blocks stand after each residual block of a UNet, 0 where there is no transformer.
+
+    Attributes:
+        down, up: by level in the order in which they run, and by layer.
+        middle: None where there is no middle.
+    """
+
+    down: tuple[tuple[int, ...], ...]
+    up: tuple[tuple[int, ...], ...]
+    middle: int | None
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """What config.json says of them, where they are not 1 everywhere."""
+        down, up = ([_one_or_all(level) or 1 for level in levels] for levels in (self.down, self.up))
+        if not any(self.down[-1]):
+            # Nothing but the middle reads that number.
+            down[-1] = self.middle or 1
+        values: dict[str, Any] = {}
+        if any(depth != 1 for depth in down):
+            values["transformer_layers_per_block"] = down
+        mirrored = all(
+            not any(level) or _one_or_all(level) == other for level, other in zip(self.up, down[::-1], strict=True)
         )
+        if not mirrored or any(isinstance(depth, list) for depth in down):
+            values["reverse_transformer_layers_per_block"] = up
+        if not self.middle:
+            values["mid_block_type"] = None if self.middle is None else "UNetMidBlock2D"
+        return values
+
+
+def _one_or_all(depths: tuple[int, ...]) -> int | list[int]:
+    return depths[0] if len(set(depths)) == 1 else list(depths)
+
+
+def _depths(single: SingleFile, levels: int) -> _Depths:
+    """Counts them, also where some were taken away, as in SSD-1B, Segmind Vega and KOALA.
+
+    Raises:
+        InputError: no configuration can say it.
+    """
+    down, up = (
+        tuple(
+            tuple(_depth(single, f"{side}_blocks.{b}.attentions.{i}") for i in range(single.unet_layers + more))
+            for b in range(levels)
+        )
+        for side, more in (("down", 0), ("up", 1))
+    )
+    has_middle, whole = (single.shape("unet", f"mid_block.resnets.{i}.conv1.weight") is not None for i in range(2))
+    middle = _depth(single, "mid_block.attentions.0") if has_middle else None
+    holes = [level for level in (*down, *up) if any(level) and not all(level)]
+    if holes or bool(middle) != whole or (middle and any(down[-1]) and middle != down[-1][0]):
+        raise InputError(
+            f"{single.name}: found a UNet of which single blocks were taken away (transformer blocks on the way down "
+            f"{down}, in the middle {middle}, on the way up {up}), expected levels with or without transformers and a "
+            "middle as deep as the last: use the checkpoint that it was made from"
+        )
+    return _Depths(down, up, middle)
 
 
 def _depth(single: SingleFile, module: str) -> int:

@@ -11,6 +11,7 @@ import numpy as np
 from jaxtyping import Float32
 
 from sdipc_jax.checkpoints.bundle import Config, Params
+from sdipc_jax.checkpoints.checks import check_projection
 from sdipc_jax.checkpoints.keys import flatten
 from sdipc_jax.checkpoints.load import read_tokens
 from sdipc_jax.checkpoints.tensors import load_tree
@@ -18,8 +19,6 @@ from sdipc_jax.errors import InputError, printable
 from sdipc_jax.models import CLIPTextModel
 
 _UNUSED = ("vision_model.", "visual_projection.", "logit_scale")
-# Singular values below this share of the largest are what float32 makes of 0.
-_ROUNDING = 1e-6
 
 
 @dataclass(frozen=True)
@@ -69,20 +68,6 @@ def load_text_tower(config: Config) -> TextTower:
     own_alone: dict[str, Any] = {"text_2": None, "tokens_2": None, "embeddings": (), "clip_skip": 0}
     reading = dataclasses.replace(config, folder=tokenizer, text=text, tokens=tokens, **own_alone)
     return TextTower(reading, params, projection)
-
-
-def check_projection(projection: Float32[np.ndarray, "D_text D_joint"], name: str) -> None:
-    """Refuses what some programs write where they have no text projection.
-
-    Raises:
-        InputError: it has rank 1, as a constant one has.
-    """
-    values = np.linalg.svd(projection, compute_uv=False)
-    if len(values) > 1 and values[0] > 0 and values[1] <= _ROUNDING * values[0]:
-        raise InputError(
-            f"{name}: found a dummy text_projection, all of whose rows are alike, expected CLIP's: "
-            "use the files of the CLIP itself"
-        )
 
 
 def _check_last_layer(layers: Params, name: str) -> None:

@@ -132,7 +132,7 @@ def recognition_table(projection: Projection, captions: Captions, held: Corpus, 
     count = len(captions.texts)
     of_concept = np.mean(captions.base[None, :] == captions.base[truth][:, None])
     rows.append(("chance", tuple(Estimate(float(share)) for share in (1 / count, 5 / count, of_concept))))
-    ratios = tuple(_ratio(hits[SD_IPC][column], hits[TEXT][column]) for column in hits[TEXT])
+    ratios = tuple(ratio_of_means(hits[SD_IPC][column], hits[TEXT][column]) for column in hits[TEXT])
     rows.append(("SD-IPC / text prompt", ratios))
     note = (
         f"Does the checkpoint's own CLIP find, among all {count} captions, that of the picture that was the prompt? "
@@ -193,7 +193,7 @@ def _likeness(made: Float[np.ndarray, "S N D"], measured: Measured, name: str) -
     return np.stack([cosines(each, measured.held[name][measured.chosen]) for each in made])
 
 
-def _ratio(x: Float[np.ndarray, "S N"], y: Float[np.ndarray, "S N"]) -> Estimate | None:
+def ratio_of_means(x: Float[np.ndarray, "S N"], y: Float[np.ndarray, "S N"]) -> Estimate | None:
     """The ratio of two means over the same pictures, with a bootstrap interval; None if the second is 0."""
     x, y = x.mean(axis=0), y.mean(axis=0)
     if not y.any():

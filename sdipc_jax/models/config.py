@@ -91,7 +91,8 @@ def _checked(default: Any, value: Any, name: str, optional: type | None = None) 
     value = _as_tuple(value)
     kind = type(default) if optional is None else optional
     scalars = tuple(_scalars(value, deep=name.endswith(_PER_LAYER)))
-    expected = type(default[0]) if kind is tuple else kind
+    # Where a list may be left out it is one of numbers of blocks.
+    expected = type((default or (1,))[0]) if kind is tuple else kind
     allowed = (int, float) if expected is float else (expected,)
     if isinstance(value, tuple) != (kind is tuple) and not name.endswith(_PER_LEVEL):
         raise InputError(f"{name} is {value!r}, expected {'a list' if kind is tuple else 'one value'}")

@@ -11,10 +11,11 @@ import numpy as np
 from jaxtyping import Array, Float, Float32, Int
 
 from sdipc_jax.checkpoints.bundle import Bundle, Config, for_sampling
+from sdipc_jax.checkpoints.checks import check_projection
 from sdipc_jax.checkpoints.digests import digests
 from sdipc_jax.checkpoints.load import load_weights
 from sdipc_jax.checkpoints.tensors import load_tree
-from sdipc_jax.checkpoints.text_tower import check_projection, load_text_tower
+from sdipc_jax.checkpoints.text_tower import load_text_tower
 from sdipc_jax.errors import InputError, printable
 from sdipc_jax.prompts.calibration import (
     ENOUGH_PICTURES,
