@@ -97,13 +97,14 @@ def main() -> None:
     columns = ("cosine", "R^2", "R@1", "R^2 of other captions")
     print(Table("captions", "The layer before the last", note, columns, tuple(rows)).to_markdown())
 
-    of_pictures, of_captions = [], []
+    of_pictures: list[tuple[str, tuple[Estimate | None, ...]]] = []
+    of_captions: list[tuple[str, tuple[Estimate | None, ...]]] = []
     for count in COUNTS:
         maps = [fit(joint[:count], before[:count, None], ridge) for ridge in RIDGES]
         name = f"{count} captions"
         of_pictures.append((name, tuple(judge(each(judge.joint), each.length[0, 0])[1] for each in maps)))
-        left = [explained(each(joint[max(COUNTS) :]), before[max(COUNTS) :]) for each in maps]
-        of_captions.append((name, tuple(map(Estimate, left))))
+        without = [explained(each(joint[max(COUNTS) :]), before[max(COUNTS) :]) for each in maps]
+        of_captions.append((name, tuple(Estimate(each) for each in without)))
     ridges = tuple(f"ridge {ridge:g}" for ridge in RIDGES)
     for title, note, found in (
         ("R^2 by ridge", "The same pictures.", of_pictures),
