@@ -14,6 +14,7 @@ from sdipc_jax import cli
 from sdipc_jax.batch.settings import JobSettings
 from sdipc_jax.commands import manual
 from sdipc_jax.datasets.rows import Row
+from sdipc_jax.evaluate.table_settings import DataSettings, TableSettings
 from sdipc_jax.settings import Settings
 from sdipc_jax.tuning.config import RunSettings
 
@@ -21,6 +22,8 @@ _FILES = (
     ("A job: `sdipc batch JOB.yaml`", JobSettings),
     ("A row of a job's data set", Row),
     ("A run: `sdipc tune ft CONFIG.yaml` and `sdipc tune ct CONFIG.yaml`", RunSettings),
+    ("A table: `sdipc evaluate TABLE CONFIG.yaml`", TableSettings),
+    ("A data set of a table: `data` and `retrieval`", DataSettings),
 )
 _HEAD = """# What a YAML file may say
 

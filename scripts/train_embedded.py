@@ -2,6 +2,7 @@
 
     python scripts/train_embedded.py configs/embedded.yaml                               everything
     python scripts/train_embedded.py configs/embedded.yaml --stage unet --minutes 60     one stage
+    python scripts/train_embedded.py configs/plain.yaml        the plain checkpoint that the paper's claims are tried on
 
 A stage that was stopped goes on where it was; a stage that has not begun starts from the weights in `start_from`.
 CLIP's text tower is trained beside a convolutional network; several of these then learn its captions and teach the
@@ -15,6 +16,7 @@ import itertools
 import json
 import shutil
 import sys
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +25,7 @@ import numpy as np
 import yaml
 from embedded.data import train_tokenizer
 from embedded.export import export, shipped
+from embedded.plain import begin, train_plain
 from embedded.stages import (
     clip_of,
     fit_projection,
@@ -38,11 +41,12 @@ from embedded.stages import (
 )
 from embedded.training import Tree, averaged, log, on_host
 
+from sdipc_jax.checkpoints.keys import flatten, unflatten
 from sdipc_jax.errors import InputError
 from sdipc_jax.evaluate.corpus import Corpus, load_corpus
 
 # The stages that train each part, the later ones over the earlier.
-PARTS = {"clip": ("text", "teacher", "vision", "projection"), "vae": ("vae", "decoder"), "unet": ("unet",)}
+PARTS = {"clip": ("plain", "text", "teacher", "vision", "projection"), "vae": ("vae", "decoder"), "unet": ("unet",)}
 STAGES = (*itertools.chain.from_iterable(PARTS.values()), "export")
 
 
@@ -50,23 +54,43 @@ def start(settings: dict[str, Any], folder: Path, stage: str) -> dict[str, Tree]
     """Each part as far as it is before a stage: trained here, else shipped, else random."""
     shipping = Path(settings["start_from"]) if settings["start_from"] else None
     known = shipped(shipping) if shipping is not None and (shipping / "unet").is_dir() else {}
-    makers: dict[str, Any] = {"clip": clip_of, "vae": vae_of, "unet": unet_of}
+    plain = "plain" in settings
+    makers: dict[str, Any] = {
+        "clip": partial(begin, clip_of(settings), sharpness=settings["plain"]["sharpness"])
+        if plain
+        else clip_of(settings).init,
+        "vae": vae_of(settings).init,
+        "unet": unet_of(settings).init,
+    }
     parts = {}
-    for name, maker in makers.items():
-        part = known.get(name, {})
+    for name, init in makers.items():
+        # Of another CLIP nothing is of use to a plain one.
+        part = {} if name == "clip" and plain else known.get(name, {})
         # Teachers do not ship: they begin with random weights.
         if not part or (name == "clip" and stage in ("text", "teacher")):
-            part = maker(settings).init(jax.random.key(settings["seed"])) | part
+            part = init(key=jax.random.key(settings["seed"])) | part
+        if name == "unet" and settings["unet"].get("begins_anew"):
+            part = _anew(part, init(key=jax.random.key(settings["seed"])), settings["unet"]["begins_anew"])
         for trained in PARTS[name]:
             part = part | (averaged(folder, trained) or {})
         parts[name] = part
     return parts
 
 
+def _anew(part: Tree, random: Tree, names: list[str]) -> Tree:
+    """A part with random leaves where their dotted names have one of these in them."""
+    leaves, fresh = flatten(part), flatten(random)
+    return unflatten(
+        {path: fresh[path] if any(name in ".".join(path) for name in names) else leaf for path, leaf in leaves.items()}
+    )
+
+
 def run(stage: str, settings: dict[str, Any], corpus: Corpus, folder: Path) -> None:
     with on_host():
         parts = start(settings, folder, stage)
-    if stage == "text":
+    if stage == "plain":
+        train_plain(settings, corpus, folder, parts["clip"])
+    elif stage == "text":
         train_text(settings, corpus, folder, parts["clip"])
     elif stage == "teacher":
         train_teachers(settings, corpus, folder, parts["clip"])
@@ -111,7 +135,8 @@ def main() -> None:
         texts = [*np.unique(corpus.caption), *(f"{style} style" for style in np.unique(corpus.style))]
         train_tokenizer(texts, folder / "tokenizer", settings["vocabulary"])
     settings["vocab_size"] = len(json.loads((folder / "tokenizer/vocab.json").read_text()))
-    for stage in STAGES if arguments.stage is None else [arguments.stage]:
+    stages = settings.get("stages", [stage for stage in STAGES if stage != "plain"])
+    for stage in stages if arguments.stage is None else [arguments.stage]:
         if arguments.minutes is not None and stage not in ("projection", "export"):
             settings["vae" if stage == "decoder" else stage]["budget"]["minutes"] = arguments.minutes
         run(stage, settings, corpus, folder)

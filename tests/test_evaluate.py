@@ -14,7 +14,8 @@ from PIL import Image
 
 from sdipc_jax import Bundle, closed_form, convert
 from sdipc_jax.batches import in_batches
-from sdipc_jax.commands.evaluate import EvaluateSettings, Evaluation, evaluate
+from sdipc_jax.commands.evaluate import EvaluateSettings, Evaluation
+from sdipc_jax.commands.evaluate import measure as evaluate
 from sdipc_jax.errors import InputError
 from sdipc_jax.evaluate import backbone, editing, metrics, pictures, retrieval
 from sdipc_jax.evaluate.corpus import COLUMNS, Corpus

@@ -7,7 +7,8 @@ import pytest
 
 import sdipc_jax as sdipc
 from sdipc_jax.checkpoints.text_tower import load_text_tower
-from sdipc_jax.commands.evaluate import EvaluateSettings, evaluate
+from sdipc_jax.commands.evaluate import EvaluateSettings
+from sdipc_jax.commands.evaluate import measure as evaluate
 from sdipc_jax.evaluate import retrieval
 from tests.test_evaluate import write_corpus
 from tests.test_sdxl_pictures import CAPTIONS, quick_sdxl

@@ -76,15 +76,16 @@ def export(
     tokens = towers.text.vocab_size
     work = Path(settings["folder"])
     defaults = Defaults(cutoff=measured["cutoff"], scale=measured["scale"], height=64, width=64, **settings["defaults"])
+    side = towers.vision.image_size
     preprocessing = {
         "do_resize": True,
-        "size": {"shortest_edge": 64},
+        "size": {"shortest_edge": side},
         "do_center_crop": True,
-        "crop_size": {"height": 64, "width": 64},
+        "crop_size": {"height": side, "width": side},
         "image_mean": [0.5, 0.5, 0.5],
         "image_std": [0.5, 0.5, 0.5],
     }
-    side = VisionSide(
+    vision_side = VisionSide(
         folder=str(work),
         vision=towers.vision,
         preprocessing=Preprocessing.from_json(preprocessing, "preprocessor_config.json"),
@@ -99,7 +100,7 @@ def export(
         scheduler=SchedulerConfig.from_json(SCHEDULER),
         tokens=SpecialTokens(tokens - 2, tokens - 1, tokens - 1, towers.text.max_position_embeddings),
         defaults=defaults,
-        clip=side,
+        clip=vision_side,
     )
     vision = {name: clip[name] for name in ("vision_model", "visual_projection", "text_projection", "logit_scale")}
     parts = {"unet": unet, "vae": vae, "text_encoder": {"text_model": clip["text_model"]}, "clip": vision}

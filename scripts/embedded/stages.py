@@ -22,6 +22,7 @@ from sdipc_jax.checkpoints.keys import flatten
 from sdipc_jax.errors import InputError
 from sdipc_jax.evaluate.corpus import Corpus
 from sdipc_jax.evaluate.metrics import cosines, recall
+from sdipc_jax.evaluate.sampling import resized
 from sdipc_jax.models import CLIPTextConfig, CLIPVisionConfig, UNetConfig, VAEConfig
 from sdipc_jax.prompts.projection import truncated_pinv
 
@@ -34,7 +35,7 @@ _RIDGE = 1e-2
 def clip_of(settings: Settings) -> Clip:
     sizes = settings["clip"]
     text = CLIPTextConfig(vocab_size=settings["vocab_size"], **sizes["text"])
-    teachers = sizes["teachers"]
+    teachers = sizes.get("teachers", {"count": 0, "channels": []})
     names = tuple(f"teacher_{number}" for number in range(teachers["count"]))
     return Clip(text, CLIPVisionConfig(**sizes["vision"]), tuple(teachers["channels"]), names)
 
@@ -220,7 +221,8 @@ def judge_clip(clip: Clip, params: Tree, corpus: Corpus, tokenizer: Path, count:
     for split in ("train", "cells"):
         rows = np.flatnonzero(corpus.split == split)
         rows = rng.permutation(rows)[:count]
-        seen[split] = (in_batches(partial(_joint_features, clip, teacher, params), corpus.pictures[rows]), label[rows])
+        pictures = resized(corpus.pictures[rows], clip.vision.image_size, clip.vision.image_size)
+        seen[split] = (in_batches(partial(_joint_features, clip, teacher, params), pictures), label[rows])
     values = np.linalg.svd(np.asarray(params["text_projection"]["kernel"]), compute_uv=False)
 
     def score(share: float) -> float:

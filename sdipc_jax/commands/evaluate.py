@@ -10,6 +10,7 @@ import numpy as np
 from sdipc_jax.checkpoints.digests import digests
 from sdipc_jax.checkpoints.load import configure
 from sdipc_jax.checkpoints.text_tower import load_text_tower
+from sdipc_jax.commands.evaluate_table import Tables, evaluate_table
 from sdipc_jax.errors import InputError
 from sdipc_jax.evaluate import editing, pictures, retrieval
 from sdipc_jax.evaluate.backbone import load_backbone
@@ -58,8 +59,13 @@ class Evaluation:
         return self.to_markdown() + "\nSee " + ", ".join(map(str, self.files))
 
 
-def evaluate(settings: EvaluateSettings, report: Report) -> Evaluation:
-    """Measures a checkpoint, and writes tables, sheets and a plot."""
+def evaluate(settings: EvaluateSettings, report: Report) -> Evaluation | Tables:
+    """Measures a checkpoint, and writes tables, sheets and a plot; or one of the paper's tables on real data."""
+    return measure(settings, report) if settings.config is None else evaluate_table(settings, report)
+
+
+def measure(settings: EvaluateSettings, report: Report) -> Evaluation:
+    """Measures a checkpoint on the drawings of a corpus."""
     config = configure(settings)
     plan_conversion(config, settings)
     defaults = config.defaults

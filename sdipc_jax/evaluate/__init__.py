@@ -1,4 +1,4 @@
-"""A checkpoint and drawings in, the paper's tables out: the corpus, the metrics, what is measured.
+"""A checkpoint and pictures in, the paper's tables out: data sets, judges, metrics, what is measured.
 
-Imports sampling, prompts, checkpoints and pictures.
+Imports parallel, sampling, prompts, checkpoints, datasets and pictures.
 """

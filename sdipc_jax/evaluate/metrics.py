@@ -107,13 +107,19 @@ def frechet_distance(x: Vectors, y: Float[np.ndarray, "M D"]) -> float:
 
     Biased upwards for few pictures: compare sets of equal size only. With A and B the centred sets, the trace of
     (S_x S_y)^(1/2) is the sum of the singular values of A B^T over ((N - 1) (M - 1))^(1/2), which is exact where
-    there are fewer pictures than features and the covariances have no full rank.
+    there are fewer pictures than features and the covariances have no full rank. Where there are more, the triangles
+    of their QR factors stand for A and B.
     """
     x, y = np.asarray(x, np.float64), np.asarray(y, np.float64)
     a, b = x - x.mean(axis=0), y - y.mean(axis=0)
-    cross = np.linalg.svd(a @ b.T, compute_uv=False).sum() / np.sqrt((len(x) - 1) * (len(y) - 1))
+    cross = np.linalg.svd(_triangle(a) @ _triangle(b).T, compute_uv=False).sum() / np.sqrt((len(x) - 1) * (len(y) - 1))
     spread = np.sum(a**2) / (len(x) - 1) + np.sum(b**2) / (len(y) - 1)
     return float(np.sum((x.mean(axis=0) - y.mean(axis=0)) ** 2) + spread - 2 * cross)
+
+
+def _triangle(x: Vectors) -> Vectors:
+    """As few rows with the same products of columns."""
+    return np.asarray(np.linalg.qr(x, mode="r")) if len(x) > x.shape[1] else x
 
 
 def bootstrap_interval(values: Float[np.ndarray, " N"], draws: int = 2000, seed: int = 0) -> Interval:

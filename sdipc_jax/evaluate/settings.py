@@ -1,12 +1,14 @@
 """What people type for the command `evaluate`."""
 
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_args
+from typing import Annotated, Any, Literal, Self, get_args
 
 import tyro
-from pydantic import Field
+from pydantic import Field, model_validator
 
+from sdipc_jax.evaluate.table_settings import TABLES, TableName
 from sdipc_jax.settings import (
+    CommandSettings,
     Count,
     LocalPath,
     NotNegative,
@@ -16,6 +18,9 @@ from sdipc_jax.settings import (
     Seed,
     choice,
 )
+
+# What a table's file does not say.
+_BESIDE_A_FILE = {"model", "config", "output_dir", "overwrite", *CommandSettings.model_fields}
 
 
 def _own(metavar: str) -> Any:
@@ -27,7 +32,13 @@ class EvaluateSettings(ProjectionSettings, ResultSettings):
     """Measures a checkpoint the way the paper does: retrieval, recognition, likeness, editing."""
 
     model: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="CHECKPOINT")] = "embedded"
-    """The checkpoint: `embedded`, or a diffusers pipeline folder."""
+    """The checkpoint: `embedded`, or a diffusers pipeline folder; or with a CONFIG.yaml one of the paper's tables:
+    spaces (1), variation (2), customise (3), edit (4) or ablation (5 and 6)."""
+    config: Annotated[Path | None, tyro.conf.Positional, choice("CONFIG.yaml", "none: the checkpoint is measured")] = (
+        None
+    )
+    """The table's file: which checkpoint, data and judges. Then no option but --output-dir and those of every command
+    is taken, and the same command with the same --output-dir goes on where it stopped."""
     corpus: Path = Path("build/corpus.npz")
     """The drawings, as scripts/build_corpus.py writes them."""
     split: Literal["cells", "unseen", "style", "train"] = "cells"
@@ -51,6 +62,30 @@ class EvaluateSettings(ProjectionSettings, ResultSettings):
     output_dir: Annotated[LocalPath | None, choice("FOLDER", "a new one, out/COMMAND-001 and so on")] = None
     """Where evaluation.json, evaluation.md and the sheets go."""
 
+    @model_validator(mode="after")
+    def _a_table_and_its_file(self) -> Self:
+        if self.config is None:
+            if self.model in TABLES and not Path(self.model).exists():
+                raise ValueError(f"found the table {self.model} without its file, expected CONFIG.yaml behind it")
+            return self
+        if self.model not in TABLES:
+            raise ValueError(f"found {self.model!r} before {self.config}, expected one of {', '.join(TABLES)}")
+        fields = type(self).model_fields
+        beside = [
+            name
+            for name in fields.keys() - _BESIDE_A_FILE
+            if getattr(self, name) != fields[name].get_default(call_default_factory=True)
+        ]
+        if beside:
+            option = min(beside).replace("_", "-")
+            raise ValueError(f"found --{option} beside {self.config}, expected it in the file: move it there")
+        return self
+
+    @property
+    def table(self) -> TableName | None:
+        """Which of the paper's tables is asked for."""
+        return None if self.config is None else next(name for name in TABLES if name == self.model)
+
     @property
     def result(self) -> tuple[Path, str]:
-        return self.folder / "evaluation.json", "--output-dir"
+        return self.folder / f"{self.table or 'evaluation'}.json", "--output-dir"

@@ -32,6 +32,13 @@ class Estimate:
             found["by_seed"] = list(self.by_seed)
         return found
 
+    def to_latex(self) -> str:
+        """The number, and its interval in small type."""
+        if self.interval is None:
+            return _number(self.value)
+        low, high = map(_number, self.interval)
+        return rf"{_number(self.value)} {{\scriptsize [{low}, {high}]}}"
+
     def __str__(self) -> str:
         if self.interval is None:
             return _number(self.value)
@@ -87,6 +94,31 @@ class Table:
             cells = ("-" if value is None else str(value) for value in values)
             lines.append(f"| {name} | " + " | ".join(cells) + " |")
         return "\n".join(lines)
+
+    def to_latex(self) -> str:
+        """A table for a paper, with booktabs' rules; intervals in small type."""
+        lines = [
+            r"\begin{table}",
+            rf"\caption{{{_escaped(self.title)}. {_escaped(self.note)}}}",
+            rf"\begin{{tabular}}{{l{'r' * len(self.columns)}}}",
+            r"\toprule",
+            " & ".join(["", *map(_escaped, self.columns)]) + r" \\",
+            r"\midrule",
+        ]
+        for name, values in self.rows:
+            cells = ("--" if value is None else value.to_latex() for value in values)
+            lines.append(" & ".join([_escaped(name), *cells]) + r" \\")
+        return "\n".join([*lines, r"\bottomrule", r"\end{tabular}", r"\end{table}"])
+
+
+def _escaped(text: str) -> str:
+    """What LaTeX would read as a command, as letters.
+
+    >>> print(_escaped("50% of a_b"))
+    50\\% of a\\_b
+    """
+    special = {"\\": r"\textbackslash{}", "^": r"\^{}", "~": r"\~{}"} | {each: rf"\{each}" for each in "&%$#_{}"}
+    return "".join(special.get(letter, letter) for letter in text)
 
 
 def _number(value: float) -> str:
