@@ -70,14 +70,14 @@ def start(settings: dict[str, Any], folder: Path, stage: str) -> dict[str, Tree]
         if not part or (name == "clip" and stage in ("text", "teacher")):
             part = init(key=jax.random.key(settings["seed"])) | part
         if name == "unet" and settings["unet"].get("begins_anew"):
-            part = _anew(part, init(key=jax.random.key(settings["seed"])), settings["unet"]["begins_anew"])
+            part = anew(part, init(key=jax.random.key(settings["seed"])), settings["unet"]["begins_anew"])
         for trained in PARTS[name]:
             part = part | (averaged(folder, trained) or {})
         parts[name] = part
     return parts
 
 
-def _anew(part: Tree, random: Tree, names: list[str]) -> Tree:
+def anew(part: Tree, random: Tree, names: list[str]) -> Tree:
     """A part with random leaves where their dotted names have one of these in them."""
     leaves, fresh = flatten(part), flatten(random)
     return unflatten(

@@ -9,10 +9,12 @@ import jax.numpy as jnp
 import numpy as np
 import optax.contrib
 import pytest
+import train_embedded
 from embedded import training
 from embedded.augment import mixed, random_views
 from embedded.clip import Clip, LossOptions, contrastive, divergence, unit
 from embedded.data import Examples, examples
+from embedded.plain import begin, contrastive_loss, shuffled
 from embedded.tower import ConvolutionalTower
 from embedded.training import Budget, train
 from embedded.unet import moved
@@ -292,3 +294,52 @@ def test_stopped_training_goes_on_as_if_it_had_not_been(tmp_path: Path, monkeypa
     assert 30 < load_file(tmp_path / "killed/numbers.safetensors")["progress.step"] < 75
     again = learn(tmp_path / "killed")
     np.testing.assert_array_equal(again["layers"], whole["layers"])
+
+
+def test_the_plain_loss_is_the_symmetric_contrastive_one() -> None:
+    text = CLIPTextConfig(
+        vocab_size=12, hidden_size=8, intermediate_size=8, projection_dim=6, num_hidden_layers=1, num_attention_heads=2
+    )
+    vision = CLIPVisionConfig(
+        hidden_size=8,
+        intermediate_size=8,
+        projection_dim=6,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        image_size=8,
+        patch_size=4,
+    )
+    clip = Clip(text, vision, (), ())
+    params = begin(clip, jax.random.key(0), sharpness=20.0)
+    rng = np.random.default_rng(0)
+    tokens = np.array([[10, 1, 11, 11], [10, 2, 3, 11], [10, 4, 11, 11]], np.int32)
+    data = {
+        "pixels": rng.integers(0, 256, (3, 8, 8, 3), np.uint8),
+        "may_flip": np.zeros(3, bool),
+        "plain": tokens,
+        "styled": tokens[::-1],
+    }
+    batch = {"rows": np.array([2, 0, 1]), "styled": np.array([False, False, True])}
+    options = {"shift": 0.0, "zoom": 0.0}
+    found, metrics = contrastive_loss(clip, options, params, jax.tree.map(jnp.asarray, data), batch, jax.random.key(1))
+    read = np.array([tokens[2], tokens[0], tokens[1]])
+    states = np.asarray(clip.text_states(params, read))[np.arange(3), [2, 2, 3]]
+    texts = unit(states @ np.asarray(params["text_projection"]["kernel"]))
+    images = unit(np.asarray(clip.image_embeds(params, jnp.asarray(data["pixels"][batch["rows"]] / 255.0))))
+    scores = 20.0 * images @ texts.T
+    expected = [
+        -np.mean(np.diag(each - np.log(np.exp(each).sum(axis=1, keepdims=True)))) for each in (scores, scores.T)
+    ]
+    assert float(found) == pytest.approx(np.mean(expected), rel=1e-4)
+    assert float(metrics["gap"]) == pytest.approx(np.linalg.norm(images.mean(axis=0) - texts.mean(axis=0)), rel=1e-4)
+
+
+def test_an_epoch_has_every_picture_once() -> None:
+    rows = np.concatenate([shuffled(20, 4, 0, step)["rows"][0] for step in range(10)])
+    assert sorted(rows[:20]) == sorted(rows[20:]) == [*range(20)]
+    assert (rows[:20] != rows[20:]).any()
+
+
+def test_parts_that_begin_anew_are_random_and_the_others_stay() -> None:
+    old, new = ({"a": {"to_k": value}, "b": {"to_q": value}} for value in (1, 2))
+    assert train_embedded.anew(old, new, ["a.to_k"]) == {"a": {"to_k": 2}, "b": {"to_q": 1}}
