@@ -8,8 +8,6 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from sdipc_jax.errors import InputError, printable
 
 _TEMPORARY = ".sdipc-"
@@ -135,6 +133,9 @@ def read_yaml(path: Path, file: str, content: str) -> dict[str, Any]:
     Raises:
         InputError: it cannot be read, or is no YAML mapping.
     """
+    # Few commands read any, and help and refusals come before.
+    import yaml
+
     name = printable(path)
     try:
         values = yaml.safe_load(path.read_text(encoding="utf-8-sig"))
