@@ -197,6 +197,9 @@ def main(options: Options) -> None:
         if left < 10:
             print(f"{step.name}: left for the next time")
             continue
+        if options.rehearse:
+            # Whether it can be run, on whatever machine.
+            step = dataclasses.replace(step, seconds=options.seconds)
         result = run(step, options.output, left)
         print(f"{step.name}: {result.outcome} in {result.seconds:.0f} s", *result.last_lines, sep="\n    ", flush=True)
         # What had too little time because all of it was over is tried again, and so is what wanted something.

@@ -232,9 +232,11 @@ def _run(name: str, settings: "CommandSettings") -> int:
         check_result(*settings.result, settings.overwrite)
     from sdipc_jax import parallel
     from sdipc_jax.compilation import is_told_where_to_keep, keep_compiled, use_eigen
+    from sdipc_jax.executables import keep_whole
 
     use_eigen()
     told = keep_compiled() is not None or is_told_where_to_keep()
+    keep_whole()
     if not (told or settings.quiet or settings.json_):
         print("sdipc: compiled programs are not kept: the cache folder cannot be written", file=sys.stderr)
     # Nor does one touch a device that leaves the work to others.

@@ -26,14 +26,24 @@ _DIGEST = hashlib.sha256().digest_size
 # JAX's cache is off for all threads while one compiles.
 _COMPILING = threading.Lock()
 _PROGRAMS: "weakref.WeakSet[Program]" = weakref.WeakSet()
+# Set where this process may keep programs whole.
+_WHOLE = threading.Event()
 # What else a compiler reads. XLA's flags may stand in a file, whose contents this does not tell.
 _ENVIRONMENT = ("XLA_FLAGS", "LIBTPU_INIT_ARGS", "NPROC", "PJRT_NPROC")
+
+
+def keep_whole() -> None:
+    """Lets this process keep programs whole, and read them, where compiled ones are kept (`compilation.keep_compiled`).
+
+    Not for one that changes this package's functions while it runs: a program is known by the code in the files.
+    """
+    _WHOLE.set()
 
 
 def kept_program(
     *, static_argnums: tuple[int, ...] = (), static_argnames: tuple[str, ...] = ()
 ) -> Callable[..., "Program"]:
-    """`jax.jit`, whose programs outlive the process where compiled ones are kept (`compilation.keep_compiled`).
+    """`jax.jit`, whose programs outlive a process that may keep them (`keep_whole`).
 
     Args:
         static_argnums, static_argnames: as `jax.jit` takes them; each is given in this one way.
@@ -110,7 +120,8 @@ def forget_programs() -> None:
 def _folder() -> Path | None:
     """Where compiled programs are kept, if that is the user's own folder on this machine."""
     config: Any = jax.config
-    if config.jax_compilation_cache_dir is None or not config.jax_enable_compilation_cache or config.jax_disable_jit:
+    kept = config.jax_compilation_cache_dir is not None and config.jax_enable_compilation_cache
+    if not (kept and _WHOLE.is_set()) or config.jax_disable_jit:
         return None
     flags = os.environ.get("XLA_FLAGS", "").strip()
     folder = Path(config.jax_compilation_cache_dir)

@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -13,13 +14,15 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from sdipc_jax import executables
 from sdipc_jax.executables import Program, forget_programs, kept_program
 
 # Runs a program of a pytree with a static argument, and says how often Python went through it.
 PROGRAM = """
 import json, sys, warnings
 import jax, jax.numpy as jnp
-from sdipc_jax.executables import kept_program
+from sdipc_jax.executables import keep_whole, kept_program
+keep_whole()
 traced = []
 @kept_program(static_argnums=(1,))
 def program(tree, factor, last=None):
@@ -47,6 +50,8 @@ print(json.dumps({
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """A folder of the user's own, where this process keeps its programs, as one with a single device would."""
     monkeypatch.setattr(jax, "device_count", lambda: 1)
+    monkeypatch.setattr(executables, "_WHOLE", threading.Event())
+    executables.keep_whole()
     names = (
         *("jax_compilation_cache_dir", "jax_enable_compilation_cache"),
         "jax_persistent_cache_min_compile_time_secs",
@@ -126,8 +131,6 @@ def test_what_makes_another_program(folder: Path) -> None:
 
 @pytest.mark.parametrize(("package", "value"), [("jaxlib", "0.0.1"), ("jax", "0.0.1")])
 def test_other_versions_miss(folder: Path, monkeypatch: pytest.MonkeyPatch, package: str, value: str) -> None:
-    from sdipc_jax import executables
-
     Program(lambda x: x + 1)(np.ones(2))
     before, known = files(folder), executables.version
     monkeypatch.setattr(executables, "version", lambda name: value if name == package else known(name))
@@ -146,7 +149,11 @@ def test_within_other_programs_it_is_a_jitted_function(folder: Path) -> None:
     assert scaled.lower(x, factor=2).compile()(x).tolist() == (2 * x).tolist()
 
 
-def test_nothing_is_kept_unless_compiled_programs_are(folder: Path) -> None:
+def test_nothing_is_kept_unless_the_process_may_and_compiled_programs_are(folder: Path) -> None:
+    """A user's own program may have changed the package's functions, which no file tells."""
+    executables._WHOLE.clear()
+    assert scaled(np.ones(5, np.float32), factor=2).tolist() == [2.0] * 5
+    executables.keep_whole()
     jax.config.update("jax_enable_compilation_cache", False)
     assert scaled(np.ones(5, np.float32), factor=2).tolist() == [2.0] * 5
     assert not files(folder)

@@ -9,7 +9,7 @@ SCRIPT = Path(__file__).parents[2] / "scripts" / "on_gpu.py"
 
 
 def test_every_step_can_be_run(tmp_path: Path) -> None:
-    command = [sys.executable, SCRIPT, "--rehearse", "--output", tmp_path]
+    command = [sys.executable, SCRIPT, "--rehearse", "--seconds", "3600", "--output", tmp_path]
     ran = subprocess.run(command, capture_output=True, text=True, check=False, cwd=SCRIPT.parents[1])
     assert ran.returncode == 0, ran.stdout + ran.stderr
     results = [json.loads(path.read_text()) for path in tmp_path.glob("*.json")]
