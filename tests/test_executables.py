@@ -29,8 +29,6 @@ def program(tree, factor, last=None):
     traced.append(1)
     return {"sum": jnp.sin(tree["x"]) @ tree["x"].T * factor + last, "pair": (tree["key"], None)}
 x = jnp.arange(12.0).reshape(3, 4)
-lowered = []
-jax.monitoring.register_event_duration_secs_listener(lambda name, *_, **__: lowered.append(name))
 with warnings.catch_warnings(record=True) as told:
     warnings.simplefilter("always")
     found = program({"x": x, "key": jax.random.key(3)}, 2, last=1)
@@ -40,7 +38,6 @@ print(json.dumps({
     "key": jax.random.key_data(found["pair"][0]).tolist(),
     "other": float(again["sum"][0, 0]),
     "traced": len(traced),
-    "lowered": "/jax/core/compile/jaxpr_to_mlir_module_duration" in {name for name in lowered[:1]},
     "told": [str(each.message) for each in told],
 }))
 """
@@ -82,7 +79,6 @@ def test_a_second_process_traces_nothing_and_gives_the_same_bits(tmp_path: Path)
     tmp_path.chmod(0o700)
     first, second = run(tmp_path), run(tmp_path)
     assert (first["traced"], second["traced"]) == (1, 0)
-    assert not second["lowered"]
     assert first["bits"] == second["bits"]
     assert first["key"] == second["key"] == [0, 3]
     assert first["other"] == second["other"]
