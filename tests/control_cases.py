@@ -58,4 +58,4 @@ def controlled(bundle: sdipc.Bundle, case: str, **settings: Any) -> np.ndarray:
     controls = [Control(picture(place)[None] / np.float32(255), **each) for place, each in enumerate(CASES[case])]
     context = sdipc.text_prompt(bundle, sdipc.tokenize(bundle, [TEXT]))
     options = {"steps": STEPS, "guidance_scale": GUIDANCE, "latents": start_cases.noise(), "seeds": 5}
-    return np.asarray(sdipc.generate(bundle, context, controls=controls, **options | settings))
+    return np.asarray(sdipc.generate(bundle, context, **{"controls": controls} | options | settings))

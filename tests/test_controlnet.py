@@ -21,13 +21,13 @@ from sdipc_jax.checkpoints.digests import digests
 from sdipc_jax.checkpoints.keys import flatten
 from sdipc_jax.checkpoints.names_ldm import unet_names
 from sdipc_jax.commands import opening
-from sdipc_jax.commands.controlnets import find_edges
+from sdipc_jax.pictures.guiding import find_edges
 from sdipc_jax.sampling import Control, control, start_from
 from sdipc_jax.sampling.loop import advance
 from sdipc_jax.sampling.request import begin
 from tests import start_cases
 from tests.control_cases import picture, random_network, write_controlnet
-from tests.tiny import SMALL_UNET, quick_unet, tiny_bundle
+from tests.tiny import SMALL_UNET, quick_unet, tiny_bundle, tiny_sdxl
 
 SETTINGS: dict[str, Any] = {"steps": 4, "guidance_scale": 3.0, "seeds": 1}
 
@@ -178,6 +178,36 @@ def test_files_with_the_authors_names(plain: Bundle, tmp_path: Path) -> None:
     assert beside.controlnets[0].network == network
     kernel = load_controlnets(beside)["0"]["down_blocks_0"]["resnets_0"]["conv1"]["kernel"]
     np.testing.assert_array_equal(kernel, weights["down_blocks.0.resnets.0.conv1.weight"].transpose(2, 3, 1, 0))
+
+
+def test_networks_of_sdxl(plain: Bundle, folder: Path, tmp_path: Path) -> None:
+    """They read a pooled text and sizes too; others are refused, and they beside others."""
+    vae = dataclasses.replace(
+        plain.config.vae,
+        block_out_channels=(8,) * 4,
+        down_block_types=("DownEncoderBlock2D",) * 4,
+        up_block_types=("UpDecoderBlock2D",) * 4,
+    )
+    sdxl = tiny_sdxl(tmp_path / "parts", vae=vae).config
+    network, weights = random_network(sdxl, 3)
+    assert network.addition_embed_type == "text_time"
+    names = unet_names(weights, network.layers_per_block)
+    assert names["add_embedding.linear_1.weight"].name == "label_emb.0.0.weight"
+    by_authors, by_diffusers = tmp_path / "authors.safetensors", tmp_path / "diffusers.safetensors"
+    save_file({f"control_model.{names[name].name}": value for name, value in weights.items()}, by_authors)
+    save_file(weights, by_diffusers)
+    for file in (by_authors, by_diffusers):
+        beside = with_controlnets(sdxl, [file])
+        assert beside.controlnets[0].network == network
+        kernel = load_controlnets(beside)["0"]["add_embedding"]["linear_1"]["kernel"]
+        np.testing.assert_array_equal(kernel, weights["add_embedding.linear_1.weight"].T)
+        with pytest.raises(InputError, match=r"block_out_channels is \(16, 32\), expected the checkpoint's \(16,\)"):
+            with_controlnets(plain.config, [file])
+    whole = write_controlnet(tmp_path / "network", sdxl)
+    with pytest.raises(InputError, match="cross_attention_dim is 64, expected the checkpoint's 24: use a ControlNet"):
+        with_controlnets(plain.config, [whole])
+    with pytest.raises(InputError, match="cross_attention_dim is 24, expected the checkpoint's 64: use a ControlNet"):
+        with_controlnets(sdxl, [folder])
 
 
 def test_networks_that_do_not_fit(plain: Bundle, folder: Path, tmp_path: Path) -> None:

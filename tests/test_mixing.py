@@ -55,6 +55,7 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     arrays["left"] = np.zeros((32, 32), np.uint8)
     arrays["left"][:, :16] = 255
     arrays["right"] = 255 - arrays["left"]
+    arrays["wide"] = np.full((32, 48), 255, np.uint8)
     arrays["black"] = np.zeros((32, 32), np.uint8)
     for name, pixels in arrays.items():
         Image.fromarray(pixels).save(folder / f"{name}.png")
@@ -234,6 +235,9 @@ def test_padding_paints_what_the_pictures_shape_leaves(run: Any, sampler: Sample
         (["vary", "cat", "--strength", "0"], "strength is '0', expected greater than 0"),
         (["vary", "cat", "--strength", "0.2"], "strength is 0.2, which of 4 steps leaves none"),
         (["vary", "cat", "--mask-image", "black"], "found a mask that is black, expected white where the picture"),
+        (["vary", "cat", "--mask-image", "wide"], "found a mask of 32x48, expected the shape of 32x32 or 40x40"),
+        (["vary", "cat", "--mask", "wide"], "found a mask of 32x48, expected the shape of 32x32"),
+        (["vary", "cat", "--strength", "1.5"], "strength is '1.5', expected less than or equal to 1"),
         (["vary", "cat", "--pad"], "the picture has the shape of 32x32 already"),
         (["vary", "cat", "--pad", "--mask-image", "left"], "found both mask_image and pad, expected one of them"),
         (["text", "red", "--strength", "0.5"], "found strength and no picture to start from, expected one"),

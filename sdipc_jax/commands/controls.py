@@ -1,18 +1,17 @@
 """Where, when and in which layers pictures count: options become weights of several prompts."""
 
 from collections.abc import Sequence
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float
-from PIL import Image
 
 from sdipc_jax.commands.inputs import read_inputs
 from sdipc_jax.commands.job import Prompts, SamplingJob
 from sdipc_jax.commands.settings import ControlSettings
 from sdipc_jax.errors import InputError, printable
+from sdipc_jax.pictures.guiding import where_it_counts
 from sdipc_jax.pictures.reading import read_picture
 from sdipc_jax.prompts import algebra
 from sdipc_jax.prompts.contexts import as_long, image_prompt
@@ -44,7 +43,12 @@ class Controls:
             raise InputError(
                 f"found {len(settings.mask)} masks for {count} pictures, expected one, or one for each: correct them"
             )
-        self.masks = [read_mask(path, *config.latent_shape(values.height, values.width)[1:]) for path in settings.mask]
+        size = values.height, values.width
+        _, *grid = config.latent_shape(*size)
+        self.masks = [
+            where_it_counts(read_picture(path).pixels, printable(path), size, (grid[0], grid[1]))
+            for path in settings.mask
+        ]
         self.negative = read_inputs(config, settings.negative_picture)[0] if settings.negative_picture else []
 
     def prompts(self, converter: Converter, pictures: AnyPrompt, rest: AnyPrompt) -> Prompts:
@@ -73,18 +77,3 @@ class Controls:
             return None
         vectors = converter.vectors([each.pixels for each in self.negative])
         return image_prompt(converter.bundle, converter.at_length(converter.each(algebra.mean, vectors)))
-
-
-def read_mask(path: Path, height: int, width: int) -> Float[np.ndarray, "h w"]:
-    """A picture's brightness on the latents' grid, 0 to 1.
-
-    Raises:
-        InputError: it cannot be read, or is black.
-    """
-    picture = Image.fromarray(read_picture(path).pixels).convert("L")
-    mask = np.asarray(picture.resize((width, height), Image.Resampling.BOX), np.float32) / 255
-    if not mask.any():
-        raise InputError(
-            f"{printable(path)}: found a mask that is black, expected white where the picture counts: invert it"
-        )
-    return mask

@@ -7,11 +7,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float32
-from PIL import Image, ImageOps
 
 from sdipc_jax.checkpoints.bundle import Bundle, Config
 from sdipc_jax.commands.settings import StartSettings
 from sdipc_jax.errors import InputError, printable
+from sdipc_jax.pictures.guiding import covering, padded, what_is_redone
 from sdipc_jax.pictures.reading import read_picture
 from sdipc_jax.records import Record
 from sdipc_jax.sampling import Start, start_from
@@ -34,7 +34,7 @@ class Starting:
     """
 
     def __init__(self, config: Config, settings: StartSettings, values: Defaults, own: Sequence[Path]) -> None:
-        self.size = values.height, values.width
+        size = values.height, values.width
         self.first, self.record = 0, Record()
         self.pictures: list[Float32[np.ndarray, "H W 3"]] = []
         self.masks: list[Float32[np.ndarray, "H W"]] = []
@@ -50,20 +50,15 @@ class Starting:
         read = [read_picture(path) for path in paths]
         self.record["init_sha256"] = [picture.sha256 for picture in read]
         for picture in read:
-            pixels, outside = self._padded(picture.pixels) if settings.pad else (self._covering(picture.pixels), None)
+            pixels, outside = padded(picture.pixels, size) if settings.pad else (covering(picture.pixels, size), None)
             self.pictures.append(pixels.astype(np.float32) / 255)
             if outside is not None:
                 self.masks.append(outside)
         if settings.mask_image is not None:
             mask = read_picture(settings.mask_image)
             self.record["mask_sha256"] = mask.sha256
-            grey = np.asarray(Image.fromarray(self._covering(mask.pixels)).convert("L"), np.float32) / 255
-            if not (grey >= 0.5).any():
-                raise InputError(
-                    f"{printable(settings.mask_image)}: found a mask that is black, expected white where the picture "
-                    "is redone: invert it"
-                )
-            self.masks = [grey] * len(self.pictures)
+            name, shapes = printable(settings.mask_image), [picture.pixels.shape for picture in read]
+            self.masks = [what_is_redone(mask.pixels, name, size, (shape[0], shape[1])) for shape in shapes]
         self.first = first_evaluation(self.strength, values.steps)
 
     def start(self, bundle: Bundle, count: int) -> Start | None:
@@ -77,24 +72,3 @@ class Starting:
         ]
         rows = rows * count if len(rows) == 1 else rows
         return jax.tree.map(lambda *leaves: jnp.concatenate(leaves), *rows)
-
-    def _covering(self, pixels: np.ndarray) -> np.ndarray:
-        """The middle of the picture that has the results' shape."""
-        height, width = self.size
-        return np.asarray(ImageOps.fit(Image.fromarray(pixels), (width, height), Image.Resampling.LANCZOS))
-
-    def _padded(self, pixels: np.ndarray) -> tuple[np.ndarray, Float32[np.ndarray, "H W"]]:
-        """The whole picture in the middle of grey, and where the grey is."""
-        height, width = self.size
-        whole = ImageOps.contain(Image.fromarray(pixels), (width, height), Image.Resampling.LANCZOS)
-        left, top = (width - whole.width) // 2, (height - whole.height) // 2
-        if whole.size == (width, height):
-            raise InputError(
-                f"the picture has the shape of {height}x{width} already, expected one that leaves something to paint: "
-                "choose another --height or --width, or leave --pad out"
-            )
-        canvas = np.full((height, width, 3), 127, np.uint8)
-        outside = np.ones((height, width), np.float32)
-        inside = slice(top, top + whole.height), slice(left, left + whole.width)
-        canvas[inside], outside[inside] = np.asarray(whole), 0
-        return canvas, outside

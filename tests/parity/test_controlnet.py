@@ -12,6 +12,7 @@ from diffusers import (
     ControlNetModel,
     StableDiffusionControlNetImg2ImgPipeline,
     StableDiffusionControlNetPipeline,
+    StableDiffusionXLControlNetPipeline,
 )
 from PIL import Image
 
@@ -19,7 +20,7 @@ import sdipc_jax as sdipc
 from sdipc_jax.checkpoints.bundle import apply
 from sdipc_jax.sampling import start_from
 from sdipc_jax.sampling.control import embed_control
-from tests import start_cases
+from tests import sdxl_cases, start_cases
 from tests.control_cases import CASES, GUIDANCE, STEPS, TEXT, controlled, picture, write_controlnet
 from tests.parity.oracle import nchw, nhwc
 from tests.parity.picture_oracle import open_pipeline
@@ -131,3 +132,37 @@ def test_with_a_picture_to_start_from(
     start = start_from(bundle, start_cases.picture()[None] / np.float32(255), strength)
     found = controlled(bundle, case, sampler="ddim", start=start)
     assert 255 * np.abs(found - expected).mean() < 0.03
+
+
+@pytest.fixture(scope="module")
+def sdxl(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return sdxl_cases.write_sdxl(tmp_path_factory.mktemp("sdxl") / "checkpoint")
+
+
+@pytest.mark.parametrize("case", ["one, in the middle", "two"])
+@quiet()
+@torch.no_grad()
+def test_sdxl(sdxl: Path, tmp_path: Path, case: str) -> None:
+    """Networks that read a pooled text and sizes too."""
+    each, bundle = CASES[case], sdipc.load(sdxl)
+    folders = [write_controlnet(tmp_path / str(place), bundle.config, place) for place in range(len(each))]
+    for folder in folders:
+        bundle = sdipc.add_controlnet(bundle, folder)
+    networks: Any = [ControlNetModel.from_pretrained(folder) for folder in folders]
+    pipeline = StableDiffusionXLControlNetPipeline.from_pretrained(sdxl, controlnet=networks, add_watermarker=False)
+    pipeline.set_progress_bar_config(disable=True)
+    expected = pipeline(
+        TEXT,
+        image=[Image.fromarray(picture(place)) for place in range(len(each))],
+        latents=torch.tensor(start_cases.noise()),
+        num_inference_steps=STEPS,
+        guidance_scale=GUIDANCE,
+        controlnet_conditioning_scale=[one["scale"] for one in each],
+        control_guidance_start=[one.get("start", 0.0) for one in each],
+        control_guidance_end=[one.get("end", 1.0) for one in each],
+        output_type="np",
+    ).images
+    assert expected.std() > 0.05
+    assert 255 * np.abs(controlled(bundle, case, sampler="euler") - expected).mean() < 0.03
+    without = controlled(bundle, case, sampler="euler", controls=[])
+    assert 255 * np.abs(without - expected).mean() > 1
