@@ -1,5 +1,7 @@
 """Gradients through whole pictures."""
 
+import re
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -9,6 +11,7 @@ import pytest
 
 import sdipc_jax as sdipc
 from sdipc_jax import Bundle
+from tests.batch_jobs import draw
 from tests.tiny import SMALL_UNET, tiny_bundle
 
 SETTINGS: dict[str, Any] = {"seeds": 3, "steps": 2, "guidance_scale": 3.0}
@@ -64,3 +67,16 @@ def test_a_vector_learns_a_picture(bundle: Bundle) -> None:
         losses.append(float(loss))
         vector = vector - 0.3 * gradient / jnp.linalg.norm(gradient)
     assert losses[-1] < 0.7 * losses[0]
+
+
+def test_the_program_of_the_page(bundle: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As it stands, on a checkpoint in miniature."""
+    page = (Path(__file__).parents[1] / "docs/gradients.md").read_text(encoding="utf-8")
+    (program,) = re.findall(r"^```python\n(.*?)^```$", page, re.MULTILINE | re.DOTALL)
+    draw(tmp_path / "photo.jpg", 0)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sdipc, "load", lambda name: bundle)
+    names: dict[str, Any] = {}
+    exec(program, names)
+    assert len(names["losses"]) == 10
+    assert names["losses"][-1] < names["losses"][0]

@@ -3,17 +3,19 @@
 import hashlib
 import threading
 from collections import Counter
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from typing import Any
 
 import numpy as np
 from jaxtyping import Float32
 
+from sdipc_jax.batch.asked import NOTHING, Asked, Size, asked, settings_of
 from sdipc_jax.batch.settings import JobSettings
 from sdipc_jax.batch.storage import read_input
 from sdipc_jax.checkpoints.bundle import Config
-from sdipc_jax.datasets.rows import RawRow, Row
+from sdipc_jax.datasets.rows import Input, RawRow, Row
 from sdipc_jax.errors import InputError, shortened
 from sdipc_jax.pictures.preprocessing import preprocess
 from sdipc_jax.pictures.reading import decode_picture
@@ -21,8 +23,6 @@ from sdipc_jax.prompts.prompt import sizes_told
 from sdipc_jax.prompts.tokens import Texts, read_texts, with_chunks
 from sdipc_jax.records import Record, digest_of
 from sdipc_jax.settings import Defaults
-
-Size = tuple[int, int]
 
 # The tokenizer is not made for several threads at once.
 _TOKENIZING = threading.Lock()
@@ -41,6 +41,9 @@ class Item:
         pixels: its pictures, preprocessed.
         tokens: its text's.
         negative: its negative prompt's tokens.
+        unwanted: texts to project out.
+        others: pictures to project out, and those that guidance leads away from, by their role.
+        asked: all else that it asks for.
     """
 
     row: int
@@ -51,6 +54,9 @@ class Item:
     tokens: Texts | None = None
     negative: Texts | None = None
     place: str = ""
+    unwanted: tuple[Texts, ...] = ()
+    others: Mapping[str, tuple[Float32[np.ndarray, "S S 3"], ...]] = field(default_factory=dict)
+    asked: Asked = NOTHING
 
     @property
     def size(self) -> Size:
@@ -58,9 +64,11 @@ class Item:
         return self.record.get("height", 0), self.record.get("width", 0)
 
     @property
-    def program(self) -> tuple[Size, int]:
-        """What items must have in common to be done together: size, and how many tokens their prompts have."""
-        return self.size, 0 if self.tokens is None else self.tokens.tokens.shape[-1]
+    def program(self) -> tuple[Any, ...]:
+        """What items must have in common to be done together: size, how many tokens their prompts have, what else."""
+        led_away = ("negative picture",) if self.others.get("negative_picture") else ()
+        tokens = 0 if self.tokens is None else self.tokens.tokens.shape[-1]
+        return self.size, tokens, *led_away, *self.asked.program
 
 
 @dataclass(frozen=True)
@@ -97,7 +105,9 @@ class Reader:
             row, inputs = raw.parse(self.job.columns)
         except InputError as error:
             return Item(raw.number, self._key({"values": raw.values}), {}, shortened(str(error)), place=raw.place)
-        pixels, notes, contents, errors = [], list[str](), list[str | None](), []
+        values = row.completed(self.job)
+        read = dict[str, list[tuple[str, np.ndarray]]]()
+        notes, contents, errors = list[str](), list[tuple[Input, str | None]](), list[str]()
         for each in inputs:
             digest = None
             try:
@@ -105,32 +115,61 @@ class Reader:
                 # Of the very bytes that are decoded: a file that changes meanwhile is one version or the other.
                 digest = hashlib.sha256(data).hexdigest()
                 picture = decode_picture(data, each.name)
-                pixels.append(preprocess(picture.pixels, self.config.vision_side.preprocessing))
+                read.setdefault(each.role, []).append((each.name, picture.pixels))
                 notes += picture.notes
             except InputError as error:
                 errors.append(str(error))
-            contents.append(digest)
-        record: Record = {"inputs": [each.name for each in inputs], "input_sha256": contents}
-        if len(inputs) > 1:
-            record["weights"] = list(row.weights or [1.0] * len(inputs))
-        if not self.job.vectors:
+            contents.append((each, digest))
+        own = [(each, digest) for each, digest in contents if each.role == "picture"]
+        record: Record = {"inputs": [each.name for each, _ in own], "input_sha256": [digest for _, digest in own]}
+        roles = list(dict.fromkeys(each.role for each, _ in contents if each.role != "picture"))
+        for role in roles:
+            record[role] = [each.name for each, _ in contents if each.role == role]
+            record[f"{role}_sha256"] = [digest for each, digest in contents if each.role == role]
+        if len(own) > 1:
+            record["weights"] = list(row.weights or [1.0] * len(own))
+        if self.job.vectors:
+            record |= {name: value for name, value in settings_of(values, ()).items() if name in ("mean", "without")}
+        else:
             try:
-                record |= self._settings(row)
+                record |= self._settings(row) | settings_of(values, roles)
             except InputError as error:
                 errors.append(str(error))
-        named = [digest or {"name": each.name} for digest, each in zip(contents, inputs, strict=True)]
-        key = self._key(record | {"inputs": named, "input_sha256": None})
+        # By what pictures are, not by what they are called.
+        named = {
+            role: [digest or {"name": each.name} for each, digest in contents if each.role == role]
+            for role in ("picture", *roles)
+        }
+        unnamed = {f"{role}_sha256": None for role in roles} | {role: named[role] for role in roles}
+        key = self._key(record | unnamed | {"inputs": named["picture"], "input_sha256": None})
         if notes:
             record["notes"] = notes
-        tokens: list[Texts | None] = [None, None]
-        if not errors and not self.job.vectors:
-            try:
-                tokens = [*self._tokens(record)]
-            except InputError as error:
-                errors.append(str(error))
-        if errors:
-            return Item(raw.number, key, record, shortened(errors[0]), place=raw.place)
-        return Item(raw.number, key, record, None, tuple(pixels), tokens[0], tokens[1], raw.place)
+        item = Item(raw.number, key, record, place=raw.place)
+        try:
+            return self._completed(item, values, read, row) if not errors else _failed(item, errors[0])
+        except InputError as error:
+            return _failed(item, str(error))
+
+    def _completed(self, item: Item, values: dict[str, Any], read: dict[str, Any], row: Row) -> Item:
+        """With what the device needs."""
+        preprocessing = self.config.vision_side.preprocessing
+
+        def seen(role: str) -> tuple[np.ndarray, ...]:
+            return tuple(preprocess(pixels, preprocessing) for _, pixels in read.get(role, ()))
+
+        wording = tuple(self.job.wording.items())
+        unwanted = tuple(_texts_of(self.config, text, wording) for text in values["without"])
+        others: dict[str, tuple[np.ndarray, ...]] = {
+            role: seen(role) for role in ("without_picture", "negative_picture") if role in read
+        }
+        item = replace(item, pixels=seen("picture"), unwanted=unwanted, others=others)
+        if self.job.vectors:
+            return item
+        tokens, negative = self._tokens(item.record)
+        wanted = asked(
+            self.config, self.job, self.values, values, item.size, read, row.weights or (1.0,) * len(row.names)
+        )
+        return replace(item, tokens=tokens, negative=negative, asked=wanted)
 
     def _settings(self, row: Row) -> Record:
         """How the row's picture is sampled; without a seed of its own, its id will give the index.
@@ -169,6 +208,10 @@ class Reader:
 
     def _key(self, content: Any) -> str:
         return digest_of([self.identity, content])
+
+
+def _failed(item: Item, error: str) -> Item:
+    return replace(item, error=shortened(error))
 
 
 class Ids:

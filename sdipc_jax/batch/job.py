@@ -12,8 +12,10 @@ from sdipc_jax.batch.manifest import Header, Manifest
 from sdipc_jax.batch.pipeline import Device, Progress, Run
 from sdipc_jax.batch.settings import JobSettings
 from sdipc_jax.checkpoints.bundle import Config
+from sdipc_jax.checkpoints.controlnets import with_controlnets
 from sdipc_jax.checkpoints.digests import digests
 from sdipc_jax.checkpoints.load import configure
+from sdipc_jax.datasets.controls import RowControls
 from sdipc_jax.datasets.rows import Source, Survey
 from sdipc_jax.datasets.sources import open_source
 from sdipc_jax.errors import InputError
@@ -67,7 +69,7 @@ class Recipe:
         Raises:
             InputError: the checkpoint cannot do what is asked for.
         """
-        config = configure(settings)
+        config = with_controlnets(configure(settings), settings.controlnet)
         if settings.vectors:
             check_one_vector(settings)
         plan = plan_conversion(config, settings)
@@ -85,6 +87,8 @@ class Recipe:
         decisive["checkpoint"] = digests(config, settings.tuned)
         if settings.fit != "crop":
             decisive["fit"] = settings.fit
+        if settings.controlnet:
+            decisive["control_detector"] = settings.control_detector
         return cls(settings, config, values, typed, decisive)
 
     def reader(self) -> Reader:
@@ -133,6 +137,7 @@ class Job:
         check_columns(source, settings)
         sizes = {name: recipe.typed[name] for name in SizeSettings.model_fields if recipe.typed[name]}
         record = recipe.decisive | {name: recipe.typed[name] for name in (*_ROWS, *_RESULTS)} | sizes
+        record |= settings.model_dump(mode="json", include=set(RowControls.model_fields), exclude_none=True)
         # How many rows a damaged file had is not known.
         rows = {"damaged": survey.damaged} if survey.damaged else {"rows": survey.rows}
         record["source"] = {"sha256": survey.sha256, **rows, "columns": columns}

@@ -9,19 +9,19 @@ import numpy as np
 from etils import epath
 from jaxtyping import Float32, Shaped
 
-from sdipc_jax.batch.items import Ids, Item, Size
+from sdipc_jax.batch.items import Ids, Item
 from sdipc_jax.batch.job import Recipe
 from sdipc_jax.batch.pipeline import Device, run_batch
 from sdipc_jax.batch.sampler import Batch, Sampler
 from sdipc_jax.batch.settings import JobSettings
 from sdipc_jax.batch.shards import encode_picture
 from sdipc_jax.compilation import keep_compiled, use_eigen
-from sdipc_jax.datasets.rows import RawRow, Row
+from sdipc_jax.datasets.rows import OTHER_PICTURES, RawRow, Row
 from sdipc_jax.errors import InputError
 
 # What a job's file says that rows have no use for which come from elsewhere and go elsewhere.
 _ELSEWHERE = ("source", "output_dir", "columns", "shard_size", "container")
-_PICTURES = ("picture", "pictures")
+_PICTURES = ("picture", "pictures", *OTHER_PICTURES)
 
 
 class RowMapper:
@@ -78,7 +78,7 @@ class RowMapper:
             items = list(pool.map(self.reader, raw))
         ids = [Ids(set()).give(item.key) for item in items]
         results = dict[int, Any]()
-        groups: dict[tuple[Size, int], list[Item]] = {}
+        groups: dict[tuple[Any, ...], list[Item]] = {}
         for item in items:
             if item.error is None:
                 groups.setdefault(item.program, []).append(item)

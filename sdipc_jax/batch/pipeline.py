@@ -11,11 +11,11 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
 from hashlib import sha256
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 
-from sdipc_jax.batch.items import Ids, Item, Size, index_of
+from sdipc_jax.batch.items import Ids, Item, index_of
 from sdipc_jax.batch.manifest import Manifest
 from sdipc_jax.batch.sampler import Batch
 from sdipc_jax.batch.settings import JobSettings
@@ -132,7 +132,7 @@ class Run:
             if self.stopping(self.progress):
                 return
             ids = Ids({record["id"] for record in self.kept(shard)})
-            pending: dict[tuple[Size, int], list[tuple[Item, str]]] = {}
+            pending: dict[tuple[Any, ...], list[tuple[Item, str]]] = {}
             failed = []
             for item in group:
                 item_id = ids.give(item.key)
@@ -144,12 +144,12 @@ class Run:
                 batch.append((item, item_id))
                 if len(batch) == self.batch_size:
                     yield Batch(item.size, *zip(*pending.pop(item.program), strict=True))
-            for (size, _), batch in pending.items():
-                yield Batch(size, *zip(*batch, strict=True))
+            for batch in pending.values():
+                yield Batch(batch[0][0].size, *zip(*batch, strict=True))
             yield End(shard, failed)
 
     def _work(self, events: Iterator[Batch | End], behind: Behind[Results | End]) -> None:
-        compiled: set[tuple[Size, int]] = set()
+        compiled: set[tuple[Any, ...]] = set()
         started: float | None = None
         compiling = 0.0
         with Watchdog() as watchdog:

@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal, Self
 import tyro
 from pydantic import Field, model_validator
 
+from sdipc_jax.datasets.controls import RowControls
 from sdipc_jax.errors import InputError, printable
 from sdipc_jax.files import read_yaml
 from sdipc_jax.settings import (
@@ -128,7 +129,7 @@ class BatchSettings(CommandSettings):
         return index, count
 
 
-class JobSettings(SamplerSettings, SizeSettings, ProjectionSettings):
+class JobSettings(SamplerSettings, SizeSettings, ProjectionSettings, RowControls):
     """A job's file."""
 
     source: _Path | tuple[_Path, ...]
@@ -143,6 +144,11 @@ class JobSettings(SamplerSettings, SizeSettings, ProjectionSettings):
     """What to change in every picture (eq. 8), where its row says nothing."""
     alpha: Alpha = 0.9
     """Weight of that text."""
+    controlnet: tuple[str, ...] = ()
+    """ControlNets that were made for the checkpoint: diffusers' folders, ids on the hub, safetensors files. Each row
+    then has a `control_image` for each of them."""
+    control_detector: Literal["none", "canny"] = "none"
+    """What finds in those pictures what the networks are to be shown: their edges."""
     sizes: tuple[tuple[Side, Side], ...] = ()
     """[height, width] that rows may ask for besides the job's own. Each is compiled once."""
     vectors: bool = False

@@ -5,7 +5,6 @@ from collections.abc import Sequence
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Float
 
 from sdipc_jax.commands.inputs import read_inputs
 from sdipc_jax.commands.job import Prompts, SamplingJob

@@ -8,6 +8,7 @@ from urllib.parse import unquote, urlsplit
 from etils import epath
 from pydantic import Field, model_validator
 
+from sdipc_jax.datasets.controls import Paths, RowControls
 from sdipc_jax.errors import InputError, printable
 from sdipc_jax.settings import Alpha, Finite, Seed, Side, SizeSettings, Text
 
@@ -15,9 +16,12 @@ _Path = Annotated[str, Field(min_length=1)]
 
 # What the columns of Hugging Face's image folders are called here.
 OTHER_NAMES = {"file_name": "picture"}
+# A row's settings that are pictures, besides those that it is about: one, or several.
+_ONE, _SEVERAL = ("init_image", "mask_image"), ("without_picture", "negative_picture", "mask", "control_image")
+OTHER_PICTURES = (*_ONE, *_SEVERAL)
 
 
-class Row(SizeSettings):
+class Row(SizeSettings, RowControls):
     """A row of the data set."""
 
     picture: _Path | None = None
@@ -38,6 +42,19 @@ class Row(SizeSettings):
     """One of the job's sizes."""
     width: Side | None = None
     """One of the job's sizes."""
+    mask: Paths = ()
+    """Pictures that are white where each picture counts: one, or with several pictures one for each, which are then not
+    averaged but weighted, each in its place."""
+    without_picture: Paths = ()
+    """Pictures to project out of the pictures' mean."""
+    negative_picture: Paths = ()
+    """Pictures that guidance leads away from, in the place of the negative prompt."""
+    init_image: _Path | None = None
+    """A picture to start from; with `strength` alone that is the picture itself."""
+    mask_image: _Path | None = None
+    """A picture that is white where the picture that is started from is redone."""
+    control_image: Paths = ()
+    """What each of the job's ControlNets is shown."""
 
     @model_validator(mode="after")
     def _pictures_and_weights(self) -> Self:
@@ -47,7 +64,11 @@ class Row(SizeSettings):
             raise ValueError(
                 f"found {len(self.weights)} weights for {len(self.names)} pictures, expected as many: correct them"
             )
-        if self.weights and not abs(sum(self.weights)) > 1e-6 * sum(map(abs, self.weights)):
+        if self.mask and len(self.mask) != len(self.names):
+            raise ValueError(
+                f"found {len(self.mask)} masks for {len(self.names)} pictures, expected as many or none: correct them"
+            )
+        if self.weights and len(self.mask) < 2 and not abs(sum(self.weights)) > 1e-6 * sum(map(abs, self.weights)):
             raise ValueError(f"weights are {list(self.weights)}, expected a sum that is not 0: correct them")
         return self
 
@@ -64,10 +85,12 @@ class Input:
     Attributes:
         name: as the data set names it: the same wherever the data set lies.
         where: its path, or its bytes where the data set holds them.
+        role: the row's setting that it is, `picture` for all that the row is about.
     """
 
     name: str
     where: epath.Path | bytes
+    role: str = "picture"
 
 
 @dataclass(frozen=True)
@@ -113,36 +136,43 @@ class RawRow:
         return {name: value for name, value in values.items() if value is not None}
 
     def parse(self, columns: dict[str, str] | None) -> tuple[Row, list[Input]]:
-        """Its settings and pictures.
+        """Its settings and pictures, first those that it is about.
 
         Raises:
             InputError: they are not what a row can hold.
         """
-        values = self.chosen(columns)
-        single = "picture" in values
-        given = [values["picture"]] if single else values.get("pictures")
-        pictures = [picture_of(value) for value in given] if isinstance(given, list | tuple) else []
-        # The schema judges names as they can be shown: those from a disk need not be valid Unicode.
-        shown = [printable(name) if isinstance(name, str) else name for name, _ in pictures]
-        if pictures:
-            values |= {"picture": shown[0]} if single else {"pictures": shown}
+        values, found = self.chosen(columns), dict[str, list[tuple[Any, bytes | None]]]()
+        for role in ("picture", "pictures", *OTHER_PICTURES):
+            value = values.get(role)
+            single = role in ("picture", *_ONE) or (role in _SEVERAL and not _are_several(value))
+            given = [value] if single else value
+            if value is None or not isinstance(given, list | tuple):
+                continue
+            found[role] = pictures = [picture_of(value) for value in given]
+            # The schema judges names as they can be shown: those from a disk need not be valid Unicode.
+            shown = [printable(name) if isinstance(name, str) else name for name, _ in pictures]
+            values[role] = shown[0] if single else shown
         for name, value in values.items():
             if isinstance(value, bytes):
                 raise InputError(f"{name} is {len(value)} bytes that are no text, expected one: correct the row")
         row = Row(**values)
-        return row, [self.input(name, data) for name, data in pictures]
+        return row, [
+            self.input(name, data, "picture" if role == "pictures" else role)
+            for role, pictures in found.items()
+            for name, data in pictures
+        ]
 
-    def input(self, name: str, data: bytes | None) -> Input:
+    def input(self, name: str, data: bytes | None, role: str = "picture") -> Input:
         """A picture of the row.
 
         Raises:
             InputError: it is a path where none can be, or an address that cannot be opened here.
         """
         if data is not None:
-            return Input(name, data)
+            return Input(name, data, role)
         if self.base is None:
             raise InputError(f"found the path {name!r}, expected the picture's bytes: correct the row")
-        return Input(name, _at(self.base, name))
+        return Input(name, _at(self.base, name), role)
 
 
 Wanted = Callable[[int], bool]
@@ -203,9 +233,18 @@ def picture_of(value: Any) -> tuple[Any, bytes | None]:
         name, value = value.get("path") or name, value.get("bytes")
         if value is None or isinstance(value, str):
             return name, None
-    if isinstance(value, list) and value and all(isinstance(each, int) and 0 <= each < 256 for each in value):
+    if _is_bytes(value):
         value = bytes(value)
     return (name, value) if isinstance(value, bytes) else (value, None)
+
+
+def _is_bytes(value: Any) -> bool:
+    """Whether this is a list of the numbers of bytes."""
+    return isinstance(value, list) and bool(value) and all(isinstance(each, int) and 0 <= each < 256 for each in value)
+
+
+def _are_several(value: Any) -> bool:
+    return isinstance(value, list | tuple) and not _is_bytes(value)
 
 
 def missing_rows(wanted: Wanted, numbers: Iterable[int], place: str, reason: str) -> Iterator[RawRow]:
