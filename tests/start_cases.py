@@ -2,6 +2,7 @@
 
 import dataclasses
 from pathlib import Path
+from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
@@ -49,5 +50,10 @@ def started(bundle: sdipc.Bundle, sampler: str, strength: float, masked: bool) -
     pictures = jnp.asarray(picture()[None] / 255, jnp.float32)
     start = start_from(bundle, pictures, strength, mask()[None] if masked else None)
     context = sdipc.text_prompt(bundle, sdipc.tokenize(bundle, [TEXT]))
-    options = {"steps": STEPS, "guidance_scale": GUIDANCE, "sampler": sampler, "latents": jnp.asarray(noise())}
+    options: dict[str, Any] = {
+        "steps": STEPS,
+        "guidance_scale": GUIDANCE,
+        "sampler": sampler,
+        "latents": jnp.asarray(noise()),
+    }
     return np.asarray(sdipc.generate(bundle, context, start=start, seeds=5, **options))

@@ -9,11 +9,13 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from safetensors.numpy import save_file
 
 import sdipc_jax as sdipc
 from sdipc_jax import cli, parallel
 from sdipc_jax.checkpoints.bundle import Config
 from sdipc_jax.checkpoints.load import read_config
+from sdipc_jax.checkpoints.lora_changes import Lora
 from sdipc_jax.errors import InputError
 from sdipc_jax.models.unet import TimestepEmbedding
 from sdipc_jax.samplers import SAMPLERS, SchedulerConfig, chosen_sampler, default_sampler
@@ -122,6 +124,28 @@ def test_advice(fields: dict[str, Any], model: str, values: dict[str, Any], told
         (line,) = lines
         assert "\n" not in line
         assert re.search(told, line), line
+
+
+def test_advice_by_metadata(config: Config, tmp_path: Path) -> None:
+    """Where neither a scheduler nor a name says it: as a single file, or the LoRA that is fused."""
+    plain = {"modelspec.title": "Everyday", "modelspec.description": "turbo"}
+    for name, metadata, told in (
+        (
+            "a",
+            {"modelspec.architecture": "stable-diffusion-xl-turbo-v1"},
+            r"modelspec.architecture\) stable-diffusion-x",
+        ),
+        ("b", plain | {"ss_output_name": "my-lcm-lora"}, r"its metadata \(ss_output_name\) my-lcm-lora this model was"),
+        ("c", plain, None),
+    ):
+        file = tmp_path / f"{name}.safetensors"
+        save_file({"x": np.zeros(1, np.float32)}, file, metadata)
+        model = dataclasses.replace(config, folder=str(file))
+        lora = dataclasses.replace(config, loras=(Lora(file, 1.0, {}),))
+        for changed in (model, lora):
+            settings = SamplerSettings(model="folder")
+            lines = list(advice(changed, settings, decide(changed, settings)))
+            assert [bool(re.search(told, line)) for line in lines] == [True] if told else not lines
 
 
 @pytest.fixture(scope="module")

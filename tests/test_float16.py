@@ -16,6 +16,7 @@ from safetensors.numpy import load_file, save_file
 import sdipc_jax as sdipc
 from sdipc_jax import cli
 from sdipc_jax.batch import sampler as batch_sampler
+from sdipc_jax.checkpoints.delta import digest, make_delta, save_delta
 from sdipc_jax.checkpoints.load import read_config
 from sdipc_jax.errors import InputError
 from sdipc_jax.models import AutoencoderKL, VAEConfig
@@ -130,11 +131,31 @@ def test_pictures_are_those_of_float32(folder: Path) -> None:
     assert np.abs(made["float16"] - made["float32"]).mean() <= 1.5
 
 
+def test_a_tuning_is_compared_and_applied_before_weights_are_cast(folder: Path, tmp_path: Path) -> None:
+    plain = sdipc.load(folder)
+    kernel = plain.params["unet"]["conv_in"]["kernel"] + 1
+    delta = make_delta({"unet": {"conv_in": {"kernel": kernel}}}, 1, "ft", digest(plain))
+    save_delta(delta, tmp_path / "tuned.safetensors")
+    found = sdipc.load(folder, tuned=tmp_path / "tuned.safetensors", dtype="float16")
+    expected = sdipc.load(folder, dtype="float16")
+    assert found.config == expected.config
+    expected.params["unet"]["conv_in"]["kernel"] = kernel.astype(HALF)
+    jax.tree.map(np.testing.assert_array_equal, found.params, expected.params)
+    assert {leaf.dtype for leaf in jax.tree.leaves(found.params["unet"])} == {jnp.dtype(HALF)}
+    half_vae = sdipc.load(folder, tuned=tmp_path / "tuned.safetensors", vae_dtype="float16")
+    assert {leaf.dtype for leaf in jax.tree.leaves(half_vae.params["vae"])} == {jnp.dtype(HALF)}
+    save_delta(dataclasses.replace(delta, base="0" * 64), tmp_path / "other.safetensors")
+    with pytest.raises(InputError, match="the tuning was made for the checkpoint with digest 0000"):
+        sdipc.load(folder, tuned=tmp_path / "other.safetensors", dtype="float16")
+    delta = make_delta({"unet": {"conv_in": {"kernel": kernel * 1e5}}}, 1, "ft", digest(plain))
+    save_delta(delta, tmp_path / "large.safetensors")
+    with pytest.raises(InputError, match=r"unet\.conv_in\.weight holds numbers above 65504"):
+        sdipc.load(folder, tuned=tmp_path / "large.safetensors", dtype="float16")
+
+
 def test_what_float16_does_not_hold_is_refused(folder: Path, tmp_path: Path, capsys: Any) -> None:
     with pytest.raises(InputError, match="dtype is 'float8', expected one of float32, bfloat16, float16"):
         read_config(folder, dtype="float8")
-    with pytest.raises(InputError, match="dtype is float16, in which a tuning cannot be compared"):
-        sdipc.load(folder, tuned=tmp_path / "tuned.safetensors", dtype="float16")
     file = folder / "unet/diffusion_pytorch_model.safetensors"
     whole = file.read_bytes()
     try:

@@ -204,6 +204,8 @@ def test_the_fewest_files_are_chosen() -> None:
     shards = [f"model-0000{number}-of-00002.safetensors" for number in (1, 2)]
     clip = ["config.json", "preprocessor_config.json", "model.safetensors.index.json", *shards]
     assert set(names(*clip, "open_clip_pytorch_model.bin", "model.fp16-00001-of-00001.safetensors")) == set(clip)
+    some = choose([Entry(path, 1) for path in (*parts, unet, vae)], "org/name", parts=("vae",))
+    assert {entry.path for entry in some} == {"model_index.json", "vae/config.json", vae}
     with pytest.raises(InputError, match=rf"found unet/{stem}\.bin, which can run code when it is opened"):
         names(*parts, f"unet/{stem}.bin")
     with pytest.raises(InputError, match="found no weights in it"):
@@ -214,7 +216,7 @@ def test_aliases_and_moved_repositories() -> None:
     assert {"sd14", "sd15", "sd21", "sd21-base", "sdxl", "sdxl-turbo"} <= set(ALIASES)
     for alias in ALIASES.values():
         assert hub.REPOSITORY.fullmatch(alias.repository)
-        assert alias.commit is None or len(alias.commit) == 40
+        assert hub._COMMIT.fullmatch(alias.commit)
         assert alias.clip is None or alias.clip in ALIASES
         assert alias.repository not in MOVED
     for family in FAMILIES:

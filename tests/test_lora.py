@@ -469,6 +469,12 @@ def test_two_towers_are_told_apart(tmp_path: Path) -> None:
     refuse(bundle, tmp_path, tensors, "2 of 2 tensors fit nothing in this checkpoint")
 
 
+def test_a_number_in_the_place_of_a_matrix_is_refused(tiny: Bundle, tmp_path: Path) -> None:
+    module = "lora_unet_" + QUERY.replace(".", "_")
+    tensors = {f"{module}.lora_down.weight": np.array(1, np.float32), f"{module}.lora_up.weight": random(16, 1)}
+    refuse(tiny, tmp_path, tensors, "do not fit")
+
+
 def test_damage_is_refused_in_one_line_or_changes_nothing_else(tiny: Bundle, tmp_path: Path) -> None:
     """Mutations of header and names: no other error, and no result that is not finite."""
     refusals = []

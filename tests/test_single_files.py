@@ -281,6 +281,60 @@ def test_parts_from_elsewhere(sd1: Bundle, arrays: Arrays, tmp_path: Path) -> No
         equal(sdipc.load(files["unet"], vae=vae, text_encoder=tmp_path / "folder").params, sd1.params)
 
 
+def test_parts_of_sdxl_from_elsewhere(sdxl: Bundle, tmp_path: Path) -> None:
+    """A UNet alone, as model sites have them; what a VAE or a tower alone does not tell comes from its family."""
+    save_single(sdxl, tmp_path / "whole.safetensors")
+    arrays = load_file(tmp_path / "whole.safetensors")
+    towers = {name: array for name, array in arrays.items() if name.startswith("conditioner.")}
+    only = {"unet": UNET, "vae": VAE, "first": "conditioner.embedders.0.transformer."}
+    files = {
+        part: write(
+            tmp_path / f"{part}.safetensors",
+            {name.removeprefix(prefix): array for name, array in arrays.items() if name.startswith(prefix)},
+        )
+        for part, prefix in only.items()
+    }
+    files["text"] = write(tmp_path / "text.safetensors", towers)
+    refuse(read_config, files["unet"], words="found no VAE, only the UNet, expected one: pass --vae")
+    refuse(read_config, files["unet"], vae=files["vae"], words="found no text encoder, only the UNet, expected one: p")
+    parts = {"vae": files["vae"], "text_encoder": files["first"]}
+    refuse(
+        read_config, files["unet"], **parts,
+        words="found no second text encoder, only the UNet, expected one: pass --text-encoder FOLDER_ID_OR_FILE with "
+        "both text encoders",
+    )  # fmt: skip
+    sdipc.save(sdxl, tmp_path / "folder")
+    for text in (files["text"], tmp_path / "folder"):
+        found = sdipc.load(files["unet"], vae=files["vae"], text_encoder=text)
+        equal(found.params, sdxl.params)
+        assert found.config.vae == sdxl.config.vae
+        assert found.config.vae.scaling_factor == SDXL.scaling_factor
+        assert found.config.text_2 == sdxl.config.text_2
+    # Under transformers' names the second tower has OpenCLIP's activation too.
+    named = {f"text_encoder_2.{name}": array for name, array in
+             load_file(tmp_path / "folder/text_encoder_2/model.safetensors").items()}  # fmt: skip
+    first = {name: array for name, array in arrays.items() if "embedders.1" not in name}
+    equal(sdipc.load(write(tmp_path / "named.safetensors", first | named)).params, sdxl.params)
+    assert read_config(tmp_path / "named.safetensors").text_2 == sdxl.config.text_2
+
+
+def test_dummies_are_refused(sdxl: Bundle, tmp_path: Path) -> None:
+    """What some programs write where they have no weights, in what makes SDXL's pooled text."""
+    save_single(sdxl, tmp_path / "whole.safetensors")
+    arrays, tower = load_file(tmp_path / "whole.safetensors"), "conditioner.embedders.1.model."
+    ones = {f"{tower}text_projection": np.ones((64, 64), np.float32)}
+    refuse(
+        read_config, write(tmp_path / "x.safetensors", arrays | ones),
+        words="found a dummy text_projection, all of whose rows are alike, expected CLIP's",
+    )  # fmt: skip
+    block = f"{tower}transformer.resblocks."
+    copied = {name.replace(f"{block}0.", f"{block}1."): array for name, array in arrays.items() if f"{block}0." in name}
+    refuse(
+        read_config, write(tmp_path / "x.safetensors", arrays | copied),
+        words="found a dummy for layer 1, a copy of the one before, expected CLIP's",
+    )  # fmt: skip
+
+
 def test_junk_is_dropped(sd1: Bundle, arrays: Arrays, tmp_path: Path) -> None:
     junk = [
         *("betas", "alphas_cumprod_prev", "sqrt_one_minus_alphas_cumprod", "posterior_variance", "global_step"),
@@ -487,8 +541,6 @@ def test_opening_is_once_for_a_file(arrays: Arrays, tmp_path: Path) -> None:
 
 def test_damaged_and_hostile_headers(tmp_path: Path) -> None:
     """Opened or refused in one line, quickly, in little memory; the script tries ten thousand."""
-    file, action = fuzz_checkpoints.write_file(tmp_path)
-    action(file)
-    outcomes = fuzz_checkpoints.run(file, 200, 1, action)
+    outcomes = fuzz_checkpoints.run(fuzz_checkpoints.single_file(tmp_path), 200, 1)
     assert outcomes.keys() == {"opened", "refused"}, outcomes
     assert min(outcomes.values()) > 5

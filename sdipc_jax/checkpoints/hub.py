@@ -20,7 +20,7 @@ REPOSITORY = re.compile(r"[\w.-]+/[\w.-]+")
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 # Of a pipeline; nothing else of a repository is ever fetched.
-_PARTS = (
+PARTS = (
     *("unet", "vae", "text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2"),
     *("scheduler", "safety_checker", "feature_extractor", "clip"),
 )
@@ -56,15 +56,18 @@ class Snapshot:
 Choose = Callable[[Iterable[Entry], str], list[Entry]]
 
 
-def choose(entries: Iterable[Entry], repository: str) -> list[Entry]:
+def choose(entries: Iterable[Entry], repository: str, parts: Sequence[str] = PARTS) -> list[Entry]:
     """The fewest files that make a pipeline or a CLIP: configurations, and safetensors of one variant for each part.
+
+    Args:
+        parts: of a pipeline, those that are wanted.
 
     Raises:
         InputError: there are no weights, or only files that could run code when opened.
     """
     listed = {entry.path: entry for entry in entries}
     pipeline = "model_index.json" in listed
-    folders = _PARTS if pipeline else ("",)
+    folders = parts if pipeline else ("",)
     chosen = ["model_index.json"] if pipeline else []
     found = False
     for folder in folders:

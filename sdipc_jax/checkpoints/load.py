@@ -11,9 +11,11 @@ from sdipc_jax.checkpoints.bundle import Bundle, Config, Params, SpecialTokens, 
 from sdipc_jax.checkpoints.checks import check_counts, check_kind, check_projection, check_towers
 from sdipc_jax.checkpoints.controlnets import load_controlnets
 from sdipc_jax.checkpoints.delta import apply_delta, load_delta
+from sdipc_jax.checkpoints.dummies import check_second_tower
 from sdipc_jax.checkpoints.embeddings import load_rows, with_embeddings
-from sdipc_jax.checkpoints.families import FAMILIES
-from sdipc_jax.checkpoints.keys import DEEP_PROMPTS_FILE, INVERSE_FILE
+from sdipc_jax.checkpoints.families import FAMILIES, Family, family_for
+from sdipc_jax.checkpoints.hub import PARTS
+from sdipc_jax.checkpoints.keys import DEEP_PROMPTS_FILE, INVERSE_FILE, flatten, unflatten
 from sdipc_jax.checkpoints.lora import with_loras
 from sdipc_jax.checkpoints.lora_changes import changes_of
 from sdipc_jax.checkpoints.parts import CLASSES, read_json, read_part
@@ -21,7 +23,7 @@ from sdipc_jax.checkpoints.shapes import PREDICTIONS, family_of, prediction_of
 from sdipc_jax.checkpoints.sides import read_clip, read_safety
 from sdipc_jax.checkpoints.single import open_single
 from sdipc_jax.checkpoints.sources import EMBEDDED, find
-from sdipc_jax.checkpoints.tensors import RUNS_CODE, load_tree
+from sdipc_jax.checkpoints.tensors import RUNS_CODE, cast, load_tree
 from sdipc_jax.checkpoints.tokenizer import special_tokens
 from sdipc_jax.errors import InputError, printable
 from sdipc_jax.models import CLIPTextConfig, UNetConfig, VAEConfig
@@ -35,6 +37,8 @@ _PIPELINES = {
     *("FlaxStableDiffusionPipeline", "FlaxStableDiffusionXLPipeline"),
     "LatentConsistencyModelPipeline",
 }
+# The parts that options take from elsewhere, and what is fetched for them.
+_FETCHED = {"vae": ("vae",), "text_encoder": ("text_encoder", "text_encoder_2")}
 # Stands for clip/ in the folder, or else the CLIP of the family.
 DEFAULT_CLIP = "default"
 _DTYPES = ("float32", "bfloat16", "float16")
@@ -67,7 +71,7 @@ def load(
             with float16.
         revision: of the model on the hub: a branch, a tag or a commit.
         safety: `auto` has the safety checker where the checkpoint does, `on` refuses one without, `off` does without.
-        vae, text_encoder: folders or files to take these parts from.
+        vae, text_encoder: folders, files or ids to take these parts from; both of SDXL's text encoders from one.
         prediction_type: `epsilon` or `v_prediction`, where the checkpoint does not say it rightly.
         ema: take the moving average of the UNet's weights that a single file has beside them.
 
@@ -112,12 +116,12 @@ def read_config(
         raise InputError(f"prediction_type is {prediction_type!r}, expected one of {', '.join(PREDICTIONS)}")
     given = {"model": model, "vae": vae, "text_encoder": text_encoder, "clip": None if clip == DEFAULT_CLIP else clip}
     sources = {
-        part: find(name, revision if part == "model" else None) for part, name in given.items() if name is not None
+        part: find(name, revision if part == "model" else None, _FETCHED.get(part, PARTS))
+        for part, name in given.items()
+        if name is not None
     }
     folder = _check_model(sources["model"].path, safety)
-    elsewhere: dict[str, Path] = {
-        part: _given_part(sources[part].path, part) for part in ("vae", "text_encoder") if part in sources
-    }
+    elsewhere = _given_parts({part: sources[part].path for part in _FETCHED if part in sources})
 
     def place(part: str) -> Path:
         return elsewhere.get(part) or (folder if folder.is_file() else folder / part)
@@ -125,8 +129,11 @@ def read_config(
     schedule, notes = _read_scheduler(folder, prediction_type, ema)
     predicted = schedule.get("prediction_type", "epsilon")
     unet = UNetConfig.from_json(read_part(place("unet"), "unet", predicted), "unet/config.json")
-    decoder = VAEConfig.from_json(read_part(place("vae"), "vae"), "vae/config.json")
-    text = _read_text(place("text_encoder"), "text_encoder")
+    family = family_for(
+        unet.cross_attention_dim, linear=unet.use_linear_projection, added=unet.addition_embed_type is not None
+    )
+    decoder = VAEConfig.from_json(read_part(place("vae"), "vae", family=family), "vae/config.json")
+    text = _read_text(place("text_encoder"), "text_encoder", family)
     for name, part in (("unet", unet), ("vae", decoder)):
         check_counts(f"{name}/config.json", part)
     latent, takes, gives = decoder.latent_channels, unet.in_channels, unet.out_channels
@@ -135,13 +142,19 @@ def read_config(
             f"{folder}: the UNet takes {takes} and gives {gives} channels, expected the VAE's {latent}, or twice as "
             "many and a mask to repaint: other checkpoints are not supported"
         )
-    second = "text_encoder_2" in open_single(folder) if folder.is_file() else (folder / "text_encoder_2").is_dir()
-    text_2 = _read_text(place("text_encoder_2"), "text_encoder_2") if second else None
+    reads_two = unet.addition_embed_type is not None
+    if not reads_two:
+        elsewhere.pop("text_encoder_2", None)
+    there = place("text_encoder_2")
+    second = there.is_dir() or (there.is_file() and (reads_two or "text_encoder_2" in open_single(there)))
+    text_2 = _read_text(there, "text_encoder_2", family) if second else None
     check_towers(printable(folder), unet, text, text_2)
+    if text_2 is not None and there.is_file():
+        check_second_tower(there, text_2.num_hidden_layers)
     tokens = read_tokens(folder, text)
     if clip == DEFAULT_CLIP and not (folder / "clip").is_dir():
-        family = next((family for family in FAMILIES if family.width == unet.cross_attention_dim), None)
-        sources |= {} if family is None else {"clip": find(family.clip)}
+        known = next((family for family in FAMILIES if family.width == unet.cross_attention_dim), None)
+        sources |= {} if known is None else {"clip": find(known.clip)}
     scheduler = SchedulerConfig.from_json(schedule)
     config = Config(
         folder=str(folder),
@@ -204,10 +217,15 @@ def load_weights(config: Config, tuned: str | Path | None = None, *, only: tuple
     Args:
         only: the components to read, such as `clip`; all if none are named, or where a delta has to be compared.
     """
-    if tuned is not None and config.dtype == "float16":
-        raise InputError(
-            "dtype is float16, in which a tuning cannot be compared with its checkpoint: use float32 or bfloat16"
-        )
+    if tuned is not None and "float16" in (config.dtype, config.vae_dtype):
+        # Digests are of bfloat16, whose numbers float16 does not hold: cast once the tuning is compared and applied.
+        whole = load_weights(dataclasses.replace(config, dtype="float32", vae_dtype="float32"), tuned, only=only)
+        config = dataclasses.replace(whole.config, dtype=config.dtype, vae_dtype=config.vae_dtype)
+        leaves, expected = flatten(whole.params), flatten(config.abstract_params())
+        del whole
+        for path in leaves:
+            leaves[path] = cast(path, leaves[path], expected[path])
+        return Bundle(unflatten(leaves), config)
     delta = None if tuned is None else load_delta(tuned)
     expected_params = config.abstract_params()
     params = {"embeddings": load_rows(config)} if expected_params.pop("embeddings", None) else {}
@@ -282,10 +300,15 @@ def _check_index(folder: Path, index: Mapping[str, Any], safety: SafetyName) -> 
             )
 
 
-def _given_part(path: str | Path, part: str) -> Path:
-    """The folder or file that an option names, or the part's folder in it."""
-    place = Path(path)
-    return place / part if (place / part).is_dir() else place
+def _given_parts(places: Mapping[str, Path]) -> dict[str, Path]:
+    """The folders or files that options name, or the parts' folders in them. One may have both text encoders."""
+    found = {part: place / part if (place / part).is_dir() else place for part, place in places.items()}
+    if (text := places.get("text_encoder")) is not None:
+        if (text / "text_encoder_2").is_dir():
+            found["text_encoder_2"] = text / "text_encoder_2"
+        elif text.is_file() and "text_encoder_2" in open_single(text):
+            found["text_encoder_2"] = text
+    return found
 
 
 def _read_scheduler(folder: Path, asked: str | None, ema: bool) -> tuple[dict[str, Any], tuple[str, ...]]:
@@ -306,8 +329,8 @@ def _read_scheduler(folder: Path, asked: str | None, ema: bool) -> tuple[dict[st
     return values, (printable(note),)
 
 
-def _read_text(place: Path, component: str) -> CLIPTextConfig:
-    text = CLIPTextConfig.from_json(read_part(place, component), f"{component}/config.json")
+def _read_text(place: Path, component: str, family: Family) -> CLIPTextConfig:
+    text = CLIPTextConfig.from_json(read_part(place, component, family=family), f"{component}/config.json")
     check_counts(f"{component}/config.json", text)
     return text
 

@@ -38,7 +38,7 @@ class Kind:
 
     def rank(self, tensors: Tensors) -> int | None:
         """The rank; tensors may be anything with a shape."""
-        return next((tensors[role].shape[0] for role in self.ranks if role in tensors), None)
+        return next((math.prod(tensors[role].shape[:1]) for role in self.ranks if role in tensors), None)
 
 
 def low_rank(tensors: Tensors) -> Any:

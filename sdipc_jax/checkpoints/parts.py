@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+from sdipc_jax.checkpoints.families import Family
 from sdipc_jax.checkpoints.headers import check_pointer
 from sdipc_jax.checkpoints.shapes import configuration
 from sdipc_jax.checkpoints.single import open_single
@@ -46,10 +47,16 @@ def read_json(folder: Path, name: str) -> dict[str, Any]:
     return values
 
 
-def read_part(place: Path, component: str, prediction: str = "epsilon") -> dict[str, Any]:
-    """A part's config.json, or what a single file's shapes say; its class must be the one that is built."""
+def read_part(place: Path, component: str, prediction: str = "epsilon", family: Family | None = None) -> dict[str, Any]:
+    """A part's config.json, or what a single file's shapes say; its class must be the one that is built.
+
+    Args:
+        prediction, family: of the UNet beside it, which a file without one does not tell.
+    """
     values = (
-        configuration(open_single(place), component, prediction) if place.is_file() else read_json(place, "config.json")
+        configuration(open_single(place), component, prediction, family)
+        if place.is_file()
+        else read_json(place, "config.json")
     )
     for key in ("_class_name", "architectures"):
         found = values.get(key) or []

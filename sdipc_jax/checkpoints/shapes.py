@@ -27,7 +27,11 @@ _NAMES = {
     "text_encoder_2": "second text encoder",
     "clip": "CLIP with a vision tower",
 }
-_OPTIONS = {"vae": "--vae", "text_encoder": "--text-encoder"}
+_OPTIONS = {
+    "vae": "--vae FOLDER_ID_OR_FILE",
+    "text_encoder": "--text-encoder FOLDER_ID_OR_FILE",
+    "text_encoder_2": "--text-encoder FOLDER_ID_OR_FILE with both text encoders",
+}
 PREDICTIONS = ("epsilon", "v_prediction")
 _SPELLINGS = {
     "epsilon": "epsilon",
@@ -126,15 +130,18 @@ def require(single: SingleFile, part: str) -> None:
     if part not in single:
         held = " and ".join(_NAMES[name] for name in _NAMES if name in single)
         option = _OPTIONS.get(part)
-        advice = f"pass {option} FOLDER_ID_OR_FILE" if option else "use a whole checkpoint"
+        advice = f"pass {option}" if option else "use a whole checkpoint"
         raise InputError(f"{single.name}: found no {_NAMES[part]}, only the {held}, expected one: {advice}")
 
 
-def configuration(single: SingleFile, part: str, prediction: str = "epsilon") -> dict[str, Any]:
+def configuration(
+    single: SingleFile, part: str, prediction: str = "epsilon", beside: Family | None = None
+) -> dict[str, Any]:
     """The config.json of a part that is in a single file.
 
     Args:
         prediction: what the UNet predicts, on which the size of its pictures depends.
+        beside: the family of the UNet that the part goes with, where the file has none.
 
     Raises:
         InputError: the part is not there, or its shapes are no network's.
@@ -144,8 +151,8 @@ def configuration(single: SingleFile, part: str, prediction: str = "epsilon") ->
         return _clip(single)
     if part == "unet":
         return _unet(single, family_of(single), prediction)
-    # A VAE alone does not tell its family; both before Stable Diffusion XL have the same numbers.
-    family = family_of(single) if "unet" in single else SD1
+    # A VAE or a text tower alone does not tell its family.
+    family = family_of(single) if "unet" in single else beside or SD1
     return _vae(single, family) if part == "vae" else _text(single, part, family)
 
 
@@ -289,7 +296,7 @@ def _text(single: SingleFile, part: str, family: Family) -> dict[str, Any]:
         "num_hidden_layers": min(layers, last),
         "num_attention_heads": max(1, width // _HEAD),
         "max_position_embeddings": side("text_model.embeddings.position_embedding.weight", 0),
-        "hidden_act": "gelu" if open_clip or family is SD2 else "quick_gelu",
+        "hidden_act": "gelu" if open_clip or family is SD2 or part == "text_encoder_2" else "quick_gelu",
         "projection_dim": width if not projection else projection[-1 if open_clip else 0],
         "architectures": ["CLIPTextModel" if part == "text_encoder" else "CLIPTextModelWithProjection"],
     }

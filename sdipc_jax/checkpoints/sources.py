@@ -1,7 +1,8 @@
 """Where a checkpoint is, from what was typed: `embedded`, an alias, an id on the hub, a folder or a file."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -28,12 +29,13 @@ class Source:
     defaults: Mapping[str, Any] = field(default_factory=dict)
 
 
-def find(name: str | Path, revision: str | None = None) -> Source:
+def find(name: str | Path, revision: str | None = None, parts: Sequence[str] = hub.PARTS) -> Source:
     """The folder or file that a name stands for, fetched if need be. What is there under the name comes first.
 
     Args:
         name: `embedded`, an alias, `ORG/NAME[@REVISION]`, a folder or a file.
         revision: of a repository on the hub.
+        parts: of a pipeline there, those that are wanted.
 
     Raises:
         InputError: there is no such thing, or it cannot be fetched.
@@ -47,15 +49,15 @@ def find(name: str | Path, revision: str | None = None) -> Source:
     text = str(name)
     if text in ALIASES:
         alias = ALIASES[text]
-        return replace(_fetched(alias.repository, revision or alias.commit), defaults=alias.defaults)
+        return replace(_fetched(alias.repository, revision or alias.commit, parts), defaults=alias.defaults)
     repository, at, written = text.partition("@")
     if hub.REPOSITORY.fullmatch(repository) and Path(repository).suffix != ".safetensors":
         if at and revision is not None:
             raise InputError(f"{text}: found a revision here and in --revision, expected one of them: leave one out")
         if repository not in MOVED:
-            return _fetched(repository, written or revision)
+            return _fetched(repository, written or revision, parts)
         note = f"{repository} was deleted: {MOVED[repository]} is used"
-        return replace(_fetched(MOVED[repository], written or revision), note=note)
+        return replace(_fetched(MOVED[repository], written or revision, parts), note=note)
     raise InputError(
         f"{printable(name)}: no such folder or file, expected 'embedded', {', '.join(ALIASES)}, an id on the hub "
         "(ORG/NAME), a folder or a .safetensors file: check the spelling"
@@ -80,6 +82,6 @@ def find_lora(name: str | Path) -> Path:
     return hub.fetch_lora(f"{owner}/{repository}", revision or None, file or None)
 
 
-def _fetched(repository: str, revision: str | None) -> Source:
-    snapshot = hub.fetch(repository, revision)
+def _fetched(repository: str, revision: str | None, parts: Sequence[str]) -> Source:
+    snapshot = hub.fetch(repository, revision, partial(hub.choose, parts=parts))
     return Source(snapshot.folder, snapshot.origin)

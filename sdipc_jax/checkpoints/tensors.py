@@ -174,12 +174,25 @@ def _place(
     leaf: jax.ShapeDtypeStruct,
     change: Callable[[np.ndarray], np.ndarray],
 ) -> jax.Array:
+    return _cast(from_torch(path, change(tensor.read())), leaf, f"{tensor.file}: {tensor.name}")
+
+
+def cast(path: tuple[str, ...], array: jax.Array, leaf: jax.ShapeDtypeStruct) -> jax.Array:
+    """A leaf in another dtype.
+
+    Raises:
+        InputError: float16 does not hold it.
+    """
+    return array if array.dtype == leaf.dtype else _cast(np.asarray(array), leaf, torch_name(path))
+
+
+def _cast(values: np.ndarray, leaf: jax.ShapeDtypeStruct, name: str) -> jax.Array:
     array = _aligned(leaf)
     with np.errstate(over="ignore"):  # Told below, by name.
-        array[...] = from_torch(path, change(tensor.read()))
+        array[...] = values
     if leaf.dtype == np.float16 and not np.isfinite(array).all():
         raise InputError(
-            f"{tensor.file}: {tensor.name} holds numbers above {np.finfo(np.float16).max:g}, which float16 does not: "
+            f"{name} holds numbers above {np.finfo(np.float16).max:g}, which float16 does not: "
             "use --dtype bfloat16 or float32"
         )
     # Not by jnp.asarray, which compiles a program for every shape. Copies to accelerators happen in the background:

@@ -12,6 +12,7 @@ from jaxtyping import Float32
 
 from sdipc_jax.checkpoints.bundle import Config, Params
 from sdipc_jax.checkpoints.checks import check_projection
+from sdipc_jax.checkpoints.dummies import check_last_layer
 from sdipc_jax.checkpoints.keys import flatten
 from sdipc_jax.checkpoints.load import read_tokens
 from sdipc_jax.checkpoints.tensors import load_tree
@@ -63,19 +64,11 @@ def load_text_tower(config: Config) -> TextTower:
     params = load_tree(folder, "clip", expected, unused_prefixes=_UNUSED)
     projection = np.asarray(params.pop("text_projection")["kernel"])
     check_projection(projection, printable(folder))
-    _check_last_layer(params["text_model"]["encoder"]["layers"], printable(folder))
+    layers = params["text_model"]["encoder"]["layers"]
+    if len(layers) > 1:
+        last, before = (flatten(layers[str(len(layers) - back)]) for back in (1, 2))
+        check_last_layer(((last[path], before[path]) for path in last), len(layers) - 1, printable(folder))
     tokens = read_tokens(Path(tokenizer), text)
     own_alone: dict[str, Any] = {"text_2": None, "tokens_2": None, "embeddings": (), "clip_skip": 0}
     reading = dataclasses.replace(config, folder=tokenizer, text=text, tokens=tokens, **own_alone)
     return TextTower(reading, params, projection)
-
-
-def _check_last_layer(layers: Params, name: str) -> None:
-    """Refuses what some programs write where they have one layer less than CLIP: a copy of the one before."""
-    if len(layers) > 1:
-        last, before = (flatten(layers[str(len(layers) - back)]) for back in (1, 2))
-        if all(np.array_equal(leaf, before[path]) for path, leaf in last.items()):
-            raise InputError(
-                f"{name}: found a dummy for layer {len(layers) - 1}, a copy of the one before, expected CLIP's: "
-                "use the files of the CLIP itself"
-            )

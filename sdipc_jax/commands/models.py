@@ -33,7 +33,7 @@ def models(settings: ModelsSettings, report: Report) -> Models:
         kept = hub.cached(alias.repository, alias.commit)
         size = f"{alias.gigabytes:.1f} GB"
         state = "in the cache" if kept else "not fetched"
-        line = f"{name:10} {size:>8}  {state:12}  {alias.repository}  ({alias.licence})"
+        line = f"{name:10} {size:>8}  {state:12}  {alias.repository}@{alias.commit[:8]}  ({alias.licence})"
         values: Record = {
             "name": name,
             "repository": alias.repository,
