@@ -21,6 +21,7 @@ from safetensors.numpy import load_file, save_file
 from transformers import CLIPTokenizer
 
 import sdipc_jax as sdipc
+from sdipc_jax.checkpoints.headers import all_finite
 from sdipc_jax.checkpoints.load import load_weights, read_config
 from sdipc_jax.checkpoints.tensors import load_tree, read_header, weight_files
 from sdipc_jax.checkpoints.tokenizer import load_tokenizer
@@ -582,6 +583,21 @@ loaded = jax.block_until_ready(load_tree(Path(sys.argv[1]), "unet", tree))
 copies = [jax.block_until_ready(jax.tree.map(jnp.copy, loaded)) for _ in range(int(sys.argv[3]))]
 print(memory("VmHWM") - before)
 """
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float32", "float64"])
+def test_what_is_finite_by_its_bits(dtype: str) -> None:
+    finite = np.array([0.0, -0.0, 1.5, -65504.0 if dtype == "float16" else -1e38, 1e-7], jnp.dtype(dtype))
+    assert all_finite(finite)
+    assert all_finite(finite[1:2])
+    assert all_finite(finite[:0])
+    assert all_finite(np.array(-2, jnp.dtype(dtype)))
+    for wrong in (np.inf, -np.inf, np.nan, np.copysign(np.nan, -1.0)):
+        for place in range(len(finite)):
+            array = finite.copy()
+            array[place] = wrong
+            assert not all_finite(array)
+            assert not all_finite(array[place : place + 1])
 
 
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="Linux tells how much memory a process has taken")

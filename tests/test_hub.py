@@ -14,7 +14,7 @@ from huggingface_hub import constants
 
 import sdipc_jax as sdipc
 from sdipc_jax.checkpoints import hub, sources
-from sdipc_jax.checkpoints.aliases import ALIASES, MOVED
+from sdipc_jax.checkpoints.aliases import ALIASES, MOVED, Alias
 from sdipc_jax.checkpoints.digests import digests
 from sdipc_jax.checkpoints.families import FAMILIES
 from sdipc_jax.checkpoints.hub import Entry, choose
@@ -85,6 +85,17 @@ def test_a_checkpoint_from_the_hub(fake: FakeHub, tiny: sdipc.Bundle) -> None:
     # And without a network.
     fake.fault = "down"
     assert hub.cached(REPOSITORY).commit == COMMIT
+
+
+def test_parts_of_a_repository(fake: FakeHub, monkeypatch: pytest.MonkeyPatch) -> None:
+    """For --vae and --text-encoder; that does not make the rest one that is there."""
+    found = sources.find(REPOSITORY, parts=("vae",))
+    assert {str(Path(name).parent) for name in fake.fetched()} == {"vae"}
+    assert hub.cached(REPOSITORY) is None
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    assert sources.find(REPOSITORY, parts=("vae",)) == found
+    with pytest.raises(InputError, match="not in the cache"):
+        sources.find(REPOSITORY)
 
 
 def test_a_commit_is_asked_for_once(fake: FakeHub) -> None:
@@ -177,11 +188,15 @@ def test_two_processes_at_once(fake: FakeHub, tmp_path: Path, repository: dict[s
     assert (Path(folder) / UNET).read_bytes() == repository[UNET]
 
 
-def test_the_command(fake: FakeHub, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+def test_the_command(fake: FakeHub, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     assert main(["models", "fetch", REPOSITORY, "--json"]) == 0
     (record,) = json.loads(capsys.readouterr().out)["records"]
     assert record["origin"] == f"{REPOSITORY}@{COMMIT}"
     assert record["digests"][UNET]
+    monkeypatch.setitem(ALIASES, "small", Alias(REPOSITORY, COMMIT, "MIT", 0.1, "clip-l"))
+    assert main(["models", "fetch", "small"]) == 0
+    assert "files verified in" in (told := capsys.readouterr().out)
+    assert told.rstrip().endswith("; to be shown pictures it needs clip-l too")
     assert main(["models", "--json"]) == 0
     listed = json.loads(capsys.readouterr().out)["records"]
     assert [each["name"] for each in listed] == list(ALIASES)
@@ -205,7 +220,7 @@ def test_the_fewest_files_are_chosen() -> None:
     clip = ["config.json", "preprocessor_config.json", "model.safetensors.index.json", *shards]
     assert set(names(*clip, "open_clip_pytorch_model.bin", "model.fp16-00001-of-00001.safetensors")) == set(clip)
     some = choose([Entry(path, 1) for path in (*parts, unet, vae)], "org/name", parts=("vae",))
-    assert {entry.path for entry in some} == {"model_index.json", "vae/config.json", vae}
+    assert {entry.path for entry in some} == {"vae/config.json", vae}
     with pytest.raises(InputError, match=rf"found unet/{stem}\.bin, which can run code when it is opened"):
         names(*parts, f"unet/{stem}.bin")
     with pytest.raises(InputError, match="found no weights in it"):

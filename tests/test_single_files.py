@@ -531,6 +531,10 @@ def test_the_command_export(sd1: Bundle, tmp_path: Path, capsys: pytest.CaptureF
         equal(sdipc.load(tmp_path / name).params, expected)
         assert main(arguments) == 2
         assert "is there already, expected a new name: choose another --output" in capsys.readouterr().err
+    # Files of weights have the rights of others, though safetensors' own are private.
+    (tmp_path / "mine").touch()
+    for weights in (tmp_path / "one.safetensors", *(tmp_path / "again").glob("*/*.safetensors")):
+        assert weights.stat().st_mode == (tmp_path / "mine").stat().st_mode
 
 
 def test_opening_is_once_for_a_file(arrays: Arrays, tmp_path: Path) -> None:

@@ -66,9 +66,22 @@ class Tensor:
             )
         shape = self.shape[::-1] if self.transposed else self.shape
         array = np.fromfile(self.file, _DTYPES[self.dtype], math.prod(shape), offset=self.offset).reshape(shape)
-        if not np.isfinite(array).all():
+        if not all_finite(array):
             raise InputError(f"{self.file}: {self.name} holds NaN or infinity: the file is damaged, fetch it again")
         return array.T if self.transposed else array
+
+
+def all_finite(array: np.ndarray) -> bool:
+    """Whether no value is NaN or infinite, for an array in one piece.
+
+    By its bits, which is many times quicker for 16 bits: read as integers, NaN and infinity are the largest of a sign.
+    """
+    size = array.dtype.itemsize
+    for infinity, kind in ((np.inf, "i"), (-np.inf, "u")):
+        limit = np.array(infinity, array.dtype).view(f"{kind}{size}")
+        if array.size and array.view(f"{kind}{size}").max() >= limit:
+            return False
+    return True
 
 
 def read_header(file: Path) -> Iterator[Tensor]:

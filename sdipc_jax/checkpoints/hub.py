@@ -24,6 +24,8 @@ PARTS = (
     *("unet", "vae", "text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2"),
     *("scheduler", "safety_checker", "feature_extractor", "clip"),
 )
+# Any of these is there where a whole pipeline, or a repository of one part, was fetched.
+WHOLE = ("model_index.json", "config.json")
 # What diffusers calls a LoRA.
 LORA_FILE = "pytorch_lora_weights.safetensors"
 _TRIES, _LONGEST_WAIT = 5, 60.0
@@ -68,7 +70,7 @@ def choose(entries: Iterable[Entry], repository: str, parts: Sequence[str] = PAR
     listed = {entry.path: entry for entry in entries}
     pipeline = "model_index.json" in listed
     folders = parts if pipeline else ("",)
-    chosen = ["model_index.json"] if pipeline else []
+    chosen = ["model_index.json"] if pipeline and parts == PARTS else []
     found = False
     for folder in folders:
         inside = [path for path in listed if str(PurePosixPath(path).parent) == (folder or ".")]
@@ -123,11 +125,11 @@ def choose_one(entries: Iterable[Entry], repository: str, file: str | None) -> E
     )
 
 
-def cached(repository: str, revision: str | None = None, file: str | None = None) -> Snapshot | None:
-    """What an earlier run has fetched of a repository: a checkpoint, or a file."""
+def cached(repository: str, revision: str | None = None, files: Sequence[str] = WHOLE) -> Snapshot | None:
+    """What an earlier run has fetched of a repository, if one of these files was among it."""
     from huggingface_hub import try_to_load_from_cache
 
-    for name in ("model_index.json", "config.json") if file is None else (file,):
+    for name in files:
         path = try_to_load_from_cache(repository, name, revision=revision)
         if isinstance(path, str):
             folder = Path(path).parents[len(PurePosixPath(name).parts) - 1]
@@ -144,25 +146,27 @@ def fetch_lora(repository: str, revision: str | None = None, file: str | None = 
         chosen[:] = [found.path]
         return [found]
 
-    folder = fetch(repository, revision, choose, chosen[0]).folder
+    folder = fetch(repository, revision, choose, chosen).folder
     return folder / chosen[0]
 
 
-def fetch(repository: str, revision: str | None = None, choose: Choose = choose, file: str | None = None) -> Snapshot:
+def fetch(
+    repository: str, revision: str | None = None, choose: Choose = choose, files: Sequence[str] = WHOLE
+) -> Snapshot:
     """Fetches a checkpoint, or takes it from the cache where there is no network.
 
     Args:
         repository: the id, `ORG/NAME`.
         revision: a branch, tag or commit; the newest if None.
         choose: which of a repository's files are fetched.
-        file: what shows that the cache has them; a checkpoint's own file if None.
+        files: any of these shows that the cache has them.
 
     Raises:
         InputError: one line that says what is wrong with the repository, the network or the files.
     """
     name = repository if revision is None else f"{repository}@{revision}"
     if offline():
-        if (kept := cached(repository, revision, file)) is not None:
+        if (kept := cached(repository, revision, files)) is not None:
             return kept
         raise InputError(
             f"{name}: not in the cache, and the network must not be used: run `sdipc models fetch {name}` where there "
@@ -177,15 +181,15 @@ def fetch(repository: str, revision: str | None = None, choose: Choose = choose,
         if commit is None:
             commit = str(_patiently(lambda: api.repo_info(repository, revision=revision)).sha)
         listed = _patiently(lambda: list(api.list_repo_tree(repository, recursive=True, revision=commit)))
-        files = [entry for entry in listed if isinstance(entry, RepoFile)]
-        entries = [Entry(file.path, file.size, file.lfs.sha256 if file.lfs else None) for file in files]
+        found = [entry for entry in listed if isinstance(entry, RepoFile)]
+        entries = [Entry(file.path, file.size, file.lfs.sha256 if file.lfs else None) for file in found]
         folder = Path()
         for entry in choose(entries, repository):
             folder = _download(api, repository, commit, entry)
         _remember(repository, revision, commit)
         return Snapshot(folder, repository, commit)
     except (errors.LocalEntryNotFoundError, ConnectionError, TimeoutError) as error:
-        if (kept := cached(repository, revision, file)) is not None:
+        if (kept := cached(repository, revision, files)) is not None:
             return kept
         if isinstance(error.__cause__, errors.FileMetadataError):
             raise InputError(_explained(error.__cause__, name)) from None
@@ -195,7 +199,7 @@ def fetch(repository: str, revision: str | None = None, choose: Choose = choose,
             raise
         raise InputError(_explained(error, name)) from None
     except Exception as error:  # Of the library beneath: httpx, requests, whichever it is.
-        if (kept := cached(repository, revision, file)) is not None:
+        if (kept := cached(repository, revision, files)) is not None:
             return kept
         raise InputError(f"{name}: {_reason(error)}, expected the hub to answer: check the network") from None
 

@@ -163,7 +163,15 @@ def _write_weights(
     path: Path, params: Params, dtype: str | None, metadata: Mapping[str, str] = MappingProxyType({})
 ) -> None:
     tensors = stored_tensors(params, dtype)
-    save_file(tensors, path, metadata={"format": "pt", **metadata})
+    write_tensors(tensors, path, {"format": "pt", **metadata})
+
+
+def write_tensors(tensors: Mapping[str, np.ndarray], path: Path, metadata: Mapping[str, str]) -> None:
+    """Writes a safetensors file with the rights that the user's other files get; safetensors' own are private."""
+    path.touch()
+    mode = path.stat().st_mode
+    save_file(dict(tensors), path, dict(metadata))
+    path.chmod(mode)
 
 
 def stored_tensors(params: Params, dtype: str | None) -> dict[str, np.ndarray]:

@@ -6,12 +6,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from safetensors.numpy import save_file
 
 from sdipc_jax.checkpoints.bundle import Bundle, Config
 from sdipc_jax.checkpoints.families import ZERO_SNR_MARK, Family, family_for
 from sdipc_jax.checkpoints.names_ldm import Piece, open_clip_names, same_names, unet_names, vae_names
-from sdipc_jax.checkpoints.save import check_dtype, stored_tensors
+from sdipc_jax.checkpoints.save import check_dtype, stored_tensors, write_tensors
 from sdipc_jax.checkpoints.shapes import configuration
 from sdipc_jax.checkpoints.single import SingleFile
 from sdipc_jax.errors import InputError, printable
@@ -68,7 +67,7 @@ def save_single(bundle: Bundle, file: str | Path, *, dtype: str | None = None) -
     target.parent.mkdir(parents=True, exist_ok=True)
     temporary = target.parent / f".sdipc-{secrets.token_hex(8)}.tmp"
     try:
-        save_file(tensors, temporary, metadata)
+        write_tensors(tensors, temporary, metadata)
         _check(temporary, config, prediction)
         rename(temporary, target)
     finally:

@@ -83,5 +83,6 @@ def find_lora(name: str | Path) -> Path:
 
 
 def _fetched(repository: str, revision: str | None, parts: Sequence[str]) -> Source:
-    snapshot = hub.fetch(repository, revision, partial(hub.choose, parts=parts))
+    shows = hub.WHOLE if parts == hub.PARTS else (f"{parts[0]}/config.json", "config.json")
+    snapshot = hub.fetch(repository, revision, partial(hub.choose, parts=parts), shows)
     return Source(snapshot.folder, snapshot.origin)

@@ -1,7 +1,9 @@
 """Reading safetensors files tensor by tensor, so that no second copy of the weights is ever in memory."""
 
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -10,12 +12,14 @@ import jax
 import numpy as np
 import safetensors.numpy
 
-from sdipc_jax.checkpoints.headers import Tensor, read_header
+from sdipc_jax.checkpoints.headers import Tensor, all_finite, read_header
 from sdipc_jax.checkpoints.keys import canonical_name, flatten, from_torch, torch_name, torch_shape, unflatten
 from sdipc_jax.checkpoints.single import open_single
 from sdipc_jax.errors import InputError, printable
 
 _SHOWN = 5
+# More would wait for the disk, and hold more of its tensors twice.
+_AT_A_TIME = 2
 # Bytes, of XLA's arrays on CPUs.
 _ALIGNMENT = 64
 _STEMS = ("diffusion_pytorch_model", "model")
@@ -140,9 +144,26 @@ def take(
             f"{source}: the weights do not fit config.json: {'; '.join(problems[:_SHOWN])}{more}: "
             "use the files of one checkpoint together"
         )
-    return unflatten(
-        {path: _place(path, found[name], leaf, changes.get(name, _same)) for name, (path, leaf) in wanted.items()}
-    )
+
+    def read(name: str) -> np.ndarray:
+        (path, leaf), tensor = wanted[name], found[name]
+        values = changes.get(name, _same)(tensor.read())
+        return _as_leaf(from_torch(path, values), leaf, f"{tensor.file}: {tensor.name}")
+
+    arrays = _read_ahead(read, wanted)
+    return unflatten({path: _on_device(array) for (path, _), array in zip(wanted.values(), arrays, strict=True)})
+
+
+def _read_ahead(read: Callable[[str], np.ndarray], names: Iterable[str]) -> Iterator[np.ndarray]:
+    """What is read for each name, in order, a few at a time: NumPy reads and copies without Python's lock."""
+    with ThreadPoolExecutor(_AT_A_TIME) as pool:
+        ahead: deque[Future[np.ndarray]] = deque()
+        for name in names:
+            ahead.append(pool.submit(read, name))
+            if len(ahead) > _AT_A_TIME:
+                yield ahead.popleft().result()
+        while ahead:
+            yield ahead.popleft().result()
 
 
 def shapes_of(expected: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
@@ -168,33 +189,28 @@ def _stored(
     return found
 
 
-def _place(
-    path: tuple[str, ...],
-    tensor: Tensor,
-    leaf: jax.ShapeDtypeStruct,
-    change: Callable[[np.ndarray], np.ndarray],
-) -> jax.Array:
-    return _cast(from_torch(path, change(tensor.read())), leaf, f"{tensor.file}: {tensor.name}")
-
-
 def cast(path: tuple[str, ...], array: jax.Array, leaf: jax.ShapeDtypeStruct) -> jax.Array:
     """A leaf in another dtype.
 
     Raises:
         InputError: float16 does not hold it.
     """
-    return array if array.dtype == leaf.dtype else _cast(np.asarray(array), leaf, torch_name(path))
+    return array if array.dtype == leaf.dtype else _on_device(_as_leaf(np.asarray(array), leaf, torch_name(path)))
 
 
-def _cast(values: np.ndarray, leaf: jax.ShapeDtypeStruct, name: str) -> jax.Array:
+def _as_leaf(values: np.ndarray, leaf: jax.ShapeDtypeStruct, name: str) -> np.ndarray:
     array = _aligned(leaf)
     with np.errstate(over="ignore"):  # Told below, by name.
         array[...] = values
-    if leaf.dtype == np.float16 and not np.isfinite(array).all():
+    if leaf.dtype == np.float16 and not all_finite(array):
         raise InputError(
             f"{name} holds numbers above {np.finfo(np.float16).max:g}, which float16 does not: "
             "use --dtype bfloat16 or float32"
         )
+    return array
+
+
+def _on_device(array: np.ndarray) -> jax.Array:
     # Not by jnp.asarray, which compiles a program for every shape. Copies to accelerators happen in the background:
     # without waiting, those that are not done yet would pile up.
     return jax.block_until_ready(jax.device_put(array))

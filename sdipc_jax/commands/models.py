@@ -57,4 +57,7 @@ def _fetch(name: str, report: Report, count: int, done: int) -> Record:
     }
     report((done + 1) / count)
     line = f"{name}: {source.origin or 'already here'}, {len(digests)} files verified in {printable(source.path)}"
+    clip = ALIASES[name].clip if name in ALIASES else None
+    if clip is not None and hub.cached(ALIASES[clip].repository, ALIASES[clip].commit) is None:
+        line += f"; to be shown pictures it needs {clip} too"
     return {"name": name, "origin": source.origin, "folder": str(source.path), "digests": digests, "line": line}

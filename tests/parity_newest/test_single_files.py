@@ -1,14 +1,21 @@
 """Single files and exports: the same pictures as the folder, and as PyTorch from either."""
 
+import os
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from diffusers import DDIMScheduler, StableDiffusionPipeline
+from diffusers import DDIMScheduler, StableDiffusionPipeline, StableDiffusionXLPipeline
+from safetensors.numpy import load_file, save_file
 
 import sdipc_jax as sdipc
+from sdipc_jax.checkpoints.families import SD2, SDXL, Family
+from sdipc_jax.checkpoints.save_single import save_single
 from sdipc_jax.cli import main
 from tests.single_files import family_bundle
 
@@ -76,3 +83,39 @@ def test_pytorch_opens_what_is_exported(files: Path, expected: np.ndarray) -> No
         str(files / "one.safetensors"), config=str(files / "folder"), local_files_only=True
     )
     np.testing.assert_array_equal(theirs(single), expected)
+
+
+@pytest.mark.parametrize("family", [SD2, SDXL], ids=lambda family: family.name)
+def test_pytorch_reads_the_other_families_files(family: Family, tmp_path: Path) -> None:
+    """Tensor by tensor what it reads from a folder. It tells SDXL's text encoders by their widths, here the same."""
+    bundle = family_bundle(tmp_path / "parts", family)
+    sdipc.save(bundle, tmp_path / "folder")
+    save_single(bundle, tmp_path / "one.safetensors")
+    # As in Stability's files: diffusers takes the width from there.
+    projection = {"cond_stage_model.model.text_projection": np.zeros((64, 64), np.float32)} if family is SD2 else {}
+    save_file(load_file(tmp_path / "one.safetensors") | projection, tmp_path / "whole.safetensors")
+    options: Any = {"config": str(tmp_path / "folder"), "local_files_only": True}
+    if family is SD2:
+        options |= {"safety_checker": None}
+    kind = StableDiffusionPipeline if family is SD2 else StableDiffusionXLPipeline
+    found = kind.from_single_file(str(tmp_path / "whole.safetensors"), **options)
+    expected = kind.from_pretrained(tmp_path / "folder")
+    for part in ("unet", "vae", *(["text_encoder"] if family is SD2 else [])):
+        left, right = (getattr(pipeline, part).state_dict() for pipeline in (found, expected))
+        assert left.keys() == right.keys()
+        for name, tensor in left.items():
+            torch.testing.assert_close(tensor, right[name], rtol=0, atol=0, msg=f"{part}: {name}")
+
+
+@pytest.mark.skipif("SDIPC_FULL_SIZE" not in os.environ, reason="make parity-full: 10 GiB of memory and minutes")
+def test_full_size(tmp_path: Path, measured: Callable[[str, float], float]) -> None:
+    """Stable Diffusion 1.5's sizes: fp16 in one file, the same in a folder, and what was rounded to fp16."""
+    for what in ("write", "jax", "torch"):
+        subprocess.run([sys.executable, "-m", "tests.parity_newest.single_full", what, str(tmp_path)], check=True)
+    with np.load(tmp_path / "jax.npz") as found, np.load(tmp_path / "torch.npz") as theirs:
+        one, expected = found["one.safetensors"], theirs["one.safetensors"]
+        np.testing.assert_array_equal(one, found["pipeline"])
+        assert expected.std() > 10
+        assert measured("full size, mean difference in 1/255", float(np.abs(one - expected).mean())) <= 0.02
+        rounded = float(np.abs(found["exact"] - expected).mean())
+        assert measured("full size, what fp16 changes, in 1/255", rounded) <= 1.5
