@@ -44,9 +44,10 @@ parity: .venv-parity/.done
 parity-newest: .venv-newest/.done
 	$(NEWEST)/python -m pytest tests/parity_newest --override-ini addopts=--strict-markers --override-ini filterwarnings=ignore
 
-# SDXL's UNet at full size, which needs 14 GiB of memory and minutes.
-parity-full: .venv-parity/.done
+# SDXL's UNet and a single file of Stable Diffusion 1.5 at full size, which need 14 GiB of memory and minutes.
+parity-full: .venv-parity/.done .venv-newest/.done
 	SDIPC_FULL_SIZE=1 $(PARITY)/python -m pytest tests/parity/test_sdxl.py -k full_size --override-ini addopts=--strict-markers --override-ini filterwarnings=ignore
+	SDIPC_FULL_SIZE=1 $(NEWEST)/python -m pytest tests/parity_newest/test_single_files.py -k full_size --override-ini addopts=--strict-markers --override-ini filterwarnings=ignore
 
 lint: .venv/.lint
 	$(BIN)/ruff check .
