@@ -1,6 +1,6 @@
 """A data set in, shards of pictures out, each exactly once: resumable generation.
 
-Imports parallel, sampling, prompts, checkpoints, datasets and pictures.
+Imports parallel, sampling, prompts, checkpoints, datasets, samplers and pictures.
 """
 
 from typing import TYPE_CHECKING, Any
