@@ -14,7 +14,7 @@ QUICK := --xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=
 	--xla_cpu_use_fusion_emitters=false --xla_cpu_parallel_codegen_split_count=1
 QUICK_PYTEST := XLA_FLAGS="$$XLA_FLAGS $(QUICK)" $(BIN)/python -m pytest
 
-.PHONY: demo docs linkcheck test faults-scale faults-tuning ray-test parity parity-newest parity-full lint wheel page-test page-soak golden tpu-compile clean
+.PHONY: demo docs linkcheck notebook test faults-scale faults-tuning ray-test parity parity-newest parity-full lint wheel page-test page-soak golden tpu-compile clean
 
 # Installs the package and makes variations and an edit of the pictures in examples/.
 demo: .venv/.demo
@@ -80,6 +80,11 @@ docs: .venv-docs/.done
 linkcheck: .venv-docs/.done
 	$(DOCS)/sphinx-build -b linkcheck --keep-going --quiet docs build/linkcheck
 
+# The tour, run from its first cell to its last, in build/tour.ipynb with its pictures.
+notebook: .venv/.notebook
+	mkdir -p build
+	$(BIN)/jupyter-execute examples/tour.ipynb --output=$(CURDIR)/build/tour.ipynb --timeout=300
+
 # The golden files that carry the comparison with PyTorch into `make test`.
 golden: .venv-parity/.done
 	$(PARITY)/python scripts/make_golden.py
@@ -102,6 +107,10 @@ tpu-compile: .venv-tpu/.done
 
 .venv/.lint: .venv/.demo
 	$(BIN)/python $(PIP_INSTALL) constraints.txt --editable '.[lint]'
+	touch $@
+
+.venv/.notebook: .venv/.demo
+	$(BIN)/python $(PIP_INSTALL) constraints.txt --editable '.[notebook]'
 	touch $@
 
 .venv-parity/.done: pyproject.toml constraints-parity.txt

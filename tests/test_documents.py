@@ -2,6 +2,7 @@
 
 import ast
 import importlib
+import json
 import re
 import shlex
 import shutil
@@ -155,3 +156,16 @@ def test_actions_are_pinned_by_digest_and_targets_exist() -> None:
         targets = [name for names in re.findall(r"target: \[(.*)\]", text) for name in names.split(", ")]
         for target in [*targets, *re.findall(r"run: make ([\w.-]+)$", text, re.MULTILINE)]:
             assert re.search(rf"^{re.escape(target)}:", makefile, re.MULTILINE), target
+
+
+def test_the_notebook_is_stored_without_results_and_names_what_is_there() -> None:
+    cells = json.loads((ROOT / "examples/tour.ipynb").read_text(encoding="utf-8"))["cells"]
+    codes = [cell for cell in cells if cell["cell_type"] == "code"]
+    assert all(not cell["outputs"] and cell["execution_count"] is None for cell in codes)
+    code = "\n".join("".join(cell["source"]) for cell in codes)
+    names = [*names_in(f"```python\n{code}\n```\n")]
+    assert len(names) > 8
+    for name in names:
+        find(name)
+    for file in re.findall(r'"([\w-]+\.png)"', code):
+        assert (ROOT / "examples" / file).is_file()
