@@ -164,8 +164,8 @@ def pages(folder: Path) -> None:
     for name, found in measured.items():
         tables = [restored(found, each) for each in found["tables"]]
         gaps = "\n".join(f"| {what} | {value:.3f} |" for what, value in found["gap"].items())
-        text = f"# Spaces and conversions: {name}\n\n{_PAGE}\n\n### The gap\n\n| | |\n|---|---|\n{gaps}\n\n"
-        text += "\n\n".join(table.to_markdown() for table in tables) + "\n"
+        text = f"# Spaces and conversions: {name}\n\n{_PAGE}\n\n## The gap\n\n| | |\n|---|---|\n{gaps}\n\n"
+        text += "\n\n".join(table.to_markdown().replace("### ", "## ", 1) for table in tables) + "\n"
         write_atomically(folder / f"{name}.md", text.encode())
         summary.append(summarised(name, found))
     summary.append(_OPEN)
