@@ -34,7 +34,9 @@ Share = Annotated[float, Field(ge=0, le=1)]
 
 
 def _without_controls(text: str) -> str:
-    found = next((letter for letter in text if unicodedata.category(letter) == "Cc" and letter not in "\t\n\r"), None)
+    # People's own texts hold tabulators and ends of lines, of which \x85 is one.
+    allowed = "\t\n\r\x85"
+    found = next((letter for letter in text if unicodedata.category(letter) == "Cc" and letter not in allowed), None)
     if found is not None:
         raise ValueError(f"no control characters, of which it has {found!r}")
     return text

@@ -195,6 +195,7 @@ def _of_batches(config: Config) -> Iterator[tuple[str, Any]]:
         alpha=array(COUNT),
         seeds=numbers,
         indices=numbers,
+        asked={},
     )
     static = batch_sampler._Static(32, 32, 4, "ddim", False, True, None, 1)
     yield "batch step", batch_sampler._sample.lower(mesh, static, bundle, rows, array(), array())

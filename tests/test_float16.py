@@ -16,6 +16,7 @@ from safetensors.numpy import load_file, save_file
 import sdipc_jax as sdipc
 from sdipc_jax import cli
 from sdipc_jax.batch import sampler as batch_sampler
+from sdipc_jax.batch.asked import NOTHING
 from sdipc_jax.checkpoints.delta import digest, make_delta, save_delta
 from sdipc_jax.checkpoints.load import read_config
 from sdipc_jax.errors import InputError
@@ -186,7 +187,7 @@ def test_batches_tell_whether_pictures_are_finite(dtype: str, told: bool, tmp_pa
 
     texts = Texts(shape(2, 20, dtype=jnp.int32))  # type: ignore[arg-type]
     whole = shape(2, dtype=jnp.uint32)
-    rows = batch_sampler._Rows(shape(2, 24), texts, texts, shape(2), whole, whole)
+    rows = batch_sampler._Rows(shape(2, 24), texts, texts, shape(2), whole, whole, asked={})
     static = batch_sampler._Static(32, 32, 2, "ddim", False, True, None, 1)
     bundle = sdipc.Bundle(config.abstract_params(), config)
     sample = partial(batch_sampler._sample, make_mesh("data=1"), static)
@@ -196,10 +197,15 @@ def test_batches_tell_whether_pictures_are_finite(dtype: str, told: bool, tmp_pa
 
 def test_a_batch_with_a_picture_of_nan_is_refused(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     config = read_config(folder, dtype="float16")
-    monkeypatch.setattr(batch_sampler.Sampler, "vectors", lambda self, items: np.zeros((1, 24), np.float32))
+    encoded = [{"picture": np.zeros((1, 24), np.float32)}]
+    monkeypatch.setattr(batch_sampler.Sampler, "_encoded", lambda self, items: encoded)
     text = Texts(np.zeros((20,), np.int32))  # type: ignore[arg-type]
     item: Any = SimpleNamespace(
-        record={"alpha": 0.0, "seed": 0, "index": 0, "negative_prompt": ""}, tokens=text, negative=text
+        record={"alpha": 0.0, "seed": 0, "index": 0, "negative_prompt": ""},
+        tokens=text,
+        negative=text,
+        unwanted=[],
+        asked=NOTHING,
     )
     job: Any = SimpleNamespace(batch_size=1, karras=False, eta=0.0)
     sampler = batch_sampler.Sampler(
