@@ -100,7 +100,10 @@ def test_a_node_is_killed_and_another_one_added(nodes: Nodes, job: Make, tmp_pat
         assert len(shards(out)) < 12
         outcome = running.result()
     assert there in nodes.nodes
-    assert "1 workers were lost, and what they had not finished was begun again" in outcome.notes
+    # Ray may try to put one more on the node before it sees that it is gone.
+    assert any(
+        note.endswith("workers were lost, and what they had not finished was begun again") for note in outcome.notes
+    )
     each_once(out, 60)
     assert outcome.manifest == clean.manifest  # type: ignore[union-attr]
 
@@ -249,8 +252,10 @@ def test_twenty_kills_of_workers_and_nodes(nodes: Nodes, job: Make, tmp_path: Pa
                 data = (out / name).with_suffix(".tar").stat()
                 # What was finished is never touched again.
                 assert seen.setdefault(name, (data.st_ino, data.st_mtime_ns)) == (data.st_ino, data.st_mtime_ns)
-        assert not running.done()
+        early = running.done()
         outcome = running.result()
+    # Otherwise it was not disturbed to the end.
+    assert not early
     assert sum(kills.values()) == 20, kills
     each_once(out, 500)
     assert outcome.manifest is not None
