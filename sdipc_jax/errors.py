@@ -45,6 +45,15 @@ def shortened(text: str, longest: int = _LONGEST) -> str:
     return f"{text[: longest - 3 - end]}...{text[len(text) - end :]}"
 
 
+def one_line(error: BaseException) -> str:
+    """What an error says, on one line.
+
+    >>> one_line(ValueError("first\\n  second"))
+    'first second'
+    """
+    return " ".join(str(error).split())
+
+
 def printable(path: str | Path) -> str:
     """The path as a message can show it, on one line, in what the terminal can say."""
     text = str(path)

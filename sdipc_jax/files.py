@@ -5,10 +5,13 @@ import errno
 import os
 import secrets
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
-from sdipc_jax.errors import InputError, printable
+from sdipc_jax.errors import InputError, one_line, printable
+
+_Settings = TypeVar("_Settings")
 
 _TEMPORARY = ".sdipc-"
 # What file systems answer that know no fsync of a folder, as some in user space and over networks.
@@ -142,8 +145,24 @@ def read_yaml(path: Path, file: str, content: str) -> dict[str, Any]:
     except OSError as error:
         raise InputError(f"{name}: {error.strerror}, expected {file}: check the path") from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:
-        reason = " ".join(str(error).split())
+        reason = one_line(error)
         raise InputError(f"{name}: found no readable YAML ({reason}), expected {content}: correct it") from None
     if not isinstance(values, dict) or not all(isinstance(key, str) for key in values):
         raise InputError(f"{name}: found no mapping, expected `name: value` on each line: correct it")
     return values
+
+
+def read_settings(path: Path, kind: Callable[..., _Settings], what: str) -> _Settings:
+    """Settings from a file.
+
+    Args:
+        what: whose they are, such as "a job".
+
+    Raises:
+        InputError: the file cannot be read, is no YAML mapping, or holds what is no setting of this kind.
+    """
+    values = read_yaml(path, f"{what}'s file", f"{what}'s settings")
+    try:
+        return kind(**values)
+    except InputError as error:
+        raise InputError(f"{printable(path)}: {error}") from None

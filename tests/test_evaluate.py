@@ -14,7 +14,7 @@ from PIL import Image
 
 from sdipc_jax import Bundle, closed_form, convert
 from sdipc_jax.batches import in_batches
-from sdipc_jax.commands.evaluate import EvaluateSettings, Evaluation
+from sdipc_jax.commands.evaluate import EvaluateSettings, Tables
 from sdipc_jax.commands.evaluate import measure as evaluate
 from sdipc_jax.errors import InputError
 from sdipc_jax.evaluate import backbone, editing, metrics, pictures, retrieval
@@ -218,7 +218,7 @@ def test_the_independent_backbone_has_columns_of_its_own(tiny: Bundle) -> None:
 
 
 @pytest.fixture(scope="module")
-def evaluated(tiny_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Evaluation, list[float]]:
+def evaluated(tiny_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Tables, list[float]]:
     """One run of the command, and how it said it was coming along."""
     folder = tmp_path_factory.mktemp("evaluate")
     reports: list[float] = []
@@ -229,7 +229,7 @@ def settings(model: Path, corpus: Path, output: Path) -> EvaluateSettings:
     return EvaluateSettings(model=str(model), corpus=corpus, count=4, steps=2, batch_size=4, output_dir=output)
 
 
-def test_the_command_writes_tables_and_sheets(evaluated: tuple[Evaluation, list[float]]) -> None:
+def test_the_command_writes_tables_and_sheets(evaluated: tuple[Tables, list[float]]) -> None:
     evaluation, reports = evaluated
     result, markdown, *images = evaluation.files
     assert json.loads(result.read_text()) == json.loads(json.dumps(evaluation.to_json()))
@@ -245,7 +245,7 @@ def test_the_command_writes_tables_and_sheets(evaluated: tuple[Evaluation, list[
     assert reports[-1] == 1.0
 
 
-def test_a_second_run_is_refused(evaluated: tuple[Evaluation, list[float]], tiny_folder: Path, tmp_path: Path) -> None:
+def test_a_second_run_is_refused(evaluated: tuple[Tables, list[float]], tiny_folder: Path, tmp_path: Path) -> None:
     folder = evaluated[0].files[0].parent
     with pytest.raises(InputError, match=r"evaluation.json is there already: .* --overwrite"):
         evaluate(settings(tiny_folder, write_corpus(tmp_path / "corpus.npz"), folder), lambda done: None)

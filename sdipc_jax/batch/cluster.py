@@ -17,7 +17,7 @@ from sdipc_jax.batch.job import Job, Work
 from sdipc_jax.batch.pipeline import Device, Progress
 from sdipc_jax.batch.settings import BatchSettings, JobSettings
 from sdipc_jax.compilation import keep_compiled, use_eigen
-from sdipc_jax.errors import InputError, printable, shortened
+from sdipc_jax.errors import InputError, one_line, printable, shortened
 from sdipc_jax.parallel.software import software
 from sdipc_jax.records import Record
 
@@ -83,7 +83,7 @@ def on_ray(job: Job, settings: BatchSettings, make_device: Callable[..., Device]
         except (ConnectionError, ValueError, RuntimeError) as error:
             raise InputError(
                 f"RAY_ADDRESS is {os.environ.get('RAY_ADDRESS', 'not set')}, and no Ray cluster answers "
-                f"({shortened(_one_line(error))}), expected one: see to it, or unset it"
+                f"({shortened(one_line(error))}), expected one: see to it, or unset it"
             ) from None
     driver = _Driver(ray, job, settings, make_device, tell)
     try:
@@ -371,7 +371,3 @@ def _reason(error: Exception) -> str:
     lines = [line.strip() for line in str(error).splitlines()]
     told = next((line for line in lines if " because " in line), " ".join(filter(None, lines)))
     return shortened(told, 200)
-
-
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split())

@@ -8,8 +8,8 @@ import tyro
 from pydantic import Field, model_validator
 
 from sdipc_jax.datasets.controls import RowControls
-from sdipc_jax.errors import InputError, printable
-from sdipc_jax.files import read_yaml
+from sdipc_jax.errors import InputError
+from sdipc_jax.files import read_settings
 from sdipc_jax.settings import (
     Alpha,
     CommandSettings,
@@ -171,8 +171,4 @@ def read_job(path: Path) -> JobSettings:
     Raises:
         InputError: it cannot be read, is no YAML mapping, or holds what is no setting of a job.
     """
-    values = read_yaml(path, "a job's file", "a job's settings")
-    try:
-        return JobSettings(**values)
-    except InputError as error:
-        raise InputError(f"{printable(path)}: {error}") from None
+    return read_settings(path, JobSettings, "a job")

@@ -13,7 +13,7 @@ import ml_dtypes
 import numpy as np
 import safetensors
 
-from sdipc_jax.errors import InputError, printable, shortened
+from sdipc_jax.errors import InputError, one_line, printable, shortened
 
 _DTYPES = {"F64": np.float64, "F32": np.float32, "F16": np.float16, "BF16": ml_dtypes.bfloat16}
 # Hundreds of times what a Stable Diffusion checkpoint needs: parsing a hostile header must not take long.
@@ -101,7 +101,7 @@ def read_header(file: Path) -> Iterator[Tensor]:
         with safetensors.safe_open(file, framework="numpy"):
             pass
     except (safetensors.SafetensorError, OSError, ValueError, RecursionError) as error:
-        reason = shortened(" ".join(str(error).split()))
+        reason = shortened(one_line(error))
         raise InputError(f"{file}: found no whole safetensors file ({reason}), expected one: fetch it again") from None
     for name, entry in header.items():
         if name != "__metadata__":

@@ -14,7 +14,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any, TypeVar
 
 from sdipc_jax.checkpoints.tensors import RUNS_CODE, weight_names
-from sdipc_jax.errors import InputError, printable
+from sdipc_jax.errors import InputError, one_line, printable
 
 REPOSITORY = re.compile(r"[\w.-]+/[\w.-]+")
 _COMMIT = re.compile(r"[0-9a-f]{40}")
@@ -304,5 +304,5 @@ def _explained(error: Exception, name: str) -> str:
 
 
 def _reason(error: Exception) -> str:
-    text = " ".join(str(error).split())
+    text = one_line(error)
     return printable(text[:200]) or type(error).__name__

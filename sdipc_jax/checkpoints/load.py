@@ -25,7 +25,7 @@ from sdipc_jax.checkpoints.single import open_single
 from sdipc_jax.checkpoints.sources import EMBEDDED, find
 from sdipc_jax.checkpoints.tensors import RUNS_CODE, cast, load_tree
 from sdipc_jax.checkpoints.tokenizer import special_tokens
-from sdipc_jax.errors import InputError, printable
+from sdipc_jax.errors import InputError, one_line, printable
 from sdipc_jax.models import CLIPTextConfig, UNetConfig, VAEConfig
 from sdipc_jax.samplers import SchedulerConfig, default_sampler
 from sdipc_jax.settings import CheckpointSettings, Defaults, ProjectionSettings, SafetyName, SamplerSettings
@@ -358,7 +358,7 @@ def read_tokens(folder: Path, text: CLIPTextConfig, name: str = "tokenizer") -> 
     except InputError:
         raise
     except Exception as error:  # Whatever transformers and tokenizers raise: for some files that is almost anything.
-        reason = " ".join(str(error).split())[:200]
+        reason = one_line(error)[:200]
         raise InputError(
             f"{printable(folder / name)}: not readable ({reason}), expected a CLIP tokenizer: fetch it again"
         ) from None

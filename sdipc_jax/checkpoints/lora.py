@@ -26,7 +26,7 @@ from sdipc_jax.checkpoints.lora_formulas import KINDS, Kind, changed, kind_of
 from sdipc_jax.checkpoints.lora_names import UNSUPPORTED, spellings, split
 from sdipc_jax.checkpoints.sources import find_lora
 from sdipc_jax.checkpoints.tensors import refuse_pickle, shapes_of
-from sdipc_jax.errors import InputError, printable
+from sdipc_jax.errors import InputError, one_line, printable
 from sdipc_jax.settings import LoraSettings
 
 _COMPONENTS = ("unet", "text_encoder", "text_encoder_2")
@@ -228,7 +228,7 @@ def _problem(kind: Kind, shapes: tuple[tuple[str, tuple[int, ...]], ...], shape:
     try:
         jax.eval_shape(lambda weight, tensors: changed(weight, kind, tensors, 1.0, 1.0), weight, tensors)
     except Exception as error:  # Whatever shapes that no one has foreseen lead to.
-        return " ".join(str(error).split())[:200]
+        return one_line(error)[:200]
     return None
 
 

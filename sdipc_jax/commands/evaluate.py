@@ -1,9 +1,6 @@
 """The command `evaluate`: how good a checkpoint is, as tables and sheets."""
 
 import json
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -32,39 +29,12 @@ _FULL_COUNT, _FULL_SEEDS = 256, 3
 _PICTURES_PER_EDITED, _FEWEST_EDITED = 16, 4
 
 
-@dataclass(frozen=True)
-class Evaluation:
-    """The tables.
-
-    Attributes:
-        tables: what was measured.
-        record: the settings and files that the numbers belong to.
-        files: what was written.
-    """
-
-    tables: list[Any]
-    record: dict[str, Any]
-    files: list[Path]
-
-    def to_json(self) -> dict[str, Any]:
-        """What `--json` prints."""
-        tables = {table.name: table.to_json() for table in self.tables}
-        return self.record | {"tables": tables, "files": [str(path) for path in self.files]}
-
-    def to_markdown(self) -> str:
-        """The tables as the model card quotes them."""
-        return "\n\n".join(table.to_markdown() for table in self.tables) + "\n"
-
-    def __str__(self) -> str:
-        return self.to_markdown() + "\nSee " + ", ".join(map(str, self.files))
-
-
-def evaluate(settings: EvaluateSettings, report: Report) -> Evaluation | Tables:
+def evaluate(settings: EvaluateSettings, report: Report) -> Tables:
     """Measures a checkpoint, and writes tables, sheets and a plot; or one of the paper's tables on real data."""
     return measure(settings, report) if settings.config is None else evaluate_table(settings, report)
 
 
-def measure(settings: EvaluateSettings, report: Report) -> Evaluation:
+def measure(settings: EvaluateSettings, report: Report) -> Tables:
     """Measures a checkpoint on the drawings of a corpus."""
     config = configure(settings)
     plan_conversion(config, settings)
@@ -143,7 +113,7 @@ def measure(settings: EvaluateSettings, report: Report) -> Evaluation:
         "corpus": corpus.manifest.get("sha256"),
         "backbones": list(backbones.names),
     }
-    evaluation = Evaluation(tables, record, [result, *files])
+    evaluation = Tables(tables, record, [result, *files])
     write_atomically(files[0], evaluation.to_markdown().encode())
     # Last: a run that was stopped leaves nothing that looks whole.
     write_atomically(result, (json.dumps(evaluation.to_json(), indent=2) + "\n").encode())

@@ -5,8 +5,7 @@ from typing import Literal, get_args
 
 from pydantic import Field
 
-from sdipc_jax.errors import InputError, printable
-from sdipc_jax.files import read_yaml
+from sdipc_jax.files import read_settings
 from sdipc_jax.settings import Count, Finite, LocalPath, ProjectionSettings, SamplerSettings, Settings
 
 TableName = Literal["spaces", "variation", "customise", "edit", "ablation"]
@@ -78,8 +77,4 @@ def read_table(path: Path) -> TableSettings:
     Raises:
         InputError: it cannot be read, is no YAML mapping, or holds what is no setting of a table.
     """
-    values = read_yaml(path, "a table's file", "a table's settings")
-    try:
-        return TableSettings(**values)
-    except InputError as error:
-        raise InputError(f"{printable(path)}: {error}") from None
+    return read_settings(path, TableSettings, "a table")

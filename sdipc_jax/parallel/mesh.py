@@ -9,7 +9,7 @@ import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from sdipc_jax.errors import InputError, shortened
+from sdipc_jax.errors import InputError, one_line, shortened
 
 # The mesh's one axis, over which the rows of a batch are divided.
 AXIS = "data"
@@ -27,7 +27,7 @@ def check_devices() -> None:
         jax.local_devices()
     except (RuntimeError, AssertionError) as error:
         # JAX tells the reason, or where it asserts nothing at all.
-        reason = shortened(" ".join(str(error).split()).partition(" (set ")[0], 150) or "JAX finds none"
+        reason = shortened(one_line(error).partition(" (set ")[0], 150) or "JAX finds none"
         config: Any = jax.config
         raise InputError(
             f"JAX_PLATFORMS is {config.jax_platforms or 'not set'}, but no such device works here ({reason}), "

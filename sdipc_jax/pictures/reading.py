@@ -13,7 +13,7 @@ from jaxtyping import UInt8
 from PIL import ExifTags, Image, ImageCms, ImageFile
 from PIL.PngImagePlugin import PngImageFile
 
-from sdipc_jax.errors import InputError, MissingPackageError, printable, shortened
+from sdipc_jax.errors import InputError, MissingPackageError, one_line, printable, shortened
 from sdipc_jax.pictures.formats import READ, Decoder, identify
 from sdipc_jax.pictures.jpeg import count_scans, damage
 from sdipc_jax.pictures.png import CHUNKS, without_chunks
@@ -82,7 +82,7 @@ def decode_picture(data: bytes, path: str | Path) -> Picture:
     except (Image.DecompressionBombError, Image.DecompressionBombWarning):
         raise _too_large(name, "over a hundred") from None
     except Exception as error:  # Whatever the decoders raise: for some bytes that is almost anything.
-        reason = shortened(" ".join(str(error).split()) or type(error).__name__)
+        reason = shortened(one_line(error) or type(error).__name__)
         raise InputError(
             f"{name}: found a damaged {kind} file ({reason}), expected a whole one: get it again or save it anew"
         ) from None

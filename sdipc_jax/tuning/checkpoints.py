@@ -25,7 +25,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 from orbax.checkpoint.options import AsyncOptions, AtomicityMode, AtomicityOptions, MultiprocessingOptions
 
-from sdipc_jax.errors import InputError, printable
+from sdipc_jax.errors import InputError, one_line, printable
 from sdipc_jax.files import rename, write_atomically
 from sdipc_jax.parallel import gather, is_first
 from sdipc_jax.records import Record, digest_of
@@ -295,7 +295,7 @@ def _verify(folder: Path, step: int) -> Saved:
 
 
 def _reason(error: Exception) -> str:
-    return " ".join(str(error).split())[:500] or type(error).__name__
+    return one_line(error)[:500] or type(error).__name__
 
 
 def _named(tree: Any) -> dict[str, Any]:

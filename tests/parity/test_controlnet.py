@@ -41,6 +41,15 @@ def bundles(tiny: sdipc.Bundle, folders: list[Path]) -> dict[int, sdipc.Bundle]:
     return {1: one, 2: sdipc.add_controlnet(one, folders[1])}
 
 
+def shares(each: list[dict[str, Any]]) -> dict[str, Any]:
+    """How much and when each network counts, as diffusers calls it."""
+    return {
+        "controlnet_conditioning_scale": [one["scale"] for one in each],
+        "control_guidance_start": [one.get("start", 0.0) for one in each],
+        "control_guidance_end": [one.get("end", 1.0) for one in each],
+    }
+
+
 @quiet()
 @torch.no_grad()
 def by_pytorch(tiny_folder: Path, folders: list[Path], kind: Any, case: str, sampler: str, **settings: Any) -> Any:
@@ -56,9 +65,7 @@ def by_pytorch(tiny_folder: Path, folders: list[Path], kind: Any, case: str, sam
         TEXT,
         num_inference_steps=STEPS,
         guidance_scale=GUIDANCE,
-        controlnet_conditioning_scale=[one["scale"] for one in each],
-        control_guidance_start=[one.get("start", 0.0) for one in each],
-        control_guidance_end=[one.get("end", 1.0) for one in each],
+        **shares(each),
         output_type="np",
         **settings,
     ).images
@@ -157,9 +164,7 @@ def test_sdxl(sdxl: Path, tmp_path: Path, case: str) -> None:
         latents=torch.tensor(start_cases.noise()),
         num_inference_steps=STEPS,
         guidance_scale=GUIDANCE,
-        controlnet_conditioning_scale=[one["scale"] for one in each],
-        control_guidance_start=[one.get("start", 0.0) for one in each],
-        control_guidance_end=[one.get("end", 1.0) for one in each],
+        **shares(each),
         output_type="np",
     ).images
     assert expected.std() > 0.05
