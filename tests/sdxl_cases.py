@@ -1,4 +1,4 @@
-"""Whole pictures of SDXL and of SD 2.1 in miniature: what JAX, PyTorch and the golden file all make."""
+"""Whole pictures of SDXL, its few-step relatives and SD 2.1 in miniature: what JAX, PyTorch and a golden file make."""
 
 import dataclasses
 from dataclasses import dataclass
@@ -10,7 +10,7 @@ import numpy as np
 
 import sdipc_jax as sdipc
 from sdipc_jax.samplers import SchedulerConfig
-from tests.tiny import tiny_bundle, tiny_sdxl
+from tests.tiny import SDXL_SCHEDULER, quick_unet, tiny_bundle, tiny_sdxl
 
 STEPS, GUIDANCE = 20, 5.0
 V_SCHEDULER = {
@@ -31,7 +31,7 @@ V_SCHEDULER = {
 
 @dataclass(frozen=True)
 class Pictures:
-    """What is asked for, of both sides.
+    """What is asked for, of both sides. The seed of each picture's fresh noise is its place.
 
     Attributes:
         negative: None where it is left out.
@@ -47,6 +47,8 @@ class Pictures:
     crop: tuple[int, int] = (0, 0)
     target: tuple[int, int] | None = None
     negative_original: tuple[int, int] | None = None
+    steps: int = STEPS
+    guidance: float = GUIDANCE
 
     @property
     def latents(self) -> np.ndarray:
@@ -68,6 +70,32 @@ PICTURES = {
 }  # fmt: skip
 
 
+def _few(texts: tuple[str, ...], steps: int, guidance: float, **more: Any) -> Pictures:
+    """By the sampler of the checkpoint's own scheduler."""
+    return Pictures(texts, (32, 32), "checkpoint", steps=steps, guidance=guidance, **more)
+
+
+# Turbo, Lightning of one step and of several, a full LCM, which is told the guidance scale, and base with LCM's LoRA.
+FEW_STEPS = {
+    "turbo/1": _few(("a red cat", "b"), 1, 0.0),
+    "turbo/4": _few(("a red cat", "b"), 4, 0.0),
+    "lightning-1/1": _few(("a dog",), 1, 1.0),
+    "lightning/2": _few(("a red cat", "b"), 2, 0.0),
+    "lightning/4": _few(("a dog",), 4, 1.0, original=(1000, 1536), crop=(64, 0), target=(1024, 1024)),
+    "lightning/8": _few(("a dog",), 8, 0.0),
+    "lcm/4": _few(("a red cat", "b"), 4, 8.5),
+    "lcm-lora/4": _few(("a red cat", "b"), 4, 1.5, negative="blue!"),
+}
+_TRAILING = SDXL_SCHEDULER | {"timestep_spacing": "trailing"}
+SCHEDULERS = {
+    "turbo": _TRAILING | {"_class_name": "EulerAncestralDiscreteScheduler"},
+    "lightning": _TRAILING,
+    "lightning-1": _TRAILING | {"prediction_type": "sample"},
+    "lcm": SDXL_SCHEDULER | {"_class_name": "LCMScheduler"},
+    "lcm-lora": SDXL_SCHEDULER | {"_class_name": "LCMScheduler"},
+}
+
+
 def write_sdxl(folder: Path, **changes: Any) -> Path:
     """The checkpoint's folder."""
     sdipc.save(tiny_sdxl(folder.with_name(f"{folder.name}-parts"), **changes), folder)
@@ -85,6 +113,15 @@ def write_sd2(folder: Path) -> Path:
     return folder
 
 
+def write_few_steps(folder: Path) -> Path:
+    """A folder with all of `SCHEDULERS`."""
+    unet = quick_unet(tiny_sdxl(folder / "plain").config.unet)
+    for name, fields in SCHEDULERS.items():
+        told = dataclasses.replace(unet, time_cond_proj_dim=6 if name == "lcm" else None)
+        write_sdxl(folder / name, scheduler=SchedulerConfig.from_json(fields), unet=told)
+    return folder
+
+
 @cache
 def bundle_of(folder: Path) -> sdipc.Bundle:
     return sdipc.load(folder)
@@ -99,7 +136,7 @@ def write_checkpoints(folder: Path) -> Path:
 
 def make(folder: Path, name: str) -> np.ndarray:
     """The pictures, by this package."""
-    asked, bundle = PICTURES[name], bundle_of(folder / name.split("/")[0])
+    asked, bundle = (PICTURES | FEW_STEPS)[name], bundle_of(folder / name.split("/")[0])
     prompt = sdipc.text_prompt(bundle, sdipc.tokenize(bundle, asked.texts))
     tokens = None if asked.negative is None else sdipc.tokenize(bundle, [asked.negative])
     negative = sdipc.negative_prompt(bundle, tokens)
@@ -108,7 +145,7 @@ def make(folder: Path, name: str) -> np.ndarray:
     if asked.negative_original is not None:
         negative = negative.with_sizes(asked.negative_original, asked.target)
     pictures = sdipc.generate(
-        bundle, prompt, negative=negative, seeds=0, latents=asked.latents, steps=STEPS, guidance_scale=GUIDANCE,
-        sampler=asked.sampler, height=asked.size[0], width=asked.size[1],
+        bundle, prompt, negative=negative, seeds=np.arange(len(asked.texts)), latents=asked.latents, steps=asked.steps,
+        guidance_scale=asked.guidance, sampler=asked.sampler, height=asked.size[0], width=asked.size[1],
     )  # fmt: skip
     return np.asarray(pictures)

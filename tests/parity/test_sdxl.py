@@ -1,4 +1,4 @@
-"""Whole pictures of SDXL and SD 2.1 in miniature against PyTorch, with this and with newer releases of diffusers."""
+"""Whole pictures of SDXL, its few-step relatives and SD 2.1 in miniature against PyTorch, with this and with newer releases of diffusers."""
 
 import os
 import subprocess
@@ -26,6 +26,19 @@ def test_pictures_equal_pytorch(folder: Path, name: str, measured: Measured) -> 
     expected = sdxl_oracle.make(folder, name)
     assert expected.std() > 0.1
     difference = 255 * np.abs(sdxl_cases.make(folder, name) - expected)
+    assert measured(f"{name}, mean difference in 1/255", float(difference.mean())) <= 0.01
+
+
+@pytest.fixture(scope="module")
+def few(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return sdxl_cases.write_few_steps(tmp_path_factory.mktemp("few"))
+
+
+@pytest.mark.parametrize("name", sdxl_cases.FEW_STEPS)
+def test_pictures_of_few_steps_equal_pytorch(few: Path, name: str, measured: Measured) -> None:
+    expected = sdxl_oracle.make(few, name)
+    assert expected.std() > 0.05
+    difference = 255 * np.abs(sdxl_cases.make(few, name) - expected)
     assert measured(f"{name}, mean difference in 1/255", float(difference.mean())) <= 0.01
 
 

@@ -1,7 +1,6 @@
 """SDXL and SD 2.1 in miniature with the newest diffusers: whole pictures, and prompts that its pipelines take."""
 
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -36,7 +35,7 @@ def test_diffusers_takes_the_arrays_of_a_prompt_file(folder: Path) -> None:
         bundle, prompt, seeds=0, latents=latents, steps=STEPS, guidance_scale=GUIDANCE, sampler="euler"
     )
     arrays = {name: torch.tensor(array) for name, array in embeds(prompt, negative).items()}
-    pipeline: Any = sdxl_oracle.PIPELINES["sdxl"].from_pretrained(folder / "sdxl", add_watermarker=False)
+    pipeline = sdxl_oracle.open_pipeline(folder / "sdxl")
     expected = pipeline(
         **arrays, latents=torch.tensor(latents), num_inference_steps=STEPS, guidance_scale=GUIDANCE, height=32,
         width=32, output_type="np",
