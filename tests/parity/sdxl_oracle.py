@@ -1,4 +1,4 @@
-"""Whole pictures of SDXL, its few-step relatives and SD 2.1 in miniature by PyTorch's diffusers; any version since 0.39."""
+"""Whole pictures of SDXL, its few-step relatives and SD 2.1 in miniature by diffusers, any version since 0.39."""
 
 from contextlib import ExitStack
 from pathlib import Path

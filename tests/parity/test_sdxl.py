@@ -1,4 +1,4 @@
-"""Whole pictures of SDXL, its few-step relatives and SD 2.1 in miniature against PyTorch, with this and with newer releases of diffusers."""
+"""Whole pictures of SDXL, its few-step relatives and SD 2.1 in miniature against PyTorch, with any diffusers."""
 
 import os
 import subprocess
