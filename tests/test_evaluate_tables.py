@@ -1,8 +1,12 @@
 """`sdipc evaluate TABLE CONFIG.yaml` on data sets in miniature, with answers that are known."""
 
+import importlib.util
 import json
+import sys
 from collections.abc import Callable, Sequence
+from importlib.machinery import ModuleSpec
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -320,6 +324,25 @@ def test_slips_are_told(
     monkeypatch.chdir(tmp_path)
     assert cli.main(["evaluate", *arguments]) == 2
     assert message in " ".join(capsys.readouterr().err.split())
+
+
+def test_a_file_that_holds_no_inception_is_told_before_pictures_are_made(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def network(*_: Any, **__: Any) -> None:
+        raise RuntimeError("invalid load\nkey, 'n'.")
+
+    for name in ("torch", "torchvision", "torch_fidelity", "torch_fidelity.feature_extractor_inceptionv3"):
+        module = ModuleType(name)
+        module.__spec__ = ModuleSpec(name, None)
+        monkeypatch.setitem(sys.modules, name, module)
+    monkeypatch.setattr(sys.modules[name], "FeatureExtractorInceptionV3", network, raising=False)
+    (tmp_path / "inception.pth").write_bytes(b"not weights")
+    with pytest.raises(InputError, match=r"inception.pth, which torch-fidelity cannot use \(invalid load key, 'n'.\)"):
+        judges.check_weights(clip=None, dino=None, inception=tmp_path / "inception.pth")
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name, *_: None if name == "torchvision" else name)
+    with pytest.raises(InputError, match="inception is given, but torchvision is not installed"):
+        judges.check_weights(clip=None, dino=None, inception=tmp_path / "inception.pth")
 
 
 def test_weights_that_are_missing_are_told(tmp_path: Path) -> None:

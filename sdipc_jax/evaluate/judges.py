@@ -15,7 +15,7 @@ from jaxtyping import Float
 
 from sdipc_jax.checkpoints.bundle import Bundle
 from sdipc_jax.checkpoints.text_tower import TextTower
-from sdipc_jax.errors import InputError, printable
+from sdipc_jax.errors import InputError, one_line, printable, shortened
 from sdipc_jax.evaluate.backbone import EXTRA
 from sdipc_jax.evaluate.encoding import encode_files, read_ahead
 from sdipc_jax.evaluate.retrieval import joint_vectors
@@ -80,9 +80,14 @@ def check_weights(*, clip: Path | None, dino: Path | None, inception: Path | Non
                 f"{option} is {printable(path)}, where there is nothing of that kind, expected {what}: fetch it to "
                 "there, or leave the option out to go without"
             )
-        needed = "torch_fidelity" if option == "inception" else "torch"
-        if importlib.util.find_spec(needed) is None:
-            raise InputError(f"{option} is given, but {needed} is not installed, expected it for this judge: {EXTRA}")
+        for needed in ("torch", "torchvision", "torch_fidelity") if option == "inception" else ("torch",):
+            if importlib.util.find_spec(needed) is None:
+                raise InputError(
+                    f"{option} is given, but {needed} is not installed, expected it for this judge: {EXTRA}"
+                )
+        if option == "inception":
+            # What is no such file is told now, and not when all pictures are made.
+            _inception_network(path)
 
 
 def own_clip(bundle: Bundle, tower: TextTower | None) -> Judge:
@@ -134,11 +139,8 @@ def dino(folder: Path) -> Judge:
 def inception(weights: Path) -> Judge:
     """Inception's pooled features as torch-fidelity computes them."""
     import torch
-    from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
 
-    network = FeatureExtractorInceptionV3(
-        "inception-v3-compat", ["2048"], feature_extractor_weights_path=str(weights)
-    ).eval()
+    network = _inception_network(weights)
 
     def pictures(paths: Sequence[Path]) -> Features:
         features = []
@@ -149,6 +151,26 @@ def inception(weights: Path) -> Judge:
         return np.concatenate(features)
 
     return Judge(printable(weights), pictures)
+
+
+def _inception_network(weights: Path) -> Any:
+    """Torch-fidelity's network.
+
+    Raises:
+        InputError: these are no weights of it.
+    """
+    from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
+
+    try:
+        return FeatureExtractorInceptionV3(
+            "inception-v3-compat", ["2048"], feature_extractor_weights_path=str(weights)
+        ).eval()
+    # What PyTorch raises for files that it cannot use is of many kinds.
+    except Exception as error:
+        raise InputError(
+            f"inception is {printable(weights)}, which torch-fidelity cannot use ({shortened(one_line(error))}), "
+            f"expected its file {_INCEPTION}: fetch it again, or leave the option out to go without"
+        ) from None
 
 
 def _by_transformers(folder: Path, network: Callable[[Any], Any]) -> Callable[[Sequence[Path]], Features]:

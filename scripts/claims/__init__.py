@@ -1,0 +1,1 @@
+"""What the scripts that try the paper's claims share."""

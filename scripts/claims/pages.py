@@ -1,0 +1,165 @@
+"""The pages of docs/results, from the JSONs alone: one for each of the paper's tables, the plain card, the summary."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from claims import card, verdicts
+from claims.results import read, restored
+from sdipc_jax.evaluate.tables import Table
+from sdipc_jax.files import write_atomically
+
+CHECKPOINTS = ("embedded", "plain")
+
+
+@dataclass(frozen=True)
+class Page:
+    """A page about one of the paper's tables.
+
+    Attributes:
+        name: of the file, as `sdipc evaluate` calls the table.
+        what: the JSONs that it is written from.
+        tables: those that it shows; all if none are named.
+        head: what stands at its top.
+        rows: which rows of the tables, all if None.
+    """
+
+    name: str
+    what: str
+    title: str
+    command: str
+    head: str
+    tables: tuple[str, ...] = ()
+    rows: Callable[[str], bool] | None = None
+
+
+PAGES = (
+    Page(
+        "spaces",
+        "spaces",
+        "Spaces and conversions (Table 1)",
+        "measure_claims.py spaces CHECKPOINT",
+        "Nothing is generated here.",
+    ),
+    Page(
+        "variation",
+        "variation",
+        "Variations beside text prompts (Table 2)",
+        "measure_claims.py variation CHECKPOINT --count 64 --steps 12 --sampler dpm++2m",
+        "Held-out drawings of known things are drawn anew: from their captions, by the paper's inverse (SD-IPC), and "
+        "by the other conversions.",
+    ),
+    Page(
+        "customise",
+        "customise",
+        "Customising (Table 3)",
+        "measure_tuning.py ct --checkpoint CHECKPOINT",
+        "SD-IPC-CT on a few drawings of a thing that the checkpoint has never seen.",
+    ),
+    Page(
+        "edit",
+        "ablation",
+        "Edits with and without FT (Table 4)",
+        "measure_tuning.py ft --domain unseen --checkpoint CHECKPOINT",
+        "The rows of [the ablation](ablation.md) that Table 4 has: one text for each picture.",
+        ("edits",),
+        lambda row: row.removesuffix(" - SD-IPC") in ("SD-IPC", "FT", "FT, the paper's rate"),
+    ),
+    Page(
+        "ablation",
+        "ablation",
+        "What is tuned (Tables 5 and 6)",
+        "measure_tuning.py ft --domain unseen --checkpoint CHECKPOINT",
+        "C are deep prompts in the vision tower, U keys and values of the UNet, FT both; FC is one layer in the place "
+        "of the inverse, from a random start or (I) from the inverse.",
+    ),
+    Page(
+        "curve",
+        "curve",
+        "FT by how many drawings it sees",
+        "measure_tuning.py curve --checkpoint CHECKPOINT",
+        "The paper tunes on 100 pictures. Here the drawings are of the kinds that the checkpoint was trained on.",
+    ),
+)
+
+
+def write_pages(folder: Path) -> None:
+    """Writes every page that there are JSONs for, and the summary."""
+    for page in PAGES:
+        found = {name: each for name in CHECKPOINTS if (each := read(folder, page.what, name)) is not None}
+        if found:
+            write_atomically(folder / f"{page.name}.md", written(page, found, folder).encode())
+    training = read(folder, "training", "plain")
+    spaces = read(folder, "spaces", "plain")
+    if training is not None and spaces is not None:
+        write_atomically(folder / "plain-card.md", card.written(training, spaces).encode())
+    write_atomically(folder / "summary.md", summary(folder).encode())
+
+
+def written(page: Page, found: Mapping[str, Mapping[str, Any]], folder: Path) -> str:
+    """One page: for each checkpoint its tables and its sheet."""
+    parts = [
+        f"# {page.title}",
+        f"{page.head} Written by `python scripts/measure_claims.py pages` from the JSONs beside it, which "
+        f"`python scripts/{page.command}` measured. `embedded` is the checkpoint that ships, `plain` "
+        "[another](plain-card.md).",
+    ]
+    for name, each in found.items():
+        parts.append(f"## {name}")
+        if "gap" in each:
+            values = "\n".join(f"| {what} | {value:.3f} |" for what, value in each["gap"].items())
+            parts.append(f"| the gap | |\n|---|---|\n{values}")
+        sheet = folder / f"{page.what}-{name}.png"
+        if sheet.is_file() and not page.rows:
+            kinds = each.get("kinds")
+            columns = f" From left to right: {'; '.join(kinds)}." if kinds else ""
+            parts.append(f"![Drawings and what was made of them]({sheet.name})\n\n*{each['shown']}{columns}*")
+        for table in page.tables or each["tables"]:
+            parts.append(_chosen(restored(each, table), page.rows).to_markdown())
+    return "\n\n".join(parts) + "\n"
+
+
+def _chosen(table: Table, rows: Callable[[str], bool] | None) -> Table:
+    if rows is None:
+        return table
+    return replace(table, rows=tuple(each for each in table.rows if rows(each[0])))
+
+
+def summary(folder: Path) -> str:
+    """The verdicts on each checkpoint."""
+    there = (f"[{page.title}]({page.name}.md)" for page in PAGES if (folder / f"{page.name}.md").is_file())
+    parts = [_SUMMARY.format(pages="\n".join(f"- {each}" for each in there))]
+    for name in CHECKPOINTS:
+        spaces = read(folder, "spaces", name)
+        if spaces is None:
+            continue
+        distance = spaces["gap"]["distance of the means"]
+        lines = [
+            f"## {name}\n",
+            f"The means of pictures and captions lie {distance:.3f} apart.\n",
+            "| claim | the paper | here | verdict |",
+            "|---|---|---|---|",
+        ]
+        for what in dict.fromkeys(page.what for page in PAGES):
+            found = read(folder, what, name)
+            lines += [] if found is None else verdicts.rows(what, found)
+        parts.append("\n".join(lines))
+    return "\n\n".join([*parts, _OPEN]) + "\n"
+
+
+_SUMMARY = """# What holds of the paper's claims
+
+Written by `python scripts/measure_claims.py pages`. Holds: the interval lies on the claim's side; does not: on the
+other; cannot be told: on both. `embedded` is the checkpoint that ships, which was trained so that the closed form
+works, and `plain` ([its card](plain-card.md)) one whose CLIP knows nothing of it. The independent network is
+EffNet-Lite0, in the place of DINO and Inception.
+
+{pages}"""
+_OPEN = """## What is not measured
+
+The paper's own checkpoints and data were not at hand: `sdipc evaluate TABLE CONFIG.yaml`
+([evaluation](../evaluation.md)) and `sdipc spectrum --compare FOLDER` are for those who have them. FT here had far
+fewer updates than the paper's 10,000 presentations; longer runs on the checkpoint that ships are in
+[tuning](../tuning.md), what its variations are worth with more pictures in [its
+card](../../sdipc_jax/embedded/README.md)."""

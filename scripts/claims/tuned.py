@@ -1,0 +1,186 @@
+"""How what was tuned is judged: variations and edits of drawings, beside those without tuning."""
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float, Shaped, UInt8
+from PIL import Image
+
+import sdipc_jax as sdipc
+from sdipc_jax.checkpoints.bundle import Bundle
+from sdipc_jax.evaluate.corpus import Corpus
+from sdipc_jax.evaluate.editing import EDITS
+from sdipc_jax.evaluate.metrics import cosines
+from sdipc_jax.evaluate.pictures import OWN, Backbones
+from sdipc_jax.evaluate.retrieval import (
+    Captions,
+    end_states,
+    image_features,
+    retrieval_columns,
+    text_projection,
+)
+from sdipc_jax.evaluate.sampling import Sampler
+from sdipc_jax.evaluate.tables import Estimate, Table
+from sdipc_jax.files import write_atomically
+from sdipc_jax.pictures.sheets import contact_sheet
+from sdipc_jax.prompts.projection import Projection
+
+UNTUNED = "SD-IPC"
+ALPHA = 0.9
+SPOKEN = "text prompts recognised"
+
+Pictures = UInt8[np.ndarray, "N H W 3"]
+# By backbone.
+Features = dict[str, Float[np.ndarray, "N D"]]
+# By the measure's name: a value for each picture.
+Values = dict[str, Float[np.ndarray, " N"]]
+
+
+@dataclass(frozen=True)
+class Judge:
+    """How generated pictures are judged: with features that no tuning has touched.
+
+    Attributes:
+        captions: all that a picture made from text may be taken for.
+        sampled: told how many pictures have been made.
+        sampling: settings of `generate`.
+    """
+
+    bundle: Bundle
+    projection: Projection
+    captions: Captions
+    backbones: Backbones
+    sampled: Callable[[int], object]
+    sampling: Mapping[str, Any] = field(default_factory=dict)
+
+    def sample(self, bundle: Bundle, context: Any, seed: int) -> Pictures:
+        """A picture of each prompt."""
+        self.sampled(len(context))
+        sampler = Sampler(bundle, dict(self.sampling), min(8, len(context)), len(context), lambda done: None)
+        return sampler(context, seed, np.arange(len(context)))
+
+    def agreement(self, made: Features, texts: Sequence[str]) -> Float[np.ndarray, " N"]:
+        """Cosines of pictures and texts in C-space, by the own CLIP."""
+        targets = end_states(self.bundle, list(texts)) @ text_projection(self.bundle)
+        return cosines(made[OWN] @ np.asarray(self.projection.visual), targets)
+
+    def recognised(self, made: Pictures, captions: Shaped[np.ndarray, " N"]) -> Float[np.ndarray, " N"]:
+        """Whether the own CLIP finds a picture's caption among all."""
+        found = image_features(self.bundle, made) @ np.asarray(self.projection.visual)
+        columns = retrieval_columns(found, self.captions.joint, self.captions.places(captions), self.captions.base)
+        return columns["R@1"]
+
+    def spoken(self, bundle: Bundle, captions: Shaped[np.ndarray, " N"], seed: int) -> Float[np.ndarray, " N"]:
+        """Whether pictures of these captions are recognised."""
+        tokens = sdipc.tokenize(bundle, captions.tolist(), truncate=True)
+        return self.recognised(self.sample(bundle, sdipc.text_prompt(bundle, tokens), seed), captions)
+
+
+def write_data(corpus: Corpus, folder: Path) -> Path:
+    """Drawings and their captions as `sdipc tune` reads them, with the thing that is drawn as its class."""
+    folder.mkdir(parents=True, exist_ok=True)
+    lines = []
+    for number, picture in enumerate(corpus.pictures):
+        Image.fromarray(picture).save(folder / f"{number:03}.png")
+        caption, label = str(corpus.caption[number]), str(corpus.base[number])
+        lines.append(json.dumps({"picture": f"{number:03}.png", "class": label, "caption": caption}))
+    file = folder / "captions.jsonl"
+    write_atomically(file, ("\n".join(lines) + "\n").encode())
+    return file
+
+
+def edits_for(shown: Corpus) -> list[str]:
+    """For each picture a text that can change it, in turn where there are several."""
+    applies = [edit.applies(shown) for edit in EDITS]
+    texts = []
+    for number in range(len(shown)):
+        able = [edit.text for edit, each in zip(EDITS, applies, strict=True) if each[number]]
+        texts.append(able[number % len(able)] if able else EDITS[-1].text)
+    return texts
+
+
+def likeness(made: Features, real: Features) -> Values:
+    """Cosines of features, by backbone."""
+    return {f"{name} similarity": cosines(made[name], real[name]) for name in made}
+
+
+@dataclass(frozen=True)
+class Measured:
+    """Pictures, and how good they are.
+
+    Attributes:
+        features: of the pictures.
+    """
+
+    values: Values
+    features: Features
+    pictures: Pictures
+
+
+def variations(judge: Judge, bundles: Sequence[Bundle], shown: Sequence[Corpus], real: Features, seed: int) -> Measured:
+    """Has each checkpoint vary its own part of the pictures, whose features are `real`."""
+    made = [
+        judge.sample(tuned, sdipc.image_prompt(tuned, _vectors(tuned, rows)), seed)
+        for tuned, rows in zip(bundles, shown, strict=True)
+    ]
+    pictures = np.concatenate(made)
+    features = judge.backbones(pictures)
+    captions = [str(caption) for rows in shown for caption in rows.caption]
+    agreement = {"agreement with the caption": judge.agreement(features, captions)}
+    return Measured(likeness(features, real) | agreement, features, pictures)
+
+
+def edits(
+    judge: Judge,
+    bundles: Sequence[Bundle],
+    shown: Sequence[Corpus],
+    real: Features,
+    texts: Sequence[Sequence[str]],
+    seed: int,
+) -> Measured:
+    """The same with a text for each picture, by eq. 8."""
+    made = []
+    for tuned, rows, part in zip(bundles, shown, texts, strict=True):
+        tokens = sdipc.tokenize(tuned, list(part))
+        made.append(judge.sample(tuned, sdipc.edit_prompt(tuned, _vectors(tuned, rows), tokens, ALPHA), seed))
+    pictures = np.concatenate(made)
+    features = judge.backbones(pictures)
+    agreement = {"agreement with the text": judge.agreement(features, [text for part in texts for text in part])}
+    return Measured(likeness(features, real) | agreement, features, pictures)
+
+
+def _vectors(bundle: Bundle, rows: Corpus) -> Any:
+    return sdipc.convert(sdipc.closed_form(bundle), image_features(bundle, rows.pictures))
+
+
+def table(name: str, title: str, note: str, found: Mapping[str, Sequence[Values]]) -> Table:
+    """A row for each kind: its mean, and what it gains over no tuning on the same pictures."""
+    columns = list(found[UNTUNED][0])
+    scores = {kind: {column: np.stack([each[column] for each in found[kind]]) for column in columns} for kind in found}
+    rows: list[tuple[str, tuple[Estimate | None, ...]]] = [
+        (kind, tuple(Estimate.of_mean(values[column]) for column in columns)) for kind, values in scores.items()
+    ]
+    for kind in list(found)[1:]:
+        gains = (scores[kind][column] - scores[UNTUNED][column] for column in columns)
+        rows.append((f"{kind} - {UNTUNED}", tuple(map(Estimate.of_mean, gains))))
+    return Table(name, title, note, tuple(columns), tuple(rows))
+
+
+def sheet(
+    shown: Sequence[Corpus],
+    edits: Sequence[Sequence[str]],
+    made: Mapping[str, tuple[Pictures, Pictures]],
+    each: int,
+) -> Image.Image:
+    """The first pictures of each part: the drawing, its variations of each kind, its edits of each kind."""
+    rows, labels, start = [], [], 0
+    for part, texts in zip(shown, edits, strict=True):
+        for n in range(min(each, len(part))):
+            rows.append([part.pictures[n], *(pair[kind][start + n] for kind in (0, 1) for pair in made.values())])
+            labels.append(f"{part.caption[n]}; then with {texts[n]!r}")
+        start += len(part)
+    return contact_sheet(rows, labels, cell=96)

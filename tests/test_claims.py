@@ -1,0 +1,72 @@
+"""docs/results: verdicts, and pages that hold what the JSONs beside them say."""
+
+import json
+import shutil
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from sdipc_jax.evaluate.tables import Estimate
+
+sys.path.insert(0, "scripts")
+
+from claims import verdicts
+from claims.pages import write_pages
+from claims.variations import kept
+
+RESULTS = Path("docs/results")
+
+
+@pytest.mark.parametrize(
+    ("interval", "side", "limit", "verdict"),
+    [
+        ((0.1, 0.3), "above", 0.0, "holds"),
+        ((-0.3, -0.1), "above", 0.0, "does not"),
+        ((-0.1, 0.1), "above", 0.0, "cannot be told"),
+        ((0.0, 0.2), "above", 0.0, "cannot be told"),
+        ((1.0, 1.1), "below", 1.15, "holds"),
+        ((1.2, 1.4), "below", 1.15, "does not"),
+        ((1.1, 1.2), "below", 1.15, "cannot be told"),
+    ],
+)
+def test_verdicts(interval: tuple[float, float], side: verdicts.Side, limit: float, verdict: str) -> None:
+    assert verdicts.judged(Estimate(sum(interval) / 2, interval), side, limit) == verdict
+
+
+def test_claims_stand_on_the_side_of_the_papers_numbers() -> None:
+    theirs = {claim.text: claim for claim in (*verdicts.VARIATION, *verdicts.ABLATION)}
+    signs = {text: claim.side for text, claim in theirs.items() if claim.paper[0] in "+-" and not claim.limit}
+    assert signs == {text: "above" if theirs[text].paper[0] == "+" else "below" for text in signs}
+    # Table 5's prompts alone lower CLIP-I; Table 6's lower DINO.
+    assert sorted(text for text, side in signs.items() if side == "below") == [
+        "FT (C) makes variations less like the picture (Table 5), by own CLIP",
+        "after FT (C) edits keep less of the picture (Table 6)",
+    ]
+
+
+def test_pages_are_what_the_numbers_beside_them_say(tmp_path: Path) -> None:
+    for path in (*RESULTS.glob("*.json"), *RESULTS.glob("*.png")):
+        shutil.copy(path, tmp_path)
+    write_pages(tmp_path)
+    written = {path.name: path.read_text() for path in tmp_path.glob("*.md")}
+    assert written == {path.name: path.read_text() for path in RESULTS.glob("*.md")}
+    # And they would be told apart.
+    changed = json.loads((tmp_path / "spaces-plain.json").read_text())
+    changed["gap"]["distance of the means"] = 0.123
+    (tmp_path / "spaces-plain.json").write_text(json.dumps(changed))
+    write_pages(tmp_path)
+    assert (tmp_path / "summary.md").read_text() != written["summary.md"]
+
+
+def test_pictures_are_made_once(tmp_path: Path) -> None:
+    made = []
+
+    def make() -> np.ndarray:
+        made.append(1)
+        return np.arange(12, dtype=np.uint8).reshape(1, 2, 2, 3)
+
+    pictures = [kept(tmp_path / "a" / "b.npy", make) for _ in range(2)]
+    assert len(made) == 1
+    assert [each.tolist() for each in pictures] == [np.arange(12).reshape(1, 2, 2, 3).tolist()] * 2
