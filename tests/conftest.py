@@ -3,13 +3,14 @@
 import dataclasses
 import os
 import subprocess
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
 import jax
 import pytest
 
-from sdipc_jax import Bundle, load
+from sdipc_jax import Bundle, executables, load
 from tests.tiny import write_checkpoint, write_tokenizer
 
 # No test uses a network, but for the one on the loopback device.
@@ -47,6 +48,26 @@ def compile_quickly() -> Iterator[None]:
     jax.config.update("jax_disable_most_optimizations", True)
     yield
     jax.config.update("jax_disable_most_optimizations", before)
+
+
+@pytest.fixture
+def kept_programs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """A folder of the user's own, where this process keeps its programs, as one with a single device would."""
+    monkeypatch.setattr(jax, "device_count", lambda: 1)
+    monkeypatch.setattr(executables, "_WHOLE", threading.Event())
+    executables.keep_whole()
+    names = (
+        *("jax_compilation_cache_dir", "jax_enable_compilation_cache"),
+        "jax_persistent_cache_min_compile_time_secs",
+    )
+    before = {name: getattr(jax.config, name) for name in names}
+    place = tmp_path / "kept"
+    place.mkdir(mode=0o700)
+    jax.config.update("jax_compilation_cache_dir", str(place))
+    jax.config.update("jax_enable_compilation_cache", True)
+    yield place
+    for name, value in before.items():
+        jax.config.update(name, value)
 
 
 @pytest.fixture

@@ -112,9 +112,9 @@ def test_what_is_compiled_ahead_is_what_runs(tiny: Bundle, tiny_folder: Path, tm
 
     compiled, before = run("compile", *model, "--batch-size", "2")
     names = [each["name"] for each in compiled["programs"]]
-    assert names == ["picture encoder", "text encoder", "sampling", "decoding"]
+    assert names == ["picture encoder", "text encoder", "kernels", "sampling", "decoding"]
     weights = (tiny_folder / "unet/diffusion_pytorch_model.safetensors").stat().st_size
-    assert compiled["programs"][2]["arguments"] == pytest.approx(weights, rel=0.1)
+    assert compiled["programs"][3]["arguments"] == pytest.approx(weights, rel=0.1)
     assert any("advance" in name for name in before)
     pictures = ("--num-images", "2", "--mesh", "data=1", "--output-dir", str(tmp_path / "out"))
     _, after = run("vary", str(tmp_path / "noise.png"), *model, *pictures, "--scale", "5")

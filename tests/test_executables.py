@@ -4,8 +4,6 @@ import json
 import os
 import subprocess
 import sys
-import threading
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -44,23 +42,8 @@ print(json.dumps({
 
 
 @pytest.fixture
-def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """A folder of the user's own, where this process keeps its programs, as one with a single device would."""
-    monkeypatch.setattr(jax, "device_count", lambda: 1)
-    monkeypatch.setattr(executables, "_WHOLE", threading.Event())
-    executables.keep_whole()
-    names = (
-        *("jax_compilation_cache_dir", "jax_enable_compilation_cache"),
-        "jax_persistent_cache_min_compile_time_secs",
-    )
-    before = {name: getattr(jax.config, name) for name in names}
-    place = tmp_path / "kept"
-    place.mkdir(mode=0o700)
-    jax.config.update("jax_compilation_cache_dir", str(place))
-    jax.config.update("jax_enable_compilation_cache", True)
-    yield place
-    for name, value in before.items():
-        jax.config.update(name, value)
+def folder(kept_programs: Path) -> Path:
+    return kept_programs
 
 
 def run(folder: Path, **environment: str) -> Any:

@@ -5,7 +5,9 @@ from collections.abc import Sequence
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Float
 
+from sdipc_jax.checkpoints.bundle import Config
 from sdipc_jax.commands.inputs import read_inputs
 from sdipc_jax.commands.job import Prompts, SamplingJob
 from sdipc_jax.commands.settings import ControlSettings
@@ -18,6 +20,25 @@ from sdipc_jax.prompts.converter import Converter
 from sdipc_jax.prompts.prompt import AnyPrompt
 from sdipc_jax.samplers import SAMPLERS
 from sdipc_jax.sampling import weights
+from sdipc_jax.settings import Defaults
+
+
+def when_and_where(
+    config: Config, settings: ControlSettings, values: Defaults, first: int
+) -> Float[np.ndarray, "1 1 _ evaluations 1 1"] | None:
+    """How much pictures count at each evaluation and in each layer, masks aside; None where nothing is asked for.
+
+    Args:
+        first: the evaluation that sampling begins with.
+
+    Raises:
+        InputError: a layer that does not exist.
+    """
+    if not settings.mask and (settings.start, settings.end, settings.layers) == (0.0, 1.0, "all"):
+        return None
+    schedule = SAMPLERS[values.sampler].schedule(config.scheduler, values.steps, first=first)
+    found = weights.over_steps(len(schedule.timesteps), settings.start, settings.end)
+    return found if settings.layers == "all" else found * weights.over_layers(config.unet, settings.layers.split(","))
 
 
 class Controls:
@@ -32,12 +53,7 @@ class Controls:
 
     def __init__(self, job: SamplingJob, settings: ControlSettings, count: int) -> None:
         config, values = job.config, job.values
-        self.given = bool(settings.mask) or (settings.start, settings.end, settings.layers) != (0.0, 1.0, "all")
-        if self.given:
-            schedule = SAMPLERS[values.sampler].schedule(config.scheduler, values.steps, first=job.first)
-            self.weights = weights.over_steps(len(schedule.timesteps), settings.start, settings.end)
-            if settings.layers != "all":
-                self.weights = self.weights * weights.over_layers(config.unet, settings.layers.split(","))
+        self.weights = when_and_where(config, settings, values, job.first)
         if len(settings.mask) not in (0, 1, count):
             raise InputError(
                 f"found {len(settings.mask)} masks for {count} pictures, expected one, or one for each: correct them"
@@ -53,7 +69,7 @@ class Controls:
     def prompts(self, converter: Converter, pictures: AnyPrompt, rest: AnyPrompt) -> Prompts:
         """Each picture's prompt where it counts, and what stands in its place elsewhere."""
         negative = self._negative(converter)
-        if not self.given:
+        if self.weights is None:
             return Prompts(pictures, None, negative)
         pictures, rest = as_long(pictures, rest, converter.config.tokens.length)
         both = jax.tree.map(
@@ -68,6 +84,7 @@ class Controls:
         """One prompt of all pictures, each in the place of its mask."""
         each = as_long(pictures, rest, converter.config.tokens.length)
         context = jax.tree.map(lambda *parts: jnp.concatenate(parts)[None], *each)
+        assert self.weights is not None, "there are masks"
         places = weights.over_places(np.stack(self.masks)) * np.reshape(strengths, (1, -1, 1, 1, 1, 1))
         return Prompts(context, weights.and_the_rest(self.weights * places), self._negative(converter))
 

@@ -72,6 +72,16 @@ class StartSettings(Settings):
     pad: bool = False
     """Keep the whole picture in the middle, and paint what it leaves of the size (outpainting)."""
 
+    @property
+    def starts(self) -> bool:
+        """Whether a picture is started from."""
+        return any(getattr(self, name) for name in StartSettings.model_fields)
+
+    @property
+    def share_taken(self) -> float:
+        """Of the steps."""
+        return 1.0 if self.strength is None else self.strength
+
     @model_validator(mode="after")
     def _something_to_redo(self) -> Self:
         if self.init_image is not None and self.strength is None and self.mask_image is None and not self.pad:
@@ -263,11 +273,19 @@ class SearchSettings(JointSettings):
     """A folder of pictures, a folder that `batch` wrote with `vectors: true`, or a file that `prompt` wrote."""
 
 
-class CompileSettings(SamplerSettings, CommandSettings):
+class CompileSettings(SamplerSettings, ControlSettings, StartSettings, ControlNetSettings, CommandSettings):
     """What vary, edit and text run on one device, compiled ahead of their first use; no weights are read."""
 
     batch_size: Count = 4
     """Pictures sampled at once: theirs, but no more than they make in all."""
+    mixed: Count = 1
+    """With --mask: how many pictures `mix` puts together, each in its own place."""
+
+    @model_validator(mode="after")
+    def _only_with_masks(self) -> Self:
+        if self.mixed > 1 and not self.mask:
+            raise ValueError("found mixed without mask, expected both or neither: add --mask")
+        return self
 
 
 class SpectrumSettings(ProjectionSettings, ResultSettings):

@@ -46,7 +46,7 @@ class Starting:
             raise InputError("this UNet was trained to repaint a part of a picture: give --mask-image")
         if not paths:
             return
-        self.strength = 1.0 if settings.strength is None else settings.strength
+        self.strength = settings.share_taken
         read = [read_picture(path) for path in paths]
         self.record["init_sha256"] = [picture.sha256 for picture in read]
         for picture in read:
