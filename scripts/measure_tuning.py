@@ -10,6 +10,7 @@ command goes on where it stopped. Judges are the checkpoint's own CLIP as it was
 `pip install 'sdipc-jax[evaluate]'` has brought it. Tables go to docs/results, whose pages measure_claims.py writes.
 """
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -155,9 +156,34 @@ def rate_of(options: Options, judge: Judge, validation: Corpus, data: Path) -> t
     return best, Table("rates", "Rates on validation drawings", note, columns, rows)
 
 
+def run_of(options: Options, bundle: Bundle, data: Path, variant: Variant, rate: float, seed: int) -> Path:
+    """The folder of a run of FT."""
+    return options.run(bundle, f"{data.parent.name}-{VARIANTS[variant]}-{rate:g}-{seed}")
+
+
+def losses(runs: Mapping[str, Path]) -> Table:
+    """What the training losses did: the first and the last quarter of the updates of each run."""
+    rows = []
+    for name, run in runs.items():
+        lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+        quarter = max(1, len(lines) // 4)
+        cells: list[Estimate | None] = []
+        for loss in ("loss_image", "loss_text"):
+            values = np.array([line.get(loss, np.nan) for line in lines])
+            for part in (values[:quarter], values[-quarter:]):
+                cells.append(None if np.isnan(part).any() else Estimate.of_mean(part[None]))
+        rows.append((name, tuple(cells)))
+    note = (
+        "Squared error of what the UNet predicts, under the picture's prompt and under the caption: means of the first "
+        "and the last quarter of the updates, first seed. 95% bootstrap intervals over updates."
+    )
+    columns = ("picture, first", "picture, last", "caption, first", "caption, last")
+    return Table("losses", "What the losses did", note, columns, tuple(rows))
+
+
 def fine_tuned(options: Options, bundle: Bundle, data: Path, variant: Variant, rate: float, seed: int) -> Bundle:
     """The checkpoint after FT."""
-    run = options.run(bundle, f"{data.parent.name}-{VARIANTS[variant]}-{rate:g}-{seed}")
+    run = run_of(options, bundle, data, variant, rate, seed)
     changes = (f"data={data}", f"variant={VARIANTS[variant]}", f"seed={seed}", f"learning_rate={rate:.10f}")
     (delta,) = tuned_by(options, run, *changes)
     return tuning.apply(bundle, delta)
@@ -203,8 +229,9 @@ def fine_tuning(options: Options, corpus: Corpus, judge: Judge) -> Results:
         table("variation", "Variations after fine-tuning", note, values_of(varied)),
         table("edits", f"Edits after fine-tuning, alpha {ALPHA}", note, values_of(edited)),
         rates,
+        losses({name: run_of(options, judge.bundle, data, *kind, 0) for name, kind in kinds.items() if kind}),
     ]
-    return Results(tables, sheet([shown], [texts], firsts(varied, edited), each=8), tuple(kinds))
+    return Results(tables, sheet([shown], [texts], firsts(varied, edited), each=6), tuple(kinds))
 
 
 def customising(options: Options, corpus: Corpus, judge: Judge) -> Results:

@@ -28,7 +28,6 @@ class Page:
     name: str
     what: str
     title: str
-    command: str
     head: str
     tables: tuple[str, ...] = ()
     rows: Callable[[str], bool] | None = None
@@ -39,14 +38,12 @@ PAGES = (
         "spaces",
         "spaces",
         "Spaces and conversions (Table 1)",
-        "measure_claims.py spaces CHECKPOINT",
         "Nothing is generated here.",
     ),
     Page(
         "variation",
         "variation",
         "Variations beside text prompts (Table 2)",
-        "measure_claims.py variation CHECKPOINT --count 64 --steps 12 --sampler dpm++2m",
         "Held-out drawings of known things are drawn anew: from their captions, by the paper's inverse (SD-IPC), and "
         "by the other conversions.",
     ),
@@ -54,14 +51,12 @@ PAGES = (
         "customise",
         "customise",
         "Customising (Table 3)",
-        "measure_tuning.py ct --checkpoint CHECKPOINT",
         "SD-IPC-CT on a few drawings of a thing that the checkpoint has never seen.",
     ),
     Page(
         "edit",
         "ablation",
         "Edits with and without FT (Table 4)",
-        "measure_tuning.py ft --domain unseen --checkpoint CHECKPOINT",
         "The rows of [the ablation](ablation.md) that Table 4 has: one text for each picture.",
         ("edits",),
         lambda row: row.removesuffix(" - SD-IPC") in ("SD-IPC", "FT", "FT, the paper's rate"),
@@ -70,7 +65,6 @@ PAGES = (
         "ablation",
         "ablation",
         "What is tuned (Tables 5 and 6)",
-        "measure_tuning.py ft --domain unseen --checkpoint CHECKPOINT",
         "C are deep prompts in the vision tower, U keys and values of the UNet, FT both; FC is one layer in the place "
         "of the inverse, from a random start or (I) from the inverse.",
     ),
@@ -78,7 +72,6 @@ PAGES = (
         "curve",
         "curve",
         "FT by how many drawings it sees",
-        "measure_tuning.py curve --checkpoint CHECKPOINT",
         "The paper tunes on 100 pictures. Here the drawings are of the kinds that the checkpoint was trained on.",
     ),
 )
@@ -101,12 +94,11 @@ def written(page: Page, found: Mapping[str, Mapping[str, Any]], folder: Path) ->
     """One page: for each checkpoint its tables and its sheet."""
     parts = [
         f"# {page.title}",
-        f"{page.head} Written by `python scripts/measure_claims.py pages` from the JSONs beside it, which "
-        f"`python scripts/{page.command}` measured. `embedded` is the checkpoint that ships, `plain` "
-        "[another](plain-card.md).",
+        f"{page.head} Written by `python scripts/measure_claims.py pages` from the JSONs beside it. `embedded` is the "
+        "checkpoint that ships, `plain` [one that was not trained for the closed form](plain-card.md).",
     ]
     for name, each in found.items():
-        parts.append(f"## {name}")
+        parts += [f"## {name}", f"```sh\n{each['command']}\n```"]
         if "gap" in each:
             values = "\n".join(f"| {what} | {value:.3f} |" for what, value in each["gap"].items())
             parts.append(f"| the gap | |\n|---|---|\n{values}")

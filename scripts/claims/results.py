@@ -2,6 +2,8 @@
 
 import io
 import json
+import shlex
+import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -35,6 +37,7 @@ def save(
         more: what else the pages tell.
     """
     found = {
+        "command": f"python {shlex.join(sys.argv)}",
         "checkpoint": checkpoint,
         "digests": digests(bundle.config, None),
         "corpus": corpus.manifest.get("sha256"),
