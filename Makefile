@@ -1,6 +1,9 @@
 # Everything here needs Python 3.11 or later and make, nothing else. All targets can be run again at no cost.
 PYTHON ?= python3
 PIP_INSTALL := -m pip install --quiet --disable-pip-version-check --constraint
+# To the byte, by scripts/lock.py; and then this folder itself, which has all that it needs.
+LOCKED := -m pip install --quiet --disable-pip-version-check --require-hashes --requirement
+OURS := -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
 BIN := .venv/bin
 PARITY := .venv-parity/bin
 DOCS := .venv-docs/bin
@@ -14,7 +17,7 @@ QUICK := --xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=
 	--xla_cpu_use_fusion_emitters=false --xla_cpu_parallel_codegen_split_count=1
 QUICK_PYTEST := XLA_FLAGS="$$XLA_FLAGS $(QUICK)" $(BIN)/python -m pytest
 
-.PHONY: demo docs linkcheck notebook test faults-scale faults-tuning ray-test parity parity-newest parity-full lint wheel page-test page-soak golden tpu-compile clean
+.PHONY: demo docs docs-commands linkcheck notebook test faults-scale faults-tuning ray-test parity parity-newest parity-full lint lock wheel page-test page-soak site-test golden tpu-compile clean
 
 # Installs the package and makes variations and an edit of the pictures in examples/.
 demo: .venv/.demo
@@ -54,34 +57,49 @@ lint: .venv/.lint
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
+# What CI installs, anew: after a change of pyproject.toml or of constraints*.txt.
+lock: .venv/bin/python
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check uv
+	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python scripts/lock.py
+
 # Builds the wheel, installs it into an empty environment, asks it for help and opens the checkpoint that is in it.
 wheel:
 	rm -rf build/wheel && mkdir -p build/wheel
 	$(PYTHON) -m venv build/wheel/venv
 	build/wheel/venv/bin/python -m pip wheel --quiet --disable-pip-version-check --no-deps --wheel-dir build/wheel .
 	build/wheel/venv/bin/python $(PIP_INSTALL) constraints.txt build/wheel/*.whl
-	cd build/wheel && venv/bin/sdipc --help
+	cd build/wheel && venv/bin/sdipc --help && venv/bin/sdipc-jax --version
 	cd build/wheel && venv/bin/python -c "import sdipc_jax; print(sdipc_jax.load().config.folder)"
 
 # The page in a real Chromium, which comes from Debian, and what its server must withstand.
 page-test: .venv-page/.done
 	command -v chromium || (apt-get update --quiet && apt-get install --quiet --yes --no-install-recommends chromium fonts-dejavu-core)
-	$(PAGE)/python -m pytest tests/page --ignore=tests/page/test_soak.py --override-ini addopts=--strict-markers --override-ini filterwarnings=default
+	$(PAGE)/python -m pytest tests/page --ignore=tests/page/test_soak.py --ignore=tests/page/test_site.py --override-ini addopts=--strict-markers --override-ini filterwarnings=default
+
+# The site, read in the same Chromium.
+site-test: docs .venv-page/.done
+	$(PAGE)/python -m pytest tests/page/test_site.py --override-ini addopts=--strict-markers --override-ini filterwarnings=default
 
 # Three minutes of requests, good and bad, in any order.
 page-soak: .venv-page/.done
 	$(PAGE)/python -m pytest tests/page/test_soak.py --override-ini addopts=--strict-markers --override-ini filterwarnings=default
 
-# The site of docs/, in build/docs; what Sphinx would warn of is an error.
-docs: .venv-docs/.done
+# The site of docs/, in build/docs, with the tour's results; what Sphinx would warn of is an error.
+docs: .venv-docs/.done build/tour.ipynb
 	$(DOCS)/sphinx-build -W --keep-going --quiet docs build/docs
+
+# Every command and snippet of the docs that the checkpoint that ships is enough for, small.
+docs-commands: .venv/.test
+	$(QUICK_PYTEST) tests/docs --override-ini addopts=--strict-markers
 
 # Addresses outside of this repository, which only the network can tell of.
 linkcheck: .venv-docs/.done
 	$(DOCS)/sphinx-build -b linkcheck --keep-going --quiet docs build/linkcheck
 
 # The tour, run from its first cell to its last, in build/tour.ipynb with its pictures.
-notebook: .venv/.notebook
+notebook: build/tour.ipynb
+
+build/tour.ipynb: .venv/.notebook examples/tour.ipynb $(wildcard sdipc_jax/*.py sdipc_jax/*/*.py)
 	mkdir -p build
 	$(BIN)/jupyter-execute examples/tour.ipynb --output=$(CURDIR)/build/tour.ipynb --timeout=300
 
@@ -97,30 +115,34 @@ tpu-compile: .venv-tpu/.done
 .venv/bin/python:
 	$(PYTHON) -m venv .venv
 
-.venv/.demo: .venv/bin/python pyproject.toml constraints.txt
-	$(BIN)/python $(PIP_INSTALL) constraints.txt --editable .
+.venv/.demo: .venv/bin/python pyproject.toml locks/core.txt
+	@echo "Installing JAX and what else is needed into .venv: 1.1 GB, a minute or a few."
+	$(BIN)/python $(LOCKED) locks/core.txt
+	$(BIN)/python $(OURS)
 	touch $@
 
-.venv/.test: .venv/.demo
-	$(BIN)/python $(PIP_INSTALL) constraints.txt --editable '.[test]'
+.venv/.test: .venv/.demo locks/test.txt
+	$(BIN)/python $(LOCKED) locks/core.txt --requirement locks/test.txt
 	touch $@
 
-.venv/.lint: .venv/.demo
-	$(BIN)/python $(PIP_INSTALL) constraints.txt --editable '.[lint]'
+.venv/.lint: .venv/.demo locks/lint.txt
+	$(BIN)/python $(LOCKED) locks/core.txt --requirement locks/lint.txt
 	touch $@
 
-.venv/.notebook: .venv/.demo
-	$(BIN)/python $(PIP_INSTALL) constraints.txt --editable '.[notebook]'
+.venv/.notebook: .venv/.demo locks/notebook.txt
+	$(BIN)/python $(LOCKED) locks/core.txt --requirement locks/notebook.txt
 	touch $@
 
-.venv-parity/.done: pyproject.toml constraints-parity.txt
+.venv-parity/.done: pyproject.toml locks/parity.txt constraints-parity.txt
 	$(PYTHON) -m venv .venv-parity
-	$(PARITY)/python $(PIP_INSTALL) constraints-parity.txt --editable '.[parity]'
+	$(PARITY)/python $(LOCKED) locks/parity.txt --no-deps
+	$(PARITY)/python $(PIP_INSTALL) constraints-parity.txt --no-build-isolation --editable '.[parity]'
 	touch $@
 
-.venv-newest/.done: pyproject.toml constraints-newest.txt
+.venv-newest/.done: pyproject.toml locks/newest.txt constraints-newest.txt
 	$(PYTHON) -m venv .venv-newest
-	$(NEWEST)/python $(PIP_INSTALL) constraints-newest.txt --editable '.[newest]'
+	$(NEWEST)/python $(LOCKED) locks/newest.txt --no-deps
+	$(NEWEST)/python $(PIP_INSTALL) constraints-newest.txt --no-build-isolation --editable '.[newest]'
 	touch $@
 
 .venv-ray/.done: pyproject.toml constraints.txt
@@ -128,14 +150,16 @@ tpu-compile: .venv-tpu/.done
 	$(RAY)/python $(PIP_INSTALL) constraints.txt --editable '.[test,ray]'
 	touch $@
 
-.venv-page/.done: pyproject.toml constraints-page.txt
+.venv-page/.done: pyproject.toml locks/page.txt
 	$(PYTHON) -m venv .venv-page
-	$(PAGE)/python $(PIP_INSTALL) constraints-page.txt --editable '.[page-test]'
+	$(PAGE)/python $(LOCKED) locks/page.txt
+	$(PAGE)/python $(OURS)
 	touch $@
 
-.venv-docs/.done: pyproject.toml constraints.txt
+.venv-docs/.done: pyproject.toml locks/core.txt locks/docs.txt
 	$(PYTHON) -m venv .venv-docs
-	$(DOCS)/python $(PIP_INSTALL) constraints.txt --editable '.[docs]'
+	$(DOCS)/python $(LOCKED) locks/core.txt --requirement locks/docs.txt
+	$(DOCS)/python $(OURS)
 	touch $@
 
 # Not in .venv: where libtpu is installed, JAX looks for a TPU.

@@ -1,16 +1,20 @@
 """The site that `make docs` makes of these pages."""
 
 import re
+import shutil
+from pathlib import Path
 
 from sphinx.application import Sphinx
 
 project = "sdipc_jax"
-extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon"]
+extensions = ["myst_nb", "sphinx.ext.autodoc", "sphinx.ext.napoleon"]
 html_theme = "furo"
 html_title = "sdipc_jax"
 myst_enable_extensions = ["deflist"]
 myst_heading_anchors = 3
 exclude_patterns = ["_build"]
+# The tour comes with its results: `make docs` has run it.
+nb_execution_mode = "off"
 autodoc_typehints = "none"
 # Shapes, such as "N *R L D", are no markup.
 napoleon_attr_annotations = False
@@ -19,9 +23,16 @@ highlight_language = "none"
 
 
 def _name_what_is_outside(_: Sphinx, name: str, source: list[str]) -> None:
-    """Files beside docs/ have no page: their links become their names."""
+    """Files beside docs/ have no page, but the tour: their links become their names."""
+    source[0] = source[0].replace("(../examples/tour.ipynb)", "(tour.ipynb)")
     source[0] = re.sub(r"\[([^\]]+)\]\(\.\./([^)]+)\)", r"\1 (`\2`)", source[0])
 
 
+def _fetch_the_tour(app: Sphinx) -> None:
+    """The notebook as `make notebook` leaves it is a page."""
+    shutil.copy(Path(app.srcdir).parent / "build" / "tour.ipynb", app.srcdir)
+
+
 def setup(app: Sphinx) -> None:
+    app.connect("builder-inited", _fetch_the_tour)
     app.connect("source-read", _name_what_is_outside)

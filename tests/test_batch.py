@@ -197,6 +197,10 @@ def test_containers_and_formats(job: Make, pictures: Path, tmp_path: Path, conta
     with Image.open(io.BytesIO(data)) as image:
         assert image.format == kind.upper()
         assert np.asarray(image)[0, 0].tolist() == [*bytes.fromhex(line["id"][:6])]
+        told = (
+            f"Steps: 1, Sampler: DDIM, CFG scale: 7.5, Seed: 0, Size: 32x32, Index: {line['index']}, Version: sdipc_jax"
+        )
+        assert image.info.get("parameters") == (f"\nNegative prompt:\n{told}" if kind == "png" else None)
     assert not list((tmp_path / "out").glob(".shard*"))
     assert run(job(source=pictures, container=container, format=kind, quality=100), refuse, verify=True).skipped == 3
 

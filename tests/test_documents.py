@@ -95,6 +95,13 @@ def blocks(page: Path, language: str) -> list[str]:
     return [block for name, block in found if name == language]
 
 
+def commands(page: Path) -> Iterator[str]:
+    """What stands behind `sdipc` in a page's blocks, a command each."""
+    for language in ("", "text", "sh", "bash"):
+        for block in blocks(page, language):
+            yield from re.findall(r"^(?:\S+=\S+ )*sdipc (.*)$", block.replace("\\\n", " "), re.MULTILINE)
+
+
 @pytest.fixture
 def clone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """What README's commands need of a clone, as the folder that they are run in."""
@@ -124,14 +131,12 @@ def test_python_of_the_readme_runs_as_it_stands(clone: Path) -> None:
 def test_commands_in_every_page_are_understood_with_all_that_is_typed() -> None:
     seen = 0
     for page in PAGES:
-        for block in [*blocks(page, ""), *blocks(page, "text"), *blocks(page, "sh"), *blocks(page, "bash")]:
-            for line in re.findall(r"^(?:\S+=\S+ )*sdipc (.*)$", block.replace("\\\n", " "), re.MULTILINE):
-                words = shlex.split(line, comments=True)
-                try:
-                    cli._parse(words)
-                except sdipc_jax.InputError as error:
-                    pytest.fail(f"{page.name}: sdipc {line}: {error}")
-                seen += 1
+        for line in commands(page):
+            try:
+                cli._parse(shlex.split(line, comments=True))
+            except sdipc_jax.InputError as error:
+                pytest.fail(f"{page.name}: sdipc {line}: {error}")
+            seen += 1
     assert seen > 30
 
 
@@ -141,9 +146,50 @@ def test_links_between_pages_lead_somewhere() -> None:
             assert (page.parent / target).exists(), f"{page.name}: {target}"
 
 
+def slug(heading: str) -> str:
+    """What a heading's anchor is called.
+
+    >>> slug("How a picture's features become a text state (eq. 6)")
+    'how-a-pictures-features-become-a-text-state-eq-6'
+    """
+    return re.sub(r"[^\w\- ]", "", heading.strip().lower()).replace(" ", "-")
+
+
+def test_anchors_between_pages_are_there() -> None:
+    seen = 0
+    for page in PAGES:
+        for target, anchor in re.findall(r"\]\((?!https?:)([^)#]*)#([^)]+)\)", page.read_text(encoding="utf-8")):
+            there = page.parent / target if target else page
+            headings = re.findall(r"^#+ (.*)$", there.read_text(encoding="utf-8"), re.MULTILINE)
+            assert anchor in {slug(each) for each in headings}, f"{page.name}: {target}#{anchor}"
+            seen += 1
+    assert seen > 50
+
+
+def test_locks_are_what_the_constraints_say_with_hashes_and_no_addresses() -> None:
+    for lock in sorted((ROOT / "locks").glob("*.txt")):
+        own = ROOT / f"constraints-{lock.stem}.txt"
+        text = (own if own.is_file() else ROOT / "constraints.txt").read_text(encoding="utf-8")
+        wanted = {_normal(name): version for name, version in re.findall(r"^([\w.-]+)==(\S+)$", text, re.MULTILINE)}
+        found = lock.read_text(encoding="utf-8")
+        packages = re.split(r"^(?=\S)", found, flags=re.MULTILINE)[1:]
+        assert "://" not in found
+        assert packages
+        for block in packages:
+            (name, version), *_ = re.findall(r"^([\w.-]+)==([^\s;]+)", block)
+            assert wanted.get(_normal(name), version) == version, f"{lock.name}: {name}"
+            assert re.search(r"--hash=sha256:[0-9a-f]{64}", block), f"{lock.name}: {name}"
+
+
+def _normal(name: str) -> str:
+    return re.sub(r"[-_.]+", "-", name).lower()
+
+
 def test_every_page_is_in_the_index() -> None:
     listed = re.findall(r"^([\w-]+)$", "\n".join(blocks(ROOT / "docs/index.md", "{toctree}")), re.MULTILINE)
-    assert sorted(listed) == sorted(page.stem for page in (ROOT / "docs").glob("*.md") if page.stem != "index")
+    pages = {page.stem for page in (ROOT / "docs").glob("*.md")} - {"index"}
+    # The notebook comes with `make docs`.
+    assert sorted(listed) == sorted(pages | {"tour"})
 
 
 def test_actions_are_pinned_by_digest_and_targets_exist() -> None:

@@ -94,7 +94,7 @@ def test_too_long_prompts_are_refused_with_the_word_that_would_be_cut(
         tokenize(tiny, ["fits", text])
     assert str(refusal.value) == (
         f"the prompt has {count} tokens, expected at most 18: it would be cut at {word!r}; "
-        "shorten it or pass --truncate or --long-text chunk"
+        "shorten it, or ask for it to be cut (truncate) or read in chunks (long_text chunk)"
     )
 
 

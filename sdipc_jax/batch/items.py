@@ -234,9 +234,10 @@ class Ids:
                 return found
 
 
-def index_of(item_id: str) -> int:
-    """The number of the variation that a row without a seed is: the first 32 bits of its id."""
-    return int(item_id[:8], 16)
+def with_index(item: Item, item_id: str) -> Record:
+    """What is told of a row; the number of the variation that it is without a seed is the first 32 bits of its id."""
+    drawn = item.record.get("index", 0) is None
+    return item.record | ({"index": int(item_id[:8], 16)} if drawn else {})
 
 
 @lru_cache(maxsize=4096)

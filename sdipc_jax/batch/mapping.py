@@ -9,7 +9,7 @@ import numpy as np
 from etils import epath
 from jaxtyping import Float32, Shaped
 
-from sdipc_jax.batch.items import Ids, Item
+from sdipc_jax.batch.items import Ids, Item, with_index
 from sdipc_jax.batch.job import Recipe
 from sdipc_jax.batch.pipeline import Device, run_batch
 from sdipc_jax.batch.sampler import Batch, Sampler
@@ -58,7 +58,7 @@ class RowMapper:
         keep_compiled()
         self.job = JobSettings(source="rows", **settings)
         recipe = Recipe.make(self.job)
-        self.reader = recipe.reader()
+        self.reader, self.sampling = recipe.reader(), recipe.decisive
         self.device, self.notes = recipe.device(make_device)
         self.size = self.job.batch_size * jax.local_device_count()
         towers = (recipe.config.text, recipe.config.text_2)
@@ -93,13 +93,13 @@ class RowMapper:
             **(
                 {"vector": self._vectors(results, len(items))}
                 if self.job.vectors
-                else {"generated": _objects([self._file(results.get(item.row)) for item in items])}
+                else {"generated": _objects(list(map(self._file, items, ids, map(results.get, range(len(items))))))}
             ),
             "error": _objects([item.error for item in items]),
         }
 
-    def _file(self, pixels: np.ndarray | None) -> bytes | None:
-        return None if pixels is None else encode_picture(pixels, self.job)
+    def _file(self, item: Item, item_id: str, pixels: np.ndarray | None) -> bytes | None:
+        return None if pixels is None else encode_picture(pixels, with_index(item, item_id), self.job, self.sampling)
 
     def _vectors(self, results: Mapping[int, np.ndarray], count: int) -> Float32[np.ndarray, "N D"]:
         width = len(next(iter(results.values()))) if results else self.width

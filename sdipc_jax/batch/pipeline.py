@@ -15,7 +15,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from sdipc_jax.batch.items import Ids, Item, index_of
+from sdipc_jax.batch.items import Ids, Item, with_index
 from sdipc_jax.batch.manifest import Manifest
 from sdipc_jax.batch.sampler import Batch
 from sdipc_jax.batch.settings import JobSettings
@@ -195,6 +195,7 @@ class _Writer:
         encoders: ThreadPoolExecutor,
     ) -> None:
         self.job, self.manifest, self.kept, self.progress, self.encoders = job, manifest, kept, progress, encoders
+        self.sampling = manifest.job
         self.shard: Shard | None = None
         self.records: list[Record] = []
         self.places: dict[int, str] = {}
@@ -205,10 +206,12 @@ class _Writer:
             return
         batch, results, flagged = event
         shard = self._open(batch.items[0].row // self.job.shard_size)
-        files = self.encoders.map(partial(encode, job=self.job), results)
-        for item, item_id, data, is_flagged in zip(batch.items, batch.ids, files, flagged, strict=True):
+        told = list(map(with_index, batch.items, batch.ids))
+        files = self.encoders.map(partial(encode, job=self.job, sampling=self.sampling), results, told)
+        rows = zip(batch.items, batch.ids, told, files, flagged, strict=True)
+        for item, item_id, record, data, is_flagged in rows:
             self.places[item.row] = item.place
-            self._add(shard, _success(item, item_id, data, self.job, bool(is_flagged)), data)
+            self._add(shard, _success(item.row, item_id, record, data, self.job, bool(is_flagged)), data)
 
     def close(self) -> None:
         """Leaves nothing of a shard that is not finished."""
@@ -278,11 +281,9 @@ def failure(row: int, item_id: str, record: Record, reason: str, place: str) -> 
     return {"row": row, "id": item_id, "status": "failed"} | where | {"error": shortened(reason)} | rest
 
 
-def _success(item: Item, item_id: str, data: bytes, job: JobSettings, flagged: bool) -> Record:
-    record = {"row": item.row, "id": item_id, "status": "done", "file": file_name(item.row, job)}
-    record |= {"sha256": sha256(data).hexdigest()} | item.record
-    if "index" in record and record["index"] is None:
-        record["index"] = index_of(item_id)
+def _success(row: int, item_id: str, told: Record, data: bytes, job: JobSettings, flagged: bool) -> Record:
+    record = {"row": row, "id": item_id, "status": "done", "file": file_name(row, job)}
+    record |= {"sha256": sha256(data).hexdigest()} | told
     return record | ({"flagged": True} if flagged else {})
 
 

@@ -121,7 +121,9 @@ def measure(job: JobSettings, source: Source, reader: Reader, device: Device, de
     batch = Batch(good[0].size, good, [item.key for item in good])
     first, _ = _timed(lambda: run_batch(job, device, batch))
     sample, (_, results, _) = _timed(lambda: run_batch(job, device, batch))
-    encoding, files = _timed(lambda: [encode(each, job) for each in results])
+    sampling = job.model_dump(exclude={"model"}) | reader.values.model_dump(exclude_none=True)
+    told = [item.record for item in good]
+    encoding, files = _timed(lambda: [encode(*each, job, sampling) for each in zip(results, told, strict=True)])
     lines = sum(len(json.dumps(item.record | {"id": _ID, "sha256": _ID})) for item in good)
     stored = sum(map(len, files)) + lines
     if not job.vectors and job.container == "tar":

@@ -12,7 +12,7 @@ from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Bool, Float, Float32, Int, UInt8
 
-from sdipc_jax.batch.items import Item, Size, index_of
+from sdipc_jax.batch.items import Item, Size, with_index
 from sdipc_jax.batch.settings import JobSettings
 from sdipc_jax.batches import in_batches, pad
 from sdipc_jax.checkpoints.bundle import Bundle
@@ -158,7 +158,7 @@ class Sampler:
 
     def pictures(self, batch: Batch) -> tuple[UInt8[np.ndarray, "N H W 3"], Bool[np.ndarray, " N"]]:
         """The items' pictures, and which of them the safety checker flagged, which are black."""
-        records = [item.record for item in batch.items]
+        records = list(map(with_index, batch.items, batch.ids))
         encoded, wanted = self._encoded(batch.items), batch.items[0].asked
         # Each in its own place they stay as they are.
         apart = "strengths" in wanted.arrays
@@ -174,13 +174,7 @@ class Sampler:
             # With an empty text and alpha 0 eq. 8 is eq. 7, bit for bit: one program for both.
             alpha=np.array([each["alpha"] or 0.0 for each in records], np.float32),
             seeds=np.array([each["seed"] for each in records], np.uint32),
-            indices=np.array(
-                [
-                    index_of(item_id) if each["index"] is None else each["index"]
-                    for each, item_id in zip(records, batch.ids, strict=True)
-                ],
-                np.uint32,
-            ),
+            indices=np.array([each["index"] for each in records], np.uint32),
             negative_given=self._given([each["negative_prompt"] for each in records]),
             sizes=self._sizes(records),
             negative_vectors=_stack([self._led_away(own) for own in encoded]),

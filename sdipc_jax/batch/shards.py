@@ -21,7 +21,7 @@ from safetensors.numpy import save
 
 from sdipc_jax.batch import storage
 from sdipc_jax.batch.settings import JobSettings
-from sdipc_jax.pictures.sheets import contact_sheet, thumbnail
+from sdipc_jax.pictures.sheets import contact_sheet, png_text, thumbnail
 from sdipc_jax.records import Record
 
 # A file's name, from the output folder, with its bytes and sha256.
@@ -218,15 +218,24 @@ def file_name(row: int, job: JobSettings) -> str:
     return f"{row:09d}" if job.vectors else f"{row:09d}.{job.format}"
 
 
-def encode(result: Shaped[np.ndarray, "..."], job: JobSettings) -> bytes:
-    """The file of a picture, or the bytes of a vector, as the job asks for."""
-    return encode_vector(result) if job.vectors else encode_picture(result, job)
+def encode(result: Shaped[np.ndarray, "..."], record: Record, job: JobSettings, sampling: Record) -> bytes:
+    """The file of a picture, or the bytes of a vector, as the job asks for.
+
+    Args:
+        record: what is told of the row.
+        sampling: what the job tells of all rows, and the checkpoint has decided; nothing that says where files lie, so
+            that equal pictures are equal files.
+    """
+    return encode_vector(result) if job.vectors else encode_picture(result, record, job, sampling)
 
 
-def encode_picture(pixels: UInt8[np.ndarray, "H W 3"], job: JobSettings) -> bytes:
-    """A picture's file, without metadata: its record stands beside it."""
+def encode_picture(pixels: UInt8[np.ndarray, "H W 3"], record: Record, job: JobSettings, sampling: Record) -> bytes:
+    """A picture's file. A PNG has the settings in it as other programs read them; the record stands beside it."""
     stream = io.BytesIO()
-    options = {"quality": job.quality, "lossless": job.quality == _LOSSLESS} if job.format == "webp" else {}
+    if job.format == "webp":
+        options: Record = {"quality": job.quality, "lossless": job.quality == _LOSSLESS}
+    else:
+        options = {"pnginfo": png_text(record | {"settings": sampling | record}, *pixels.shape[:2])}
     Image.fromarray(pixels).save(stream, job.format.upper(), **options)
     return stream.getvalue()
 

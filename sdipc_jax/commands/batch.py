@@ -94,7 +94,7 @@ class BatchOutcome:
             lines.append(f"digest {self.manifest['digest']}, of the pictures {self.manifest['pictures']}")
         elif not self.interrupted and not self.stopped:
             own = progress.shards + self.skipped == self.mine
-            lines.append("shards of other processes are missing" if own else "shards are missing: start it again")
+            lines.append("shards of other processes are not there yet" if own else "shards are missing: start it again")
         if self.interrupted:
             lines.append("interrupted; the finished shards are whole: start it again to go on")
         return "\n".join([*lines, f"see {printable(self.folder)}"])

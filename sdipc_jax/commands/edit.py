@@ -1,7 +1,7 @@
 """The command `edit`: a picture and a text in, the picture with the text's change out."""
 
 from sdipc_jax.commands.controls import Controls
-from sdipc_jax.commands.inputs import each_path, read_inputs
+from sdipc_jax.commands.inputs import each_path, read_inputs, vectors_of
 from sdipc_jax.commands.job import SamplingJob
 from sdipc_jax.commands.opening import FILES, Opening
 from sdipc_jax.commands.outcome import Outcome
@@ -20,7 +20,7 @@ def edit(settings: EditSettings, report: Report, opening: Opening = FILES) -> Ou
     controls = Controls(job, settings, len(inputs))
     job.check([each.subject for each in inputs])
     converter = job.converter()
-    vectors = converter.vectors([each.pixels for each in inputs])
+    vectors = vectors_of(converter, inputs)
     context = edit_prompt(converter.bundle, vectors, texts.tokens, settings.alpha, texts.weights)
     prompts = controls.prompts(converter, context, text_prompt(converter.bundle, *texts))
     prompts = prompts._replace(groups=[groups_of(job.config, texts.tokens[0], "end and picture")])

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 from etils import epath
-from jaxtyping import Float32
+from jaxtyping import Array, Float, Float32
 from safetensors import SafetensorError, safe_open
 
 from sdipc_jax.checkpoints.bundle import Config
@@ -18,6 +18,7 @@ from sdipc_jax.pictures.outputs import Subject
 from sdipc_jax.pictures.preprocessing import preprocess, seen
 from sdipc_jax.pictures.reading import read_picture
 from sdipc_jax.pictures.sheets import mark_middle, thumbnail
+from sdipc_jax.prompts.converter import Converter
 from sdipc_jax.records import Record
 
 # A picture of which more than this share is not seen gets a note, and a mark on the sheet.
@@ -83,6 +84,12 @@ def read_inputs(config: Config, paths: Sequence[Path]) -> tuple[list[Input], lis
         others = f" (and none of the other {len(failures) - 1} can be used)" if len(failures) > 1 else ""
         raise InputError(failures[0]["error"] + others)
     return inputs, failures
+
+
+def vectors_of(converter: Converter, inputs: Sequence[Input]) -> Float[Array, "N *places D_text"]:
+    """The inputs' vectors, with a note on those that the checkpoint does not know."""
+    names = [each.subject.record["input"] for each in inputs]
+    return converter.vectors([each.pixels for each in inputs], names)
 
 
 def each_path(inputs: Sequence[Input]) -> list[Path]:

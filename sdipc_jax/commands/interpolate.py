@@ -8,7 +8,7 @@ import numpy as np
 from jaxtyping import Array, Float
 from PIL import Image
 
-from sdipc_jax.commands.inputs import Input, read_inputs
+from sdipc_jax.commands.inputs import Input, read_inputs, vectors_of
 from sdipc_jax.commands.job import SamplingJob
 from sdipc_jax.commands.outcome import Outcome
 from sdipc_jax.commands.settings import InterpolateSettings
@@ -47,7 +47,7 @@ def interpolate(settings: InterpolateSettings, report: Report) -> Outcome:
     converter = Converter(config, settings)
 
     def vector(end: Input | np.ndarray) -> Float[Array, "1 *places D"]:
-        found = converter.vectors([end.pixels]) if isinstance(end, Input) else converter.of_texts(end)
+        found = vectors_of(converter, [end]) if isinstance(end, Input) else converter.of_texts(end)
         return converter.at_length(found)
 
     way = converter.each(partial(algebra.slerp, share=shares), vector(ends[0]), vector(ends[1]))

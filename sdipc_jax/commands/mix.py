@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from sdipc_jax.commands.controls import Controls
-from sdipc_jax.commands.inputs import read_inputs
+from sdipc_jax.commands.inputs import read_inputs, vectors_of
 from sdipc_jax.commands.job import SamplingJob
 from sdipc_jax.commands.opening import FILES, Opening
 from sdipc_jax.commands.outcome import Outcome
@@ -50,7 +50,7 @@ def mix(settings: MixSettings, report: Report, opening: Opening = FILES) -> Outc
     )
     job.check([subject])
     converter = job.converter()
-    vectors = converter.vectors([each.pixels for each in inputs])
+    vectors = vectors_of(converter, inputs)
     rest = text_prompt(converter.bundle, *texts)
     if settings.mask:
         prompts = controls.together(converter, image_prompt(converter.bundle, vectors), rest, weights)

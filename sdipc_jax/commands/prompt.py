@@ -8,7 +8,7 @@ import numpy as np
 from sdipc_jax.checkpoints.digests import digests
 from sdipc_jax.checkpoints.load import configure
 from sdipc_jax.checkpoints.tensors import to_safetensors
-from sdipc_jax.commands.inputs import expand, read_inputs
+from sdipc_jax.commands.inputs import expand, read_inputs, vectors_of
 from sdipc_jax.commands.outcome import Outcome, notes_of, plain
 from sdipc_jax.commands.settings import PromptSettings
 from sdipc_jax.files import check_result, write_atomically
@@ -29,7 +29,7 @@ def prompt(settings: PromptSettings, report: Report) -> Outcome:
     paths, notes = expand(settings.pictures)
     inputs, failures = read_inputs(config, paths)
     converter = Converter(config, settings)
-    vectors = converter.vectors([each.pixels for each in inputs])
+    vectors = vectors_of(converter, inputs)
     if texts is None:
         context = image_prompt(converter.bundle, vectors)
     else:

@@ -21,12 +21,15 @@ from sdipc_jax.checkpoints.load import DEFAULT_CLIP, load_weights, read_config
 from sdipc_jax.checkpoints.lora import with_loras
 from sdipc_jax.checkpoints.save import save
 from sdipc_jax.commands.settings import FtSettings, TunedSettings, TuneSettings
-from sdipc_jax.datasets.examples import data_digest
+from sdipc_jax.commands.spectrum import encode_all
+from sdipc_jax.datasets.examples import Pictures, data_digest
 from sdipc_jax.errors import InputError, printable
 from sdipc_jax.files import check_writable, remove_leftovers, write_atomically
 from sdipc_jax.interruption import Interruption, locked
 from sdipc_jax.pictures.outputs import unique_stems
+from sdipc_jax.prompts.calibration import picture_vectors
 from sdipc_jax.prompts.converter import fitted
+from sdipc_jax.prompts.familiar import Familiar
 from sdipc_jax.prompts.plan import plan_conversion
 from sdipc_jax.prompts.projection import Projection
 from sdipc_jax.records import Record
@@ -43,6 +46,8 @@ from sdipc_jax.tuning.step import delta, init
 from sdipc_jax.tuning.trainable import check_variant
 
 _SHOWN_DIGITS = 16
+# As many pictures as tell whether a data set is one that the checkpoint knows.
+_LOOKED_AT = 100
 
 
 class Report(Protocol):
@@ -169,6 +174,8 @@ class _Training:
                 write_atomically(folder / "pictures.jsonl", lines.encode())
             self.interruption.check()
             bundle, projection = self.load()
+            if saved is None:
+                self.notes += self.unlike(bundle)
             many = settings.each_class
             state = (
                 init_many(bundle, settings.tuning, len(self.concepts), projection)
@@ -213,6 +220,15 @@ class _Training:
         bundle, calibration, notes = fitted(self.config, self.plan, partial(load_weights, self.config))
         self.notes += notes
         return bundle, calibration.projection(bundle)
+
+    def unlike(self, bundle: Bundle) -> tuple[str, ...]:
+        """A note on pictures that the checkpoint does not know, where it tells: a few updates do not teach it those."""
+        familiar = Familiar.of(bundle.config)
+        if familiar is None:
+            return ()
+        some = self.examples[:_LOOKED_AT]
+        features = encode_all(bundle, Pictures(some))
+        return familiar.notes([str(each.path) for each in some], picture_vectors(bundle, features))
 
     def check(self, saved: Saved | None, identity: Record) -> None:
         """Refuses another run's checkpoint, and notes what has changed."""

@@ -3,7 +3,7 @@
 from dataclasses import replace
 
 from sdipc_jax.commands.controls import Controls
-from sdipc_jax.commands.inputs import each_path, expand, read_inputs
+from sdipc_jax.commands.inputs import each_path, expand, read_inputs, vectors_of
 from sdipc_jax.commands.job import SamplingJob
 from sdipc_jax.commands.opening import FILES, Opening
 from sdipc_jax.commands.outcome import Outcome
@@ -22,7 +22,7 @@ def vary(settings: VarySettings, report: Report, opening: Opening = FILES) -> Ou
     controls = Controls(job, settings, len(inputs))
     job.check([each.subject for each in inputs])
     converter = job.converter()
-    context = image_prompt(converter.bundle, converter.vectors([each.pixels for each in inputs]))
+    context = image_prompt(converter.bundle, vectors_of(converter, inputs))
     prompts = controls.prompts(converter, context, empty_prompt(converter.bundle))
     groups = groups_of(job.config, empty_tokens(job.config)[0], "picture")
     prompts = prompts._replace(groups=[groups] * len(inputs))

@@ -3,6 +3,7 @@
 import hashlib
 import io
 import os
+import re
 import stat
 from dataclasses import dataclass
 from pathlib import Path
@@ -110,6 +111,11 @@ def read_bytes(path: str | Path) -> bytes:
         raise
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or error
+        # A Path has made one slash of two.
+        if (address := re.match(r"([a-z][a-z0-9+.-]+):/+", name)) is not None:
+            raise InputError(
+                f"{address[1]}://{name[address.end() :]}: found an address, expected a file: fetch it first"
+            ) from error
         raise InputError(
             f"{name}: {reason}, expected a file that can be read: check the path and its rights"
         ) from error

@@ -85,6 +85,15 @@ def mark_middle(pixels: UInt8[np.ndarray, "H W 3"], rows: float, columns: float)
     return np.asarray(image)
 
 
+def png_text(record: Mapping[str, Any], height: int, width: int) -> PngInfo:
+    """The text chunks of a picture with the settings in its record as other programs read them."""
+    text = PngInfo()
+    told = parameters(record, height, width)
+    if told is not None:
+        text.add_text("parameters", told.encode(errors="replace").decode())
+    return text
+
+
 def save_png(path: Path, pixels: UInt8[np.ndarray, "H W 3"], metadata: Mapping[str, Any]) -> None:
     """Writes a PNG with `metadata` as JSON in a text chunk, and the settings in it as other programs read them.
 
@@ -93,12 +102,9 @@ def save_png(path: Path, pixels: UInt8[np.ndarray, "H W 3"], metadata: Mapping[s
     Raises:
         InputError: it cannot be written.
     """
-    text = PngInfo()
+    text = png_text(metadata, *pixels.shape[:2])
     # Escaped to ASCII: file names from a disk need not be valid Unicode, but come back as they were.
     text.add_itxt(_KEYWORD, json.dumps(metadata, allow_nan=False))
-    told = parameters(metadata, *pixels.shape[:2])
-    if told is not None:
-        text.add_text("parameters", told.encode(errors="replace").decode())
     stream = io.BytesIO()
     Image.fromarray(pixels).save(stream, "PNG", pnginfo=text)
     write_atomically(path, stream.getvalue())

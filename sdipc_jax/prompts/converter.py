@@ -24,9 +24,11 @@ from sdipc_jax.prompts.calibration import (
     caption_vectors,
     fit_captions,
     mean_of_pictures,
+    picture_vectors,
     shifted,
 )
 from sdipc_jax.prompts.calibration_store import Store
+from sdipc_jax.prompts.familiar import Familiar
 from sdipc_jax.prompts.plan import Plan, plan_conversion
 from sdipc_jax.prompts.projection import (
     Projection,
@@ -128,11 +130,21 @@ class Converter:
         self.bundle = for_sampling(self.bundle)
         return self.bundle
 
-    def vectors(self, pictures: Sequence[Float32[np.ndarray, "S S 3"]]) -> Float[Array, "N *places D_text"]:
-        """The vectors of preprocessed pictures."""
+    def vectors(
+        self, pictures: Sequence[Float32[np.ndarray, "S S 3"]], names: Sequence[str] = ()
+    ) -> Float[Array, "N *places D_text"]:
+        """The vectors of preprocessed pictures.
+
+        Args:
+            names: what they are called, where there is to be a note on those that the checkpoint does not know.
+        """
         # One at a time: the same picture gives the same vector to the bit, whatever stands beside it.
-        features = [encode_images(self.bundle, pixels[None]) for pixels in pictures]
-        return convert(self.projection, jnp.concatenate(features))
+        features = jnp.concatenate([encode_images(self.bundle, pixels[None]) for pixels in pictures])
+        # A tuned checkpoint may know more.
+        familiar = Familiar.of(self.config) if names and self.settings.tuned is None else None
+        if familiar is not None:
+            self.notes += familiar.notes(names, picture_vectors(self.bundle, np.asarray(features)))
+        return convert(self.projection, features)
 
     def of_texts(self, tokens: Int[np.ndarray, "N *towers L"]) -> Float[Array, "N *places D_text"]:
         """The states of texts that lie where the pictures' vectors do."""

@@ -175,7 +175,8 @@ def _read(config: Config, name: str, text: str, *, truncate: bool, weighted: boo
                 count = sum(len(each) for _, _, each in groups)
                 raise InputError(
                     f"the prompt has {count} tokens, expected at most {room}: it would be cut at "
-                    f"{_word_at(tokenizer, part, place)!r}; shorten it or pass --truncate or --long-text chunk"
+                    f"{_word_at(tokenizer, part, place)!r}; shorten it, or ask for it to be cut (truncate) or read in "
+                    "chunks (long_text chunk)"
                 )
             chunks.append([])
         chunks[-1] += group
