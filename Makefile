@@ -90,7 +90,7 @@ docs: .venv-docs/.done build/tour.ipynb
 
 # Every command and snippet of the docs that the checkpoint that ships is enough for, small.
 docs-commands: .venv/.test
-	$(QUICK_PYTEST) tests/docs --override-ini addopts=--strict-markers
+	$(QUICK_PYTEST) tests/docs --numprocesses=auto --maxprocesses=4 --override-ini addopts=--strict-markers
 
 # Addresses outside of this repository, which only the network can tell of.
 linkcheck: .venv-docs/.done

@@ -10,6 +10,7 @@ project = "sdipc_jax"
 extensions = ["myst_nb", "sphinx.ext.autodoc", "sphinx.ext.napoleon"]
 html_theme = "furo"
 html_title = "sdipc_jax"
+html_show_copyright = False
 myst_enable_extensions = ["deflist"]
 myst_heading_anchors = 3
 exclude_patterns = ["_build"]
@@ -33,6 +34,25 @@ def _fetch_the_tour(app: Sphinx) -> None:
     shutil.copy(Path(app.srcdir).parent / "build" / "tour.ipynb", app.srcdir)
 
 
+# What Sphinx and furo leave out: which level the headings of lists of pages have, and that the keyboard can reach what
+# scrolls sideways.
+_ACCESSIBLE = {
+    '<p class="caption" role="heading">': '<p class="caption" role="heading" aria-level="2">',
+    "<pre>": '<pre tabindex="0">',
+    '<div class="table-wrapper': '<div tabindex="0" class="table-wrapper',
+}
+
+
+def _for_everybody(app: Sphinx, error: Exception | None) -> None:
+    """Pages with what screen readers and the keyboard need."""
+    for path in Path(app.outdir).rglob("*.html") if error is None else ():
+        text = path.read_text(encoding="utf-8")
+        for found, wanted in _ACCESSIBLE.items():
+            text = text.replace(found, wanted)
+        path.write_text(text, encoding="utf-8")
+
+
 def setup(app: Sphinx) -> None:
+    app.connect("build-finished", _for_everybody)
     app.connect("builder-inited", _fetch_the_tour)
     app.connect("source-read", _name_what_is_outside)
