@@ -70,3 +70,16 @@ def test_pictures_are_made_once(tmp_path: Path) -> None:
     pictures = [kept(tmp_path / "a" / "b.npy", make) for _ in range(2)]
     assert len(made) == 1
     assert [each.tolist() for each in pictures] == [np.arange(12).reshape(1, 2, 2, 3).tolist()] * 2
+
+
+def test_a_conversion_has_to_be_better_on_all() -> None:
+    def found(**gains: tuple[float, float]) -> dict[str, object]:
+        column = "similarity, EffNet-Lite0"
+        rows = {
+            f"{name} - SD-IPC": {column: {"value": sum(each) / 2, "interval": each}} for name, each in gains.items()
+        }
+        return {"tables": {"conversions drawn": {"title": "", "note": "", "columns": [column], "rows": rows}}}
+
+    one = found(ridge=(0.1, 0.2), shift=(0.1, 0.2), tikhonov=(0.1, 0.2))
+    other = found(ridge=(0.1, 0.3), shift=(-0.1, 0.2))
+    assert verdicts.better_on_all([one, other]) == ["ridge"]

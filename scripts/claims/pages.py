@@ -137,6 +137,9 @@ def summary(folder: Path) -> str:
             found = read(folder, what, name)
             lines += [] if found is None else verdicts.rows(what, found)
         parts.append("\n".join(lines))
+    drawn = [each for name in CHECKPOINTS if (each := read(folder, "variation", name)) is not None]
+    better = verdicts.better_on_all(drawn) if len(drawn) == len(CHECKPOINTS) else []
+    parts.append(_BETTER.format(", ".join(better)) if better else _NONE_BETTER)
     return "\n\n".join([*parts, _OPEN]) + "\n"
 
 
@@ -148,6 +151,14 @@ works, and `plain` ([its card](plain-card.md)) one whose CLIP knows nothing of i
 EffNet-Lite0, in the place of DINO and Inception.
 
 {pages}"""
+_BETTER = """## Other conversions
+
+Better on both checkpoints by the independent network, with an interval that excludes 0: {}."""
+_NONE_BETTER = """## Other conversions
+
+None makes variations liker than the paper's inverse on both checkpoints by the independent network, with an interval
+that excludes 0: the default stays the paper's. Those that are worth having are offered by name:
+[calibration](../calibration.md)."""
 _OPEN = """## What is not measured
 
 The paper's own checkpoints and data were not at hand: `sdipc evaluate TABLE CONFIG.yaml`

@@ -226,6 +226,17 @@ def _drawn(drawn: Table, judge: str) -> Iterator[str]:
         yield _line(f"{text}, by {judge}", _UNTOLD, str(gain), judged(gain, "below" if raw else "above", 0.0))
 
 
+def better_on_all(measured: Sequence[Mapping[str, Any]]) -> list[str]:
+    """The conversions whose pictures are liker than the inverse's by the independent network on every checkpoint."""
+    column, better = f"similarity, {INDEPENDENT}", []
+    tables = [restored(found, "conversions drawn") for found in measured]
+    for row, _ in tables[0].rows:
+        gains = [table[row, column] for table in tables if row in dict(table.rows)]
+        if len(gains) == len(tables) and all(judged(gain, "above", 0.0) == "holds" for gain in gains):
+            better.append(row.removesuffix(f" - {SD_IPC}"))
+    return better
+
+
 def _curve(found: Mapping[str, Any]) -> Iterator[str]:
     table = restored(found, "curve")
     column = next(each for each in (_similarity(INDEPENDENT), _similarity(OWN)) if each in table.columns)
