@@ -317,7 +317,15 @@ def main(options: Options) -> None:
     what, experiment = EXPERIMENTS[options.mode]
     sampling = {"steps": options.steps, "sampler": options.sampler}
     with tqdm(desc="pictures sampled") as bar:
-        judge = Judge(bundle, sdipc.closed_form(bundle), captions, backbones, bar.update, sampling)
+        judge = Judge(
+            bundle,
+            sdipc.closed_form(bundle),
+            captions,
+            backbones,
+            bar.update,
+            sampling,
+            options.output_dir / "pictures",
+        )
         results = experiment(options, corpus, judge)
     path = save(
         options.results,

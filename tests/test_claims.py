@@ -14,7 +14,7 @@ sys.path.insert(0, "scripts")
 
 from claims import verdicts
 from claims.pages import write_pages
-from claims.variations import kept
+from claims.results import kept
 
 RESULTS = Path("docs/results")
 

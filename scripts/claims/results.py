@@ -4,10 +4,12 @@ import io
 import json
 import shlex
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from jaxtyping import UInt8
 from PIL import Image
 
 from sdipc_jax.checkpoints.bundle import Bundle
@@ -17,6 +19,7 @@ from sdipc_jax.evaluate.tables import Estimate, Table
 from sdipc_jax.files import write_atomically
 
 RESULTS = Path("docs/results")
+Pictures = UInt8[np.ndarray, "N H W 3"]
 # Of a sheet's colours: drawings have few, and the repository stays small.
 _COLOURS = 128
 
@@ -74,3 +77,13 @@ def restored(found: Mapping[str, Any], name: str) -> Table:
         (row, tuple(estimate(cells.get(column)) for column in table["columns"])) for row, cells in table["rows"].items()
     ]
     return Table(name, table["title"], table["note"], tuple(table["columns"]), tuple(rows))
+
+
+def kept(path: Path, make: Callable[[], Pictures]) -> Pictures:
+    """Pictures from a file, or made and written there."""
+    if not path.is_file():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        stream = io.BytesIO()
+        np.save(stream, make())
+        write_atomically(path, stream.getvalue())
+    return np.load(path)

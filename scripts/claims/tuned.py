@@ -2,15 +2,17 @@
 
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
 from jaxtyping import Float, Shaped, UInt8
 from PIL import Image
 
 import sdipc_jax as sdipc
+from claims.results import kept
 from sdipc_jax.checkpoints.bundle import Bundle
 from sdipc_jax.evaluate.corpus import Corpus
 from sdipc_jax.evaluate.editing import EDITS
@@ -28,6 +30,7 @@ from sdipc_jax.evaluate.tables import Estimate, Table
 from sdipc_jax.files import write_atomically
 from sdipc_jax.pictures.sheets import contact_sheet
 from sdipc_jax.prompts.projection import Projection
+from sdipc_jax.records import digest_of
 
 UNTUNED = "SD-IPC"
 ALPHA = 0.9
@@ -48,6 +51,7 @@ class Judge:
         captions: all that a picture made from text may be taken for.
         sampled: told how many pictures have been made.
         sampling: settings of `generate`.
+        work: where pictures are kept, so that a measurement that was stopped goes on.
     """
 
     bundle: Bundle
@@ -55,13 +59,16 @@ class Judge:
     captions: Captions
     backbones: Backbones
     sampled: Callable[[int], object]
-    sampling: Mapping[str, Any] = field(default_factory=dict)
+    sampling: Mapping[str, Any]
+    work: Path
 
     def sample(self, bundle: Bundle, context: Any, seed: int) -> Pictures:
         """A picture of each prompt."""
         self.sampled(len(context))
         sampler = Sampler(bundle, dict(self.sampling), min(8, len(context)), len(context), lambda done: None)
-        return sampler(context, seed, np.arange(len(context)))
+        weights = jax.tree.leaves((bundle.params["unet"], context))
+        named = digest_of([seed, dict(self.sampling), [np.asarray(leaf).tobytes() for leaf in weights]])
+        return kept(self.work / f"{named[:16]}.npy", lambda: sampler(context, seed, np.arange(len(context))))
 
     def agreement(self, made: Features, texts: Sequence[str]) -> Float[np.ndarray, " N"]:
         """Cosines of pictures and texts in C-space, by the own CLIP."""

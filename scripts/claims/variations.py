@@ -1,6 +1,5 @@
 """Table 2's shape on drawings: variations by the inverse and by what could take its place, beside the captions' own."""
 
-import io
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -12,6 +11,7 @@ import numpy as np
 from jaxtyping import Float, UInt8
 from PIL import Image
 
+from claims.results import kept
 from sdipc_jax.checkpoints.bundle import Bundle
 from sdipc_jax.checkpoints.delta import digest
 from sdipc_jax.checkpoints.text_tower import load_text_tower
@@ -31,7 +31,6 @@ from sdipc_jax.evaluate.pictures import (
 from sdipc_jax.evaluate.retrieval import encode_captions, image_features, retrieval_columns, text_projection
 from sdipc_jax.evaluate.sampling import Sampler
 from sdipc_jax.evaluate.tables import Estimate, Table
-from sdipc_jax.files import write_atomically
 from sdipc_jax.pictures.sheets import contact_sheet
 from sdipc_jax.prompts.calibration import fit_captions, mean_of_pictures, shifted
 from sdipc_jax.prompts.contexts import image_prompt, text_prompt
@@ -134,16 +133,6 @@ def measure(
     told_of = ", ".join(f"{name} {value}" for name, value in sampling.items())
     tables = [replace(each, note=f"{each.note} Sampled with {told_of}.") for each in tables]
     return Drawn(tables, drawn, ("drawing", *first))
-
-
-def kept(path: Path, make: Callable[[], Pictures]) -> Pictures:
-    """Pictures from a file, or made and written there."""
-    if not path.is_file():
-        path.parent.mkdir(parents=True, exist_ok=True)
-        stream = io.BytesIO()
-        np.save(stream, make())
-        write_atomically(path, stream.getvalue())
-    return np.load(path)
 
 
 def gains(
