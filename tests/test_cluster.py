@@ -14,9 +14,9 @@ from PIL import Image
 import sdipc_jax as sdipc
 from sdipc_jax import cli
 from sdipc_jax.batch import RowMapper
-from sdipc_jax.batch.cluster import Need, Worker
 from sdipc_jax.batch.job import Job
 from sdipc_jax.batch.settings import BatchSettings, read_job
+from sdipc_jax.batch.workers import Need, Worker
 from sdipc_jax.commands import batch as command
 from sdipc_jax.errors import InputError
 from sdipc_jax.parallel.software import software
@@ -27,7 +27,7 @@ from tests.batch_jobs import Stub, draw, draw_all, manifest, records, write_job
 def loaded(tiny: sdipc.Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
     """Loads nothing again that is in memory, and leaves the user's cache alone."""
     monkeypatch.setattr("sdipc_jax.prompts.converter.load_weights", lambda config, tuned: tiny)
-    for module in ("cluster", "mapping"):
+    for module in ("workers", "mapping"):
         monkeypatch.setattr(f"sdipc_jax.batch.{module}.keep_compiled", lambda: None)
         monkeypatch.setattr(f"sdipc_jax.batch.{module}.use_eigen", lambda: None)
 
@@ -69,6 +69,7 @@ def test_needs_as_ray_takes_them() -> None:
     assert Need("CPU", 4).options() == {"num_cpus": 4}
     assert Need("GPU", 1).options() == {"num_cpus": 0, "num_gpus": 1}
     assert Need("TPU", 4).options() == {"num_cpus": 0, "resources": {"TPU": 4}}
+    assert Need("CPU", 1).options({"b", "a"}) == {"num_cpus": 1, "label_selector": {"ray.io/node-id": "!in(a,b)"}}
 
 
 def test_a_worker_does_what_a_process_does(job: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

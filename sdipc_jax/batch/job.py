@@ -166,6 +166,8 @@ class Job:
         work, manifest = Work(), self.manifest
         for shard in shards:
             header = manifest.header(shard)
+            if header is not None:
+                work.former[shard] = header
             if header is None:
                 if manifest.path(shard).exists():
                     work.notes.append(f"{manifest.path(shard).name} is damaged: the shard is done again")
@@ -176,8 +178,13 @@ class Job:
             elif header.failed and retry_failed:
                 work.partly[shard] = {record["row"] for record in self.failures(shard)}
             else:
-                work.finished.append(header)
+                work.finished.append(work.former.pop(shard))
         return work
+
+    def finished(self, work: "Work", shard: int) -> Header | None:
+        """A shard's header, if it was finished since it was found to be left; else None."""
+        header = self.manifest.header(shard)
+        return None if header == work.former.get(shard) else header
 
     def failures(self, shard: int) -> Iterator[Record]:
         """The records of a finished shard's rows that have failed."""
@@ -208,6 +215,7 @@ class Job:
             device=device,
             batch_size=self.settings.batch_size * jax.local_device_count(),
             kept=lambda shard: self._kept(work, shard),
+            finished=lambda shard: self.finished(work, shard) is not None,
             stopping=stopping,
             report=report,
         )
@@ -215,9 +223,11 @@ class Job:
 
     def _kept(self, work: "Work", shard: int) -> list[Record]:
         """The results that stay in a shard, others of which are tried again."""
-        if shard not in work.partly:
+        again = work.partly.get(shard)
+        if again is None:
             return []
-        return [record for record in self.manifest.records(shard) if record["status"] == "done"]
+        # Others may have done those meanwhile.
+        return [each for each in self.manifest.records(shard) if each["status"] == "done" and each["row"] not in again]
 
 
 @dataclass
@@ -227,6 +237,8 @@ class Work:
     whole: set[int] = field(default_factory=set)
     partly: dict[int, set[int]] = field(default_factory=dict)
     """Shards in which some rows have failed, with the numbers of those rows."""
+    former: dict[int, Header] = field(default_factory=dict)
+    """What is said so far of those that are done again."""
     finished: list[Header] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
 
@@ -245,4 +257,7 @@ class Work:
     def only(self, shards: Iterable[int]) -> "Work":
         """What is left of these."""
         chosen = set(shards)
-        return Work(self.whole & chosen, {shard: rows for shard, rows in self.partly.items() if shard in chosen})
+        partly, former = (
+            {shard: value for shard, value in each.items() if shard in chosen} for each in (self.partly, self.former)
+        )
+        return Work(self.whole & chosen, partly, former)

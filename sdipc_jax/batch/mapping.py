@@ -38,7 +38,11 @@ class RowMapper:
     Equal rows have equal ids and so equal pictures, in whatever batches they come: give each its `seed` for several.
 
     dataset.map_batches(
-        RowMapper, fn_constructor_kwargs={"model": "sd15", "steps": 20}, batch_size=16, concurrency=8, num_gpus=1
+        RowMapper,
+        fn_constructor_kwargs={"model": "sd15", "steps": 20},
+        batch_size=16,
+        compute=ray.data.ActorPoolStrategy(size=8),
+        num_gpus=1,
     )
 
     Args:

@@ -99,6 +99,7 @@ class Run:
 
     Attributes:
         kept: records of results that stay in a shard whose other rows are done again.
+        finished: whether another process, believed dead perhaps, has finished a shard meanwhile.
         stopping: asked between batches whether to stop.
         report: called with the number of rows that are done or failed.
     """
@@ -108,6 +109,7 @@ class Run:
     device: Device
     batch_size: int
     kept: Callable[[int], list[Record]]
+    finished: Callable[[int], bool]
     stopping: Callable[[Progress], bool]
     report: Callable[[int], None]
     progress: Progress = field(default_factory=Progress)
@@ -120,7 +122,7 @@ class Run:
         threads = max(4, 2 * (os.cpu_count() or 1))
         with ThreadPoolExecutor(threads, "reader") as readers, ThreadPoolExecutor(threads, "encoder") as encoders:
             items = map_ahead(readers, reader, rows, ahead=_BATCHES_AHEAD * self.batch_size + threads)
-            writer = _Writer(self.job, self.manifest, self.kept, self.progress, encoders)
+            writer = _Writer(self.job, self.manifest, self.kept, self.finished, self.progress, encoders)
             ahead = Ahead(self._batches(items), _BATCHES_AHEAD, lambda: self.stopping(self.progress))
             with ahead as events, Behind(writer, _RESULTS_BEHIND) as behind:
                 self._work(events, behind)
@@ -191,10 +193,12 @@ class _Writer:
         job: JobSettings,
         manifest: Manifest,
         kept: Callable[[int], list[Record]],
+        finished: Callable[[int], bool],
         progress: Progress,
         encoders: ThreadPoolExecutor,
     ) -> None:
-        self.job, self.manifest, self.kept, self.progress, self.encoders = job, manifest, kept, progress, encoders
+        self.job, self.manifest, self.kept, self.finished = job, manifest, kept, finished
+        self.progress, self.encoders = progress, encoders
         self.sampling = manifest.job
         self.shard: Shard | None = None
         self.records: list[Record] = []
@@ -246,6 +250,11 @@ class _Writer:
     def _finish(self, end: End) -> None:
         shard = self._open(end.shard)
         records = sorted([*self.records, *end.failed], key=lambda record: record["row"])
+        if self.finished(end.shard):
+            # What is there and what is said of it belong together: they stay.
+            self.close()
+            self.progress.shards += 1
+            return
         try:
             files = shard.finish()
         except (OSError, InputError) as error:

@@ -17,10 +17,10 @@ from etils import epath
 from jaxtyping import Float32, Shaped, UInt8
 from PIL import Image
 from safetensors import deserialize
-from safetensors.numpy import save
 
 from sdipc_jax.batch import storage
 from sdipc_jax.batch.settings import JobSettings
+from sdipc_jax.checkpoints.tensors import to_safetensors
 from sdipc_jax.pictures.sheets import contact_sheet, png_text, thumbnail
 from sdipc_jax.records import Record
 
@@ -70,9 +70,8 @@ class TarShard(Shard):
     def __init__(self, folder: epath.Path, shard: int) -> None:
         self.path = folder / f"{shard_name(shard)}.tar"
         storage.remove_leftovers(folder, shard_name(shard))
-        self.spool = storage.spool_folder(folder) / storage.temporary_name(self.path.name)
-        self.stream = self.spool.open("xb")
-        self.held = storage.hold(self.spool)
+        self.spool, self.held = storage.begin(self.path, Path.touch)
+        self.stream = self.spool.open("wb")
 
     def add(self, record: Record, data: bytes) -> None:
         beside = f"{os.path.splitext(record['file'])[0]}.json"
@@ -112,9 +111,8 @@ class FolderShard(Shard):
         storage.remove_leftovers(folder, shard_name(shard))
         self.spool, self.held = self.path, -1
         if storage.is_local(folder):
-            self.spool = epath.Path(storage.spool_folder(folder) / storage.temporary_name(self.path.name))
-            self.spool.mkdir()
-            self.held = storage.hold(Path(self.spool))
+            spool, self.held = storage.begin(self.path, Path.mkdir)
+            self.spool = epath.Path(spool)
         else:
             self.path.mkdir(parents=True, exist_ok=True)
 
@@ -133,8 +131,6 @@ class FolderShard(Shard):
         with contextlib.suppress(OSError):
             storage.write(self.path.with_name(f"{self.path.name}.png"), self._sheet())
         if storage.is_local(self.path):
-            # Whoever is killed between the two finds the shard missing and makes it again.
-            shutil.rmtree(self.path, ignore_errors=True)
             storage.publish(Path(self.spool), self.path)
         return self.files
 
@@ -182,7 +178,7 @@ class VectorShard(Shard):
             "ids": json.dumps([record["id"] for record, _ in rows]),
             "files": json.dumps([record["inputs"] for record, _ in rows]),
         }
-        data = save(arrays, metadata)
+        data = to_safetensors(arrays, metadata)
         storage.write(self.path, data)
         return {self.path.name: (len(data), hashlib.sha256(data).hexdigest())}
 

@@ -81,14 +81,14 @@ def write(path: epath.Path, data: bytes) -> None:
             # What is put into an object store appears when it is complete.
             path.write_bytes(data)
             return
-        temporary = Path(path).with_name(temporary_name(path.name))
+        temporary, held = begin(path, Path.touch)
         try:
-            with temporary.open("xb") as stream:
-                try_lock(stream.fileno())
+            with temporary.open("wb") as stream:
                 put(stream, data)
                 sync(stream)
             rename(temporary, path)
         finally:
+            os.close(held)
             temporary.unlink(missing_ok=True)
 
     retrying(attempt)
@@ -113,10 +113,22 @@ def append(stream: IO[bytes], data: bytes) -> None:
 
 
 def publish(spool: Path, path: epath.Path) -> None:
-    """Gives a finished local file its final name and place; replaces what is there."""
+    """Gives a finished local file or folder its final name and place; replaces what is there."""
 
     def attempt() -> None:
         if is_local(path):
+            if spool.is_dir() and path.exists():
+                # No folder can be replaced. Who is killed between the two finds it missing and makes it again.
+                former = Path(path).with_name(temporary_name(path.name))
+                os.replace(path, former)
+                try:
+                    rename(spool, path)
+                except OSError:
+                    with contextlib.suppress(OSError):
+                        os.replace(former, path)
+                    raise
+                shutil.rmtree(former, ignore_errors=True)
+                return
             rename(spool, path)
             return
         with spool.open("rb") as source, path.open("wb") as target:
@@ -136,10 +148,38 @@ def temporary_name(name: str) -> str:
     return f".{name}.{secrets.token_hex(4)}.tmp"
 
 
+def begin(path: epath.Path, make: Callable[[Path], None]) -> tuple[Path, int]:
+    """Makes a temporary file or folder for what will be `path`; the descriptor holds it as long as it is open.
+
+    Another process that tidies up may take it for a leftover before it is held; then another one is made.
+
+    Raises:
+        OSError: it cannot be made.
+    """
+    for attempt in range(ATTEMPTS):
+        temporary = spool_folder(path.parent) / temporary_name(path.name)
+        make(temporary)
+        try:
+            return temporary, hold(temporary)
+        except (BlockingIOError, FileNotFoundError):
+            if attempt == ATTEMPTS - 1:
+                raise
+    raise AssertionError
+
+
 def hold(spool: Path) -> int:
-    """Marks a temporary file or folder as being written by this process, as long as the descriptor is open."""
+    """Marks a temporary file or folder as being written by this process, as long as the descriptor is open.
+
+    Raises:
+        BlockingIOError, FileNotFoundError: another process removes it, or has done so.
+    """
     descriptor = os.open(spool, os.O_RDONLY)
-    try_lock(descriptor)
+    try:
+        try_lock(descriptor)
+        os.stat(spool)
+    except OSError:
+        os.close(descriptor)
+        raise
     return descriptor
 
 

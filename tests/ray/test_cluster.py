@@ -15,6 +15,7 @@ import pytest
 
 from sdipc_jax.batch.settings import BatchSettings
 from sdipc_jax.commands import batch as command
+from sdipc_jax.errors import InputError
 from tests.batch_jobs import Stub, draw_all, manifest, records, write_job
 from tests.processes import finish, start
 from tests.ray.nodes import Nodes, started, wait_for
@@ -157,7 +158,7 @@ def test_a_worker_dies_of_memory(nodes: Nodes, job: Make, tmp_path: Path) -> Non
 def test_a_shard_that_ends_every_worker_is_given_up(
     nodes: Nodes, job: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("sdipc_jax.batch.cluster._ATTEMPTS", 3)
+    monkeypatch.setattr("sdipc_jax.batch.driver._ATTEMPTS", 3)
     nodes.add()
     (tmp_path / "eaten").mkdir()
     outcome = on_ray(job("out", source=draw_all(tmp_path / "in", 20)), Hungry(tmp_path / "eaten", times=100))
@@ -202,8 +203,23 @@ def test_the_driver_is_killed_and_started_again(nodes: Nodes, job: Make, tmp_pat
     each_once(out, 60)
 
 
+class Refuses(Stub):
+    """A device that one node does not have."""
+
+    def __init__(self, node: str) -> None:
+        super().__init__(0.2)
+        self.node = node
+
+    def __call__(self, *_: Any) -> Stub:
+        import ray
+
+        if ray.get_runtime_context().get_node_id() == self.node:
+            raise InputError("no such thing here")
+        return self
+
+
 def test_what_is_wrong_on_a_node_is_told_with_its_name(nodes: Nodes, job: Make, tmp_path: Path) -> None:
-    nodes.add()
+    only = nodes.add()
     source = draw_all(tmp_path / "in", 4)
     path = job("out", source=source)
     (tmp_path / "out").mkdir()
@@ -211,16 +227,19 @@ def test_what_is_wrong_on_a_node_is_told_with_its_name(nodes: Nodes, job: Make, 
     [(code, _, errors)] = finish([drive(path, 0.0)], 120)
     assert (code, "holds another job" in errors) == (2, True)
     (tmp_path / "out" / "job.json").unlink()
+    with pytest.raises(InputError, match=r"^on \S+: no such thing here$"):
+        on_ray(path, Refuses(only.node_id))
 
-    class Refuses:
-        def __call__(self, *_: Any) -> Any:
-            (tmp_path / "out" / "job.json").unlink()
-            from sdipc_jax.errors import InputError
 
-            raise InputError("no such thing here")
-
-    with pytest.raises(ValueError, match=r"^on \S+: no such thing here$"):
-        on_ray(path, Refuses())
+def test_a_node_that_will_not_do_is_left_out(
+    nodes: Nodes, job: Make, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    bad, _ = nodes.add(), nodes.add()
+    outcome = on_ray(job("out", source=draw_all(tmp_path / "in", 40)), Refuses(bad.node_id))
+    assert (outcome.progress.done, outcome.manifest["done"]) == (40, 40)
+    each_once(tmp_path / "out", 40)
+    [told] = [line for line in capsys.readouterr().err.splitlines() if "no such thing here" in line]
+    assert told.endswith(": no such thing here (the others go on without it)")
 
 
 def test_twenty_kills_of_workers_and_nodes(nodes: Nodes, job: Make, tmp_path: Path) -> None:

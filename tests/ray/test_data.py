@@ -24,7 +24,7 @@ def test_a_pipeline_of_ray_data(tiny_folder: Path, tiny: sdipc.Bundle, tmp_path:
                 RowMapper,
                 fn_constructor_kwargs={"model": str(tiny_folder), "scale": 5.0, "vectors": True},
                 batch_size=3,
-                concurrency=1,
+                compute=ray.data.ActorPoolStrategy(size=1),
                 num_cpus=1,
             )
             .take_all()
