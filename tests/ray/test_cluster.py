@@ -18,6 +18,7 @@ from sdipc_jax.commands import batch as command
 from sdipc_jax.errors import InputError
 from tests.batch_jobs import Stub, draw_all, manifest, records, write_job
 from tests.processes import finish, start
+from tests.ray.conftest import Outcome
 from tests.ray.nodes import Nodes, started, wait_for
 
 Make = Callable[..., Path]
@@ -73,22 +74,23 @@ def digests(folder: Path) -> tuple[str, str]:
     return found["digest"], found["pictures"]
 
 
-def test_on_one_two_and_four_workers_and_on_none(nodes: Nodes, job: Make, tmp_path: Path) -> None:
+def test_on_one_two_and_four_workers_and_on_none(nodes: Nodes, job: Make, tmp_path: Path, outcome: Outcome) -> None:
     source = draw_all(tmp_path / "in", 37)
     [(code, _, errors)] = finish([start(["-m", "sdipc_jax.cli", "batch", job("none", source=source)], 1)], 300)
     assert code == 0, errors
     for _ in range(4):
         nodes.add()
     for count in (1, 2, 4):
-        outcome = on_ray(job(f"ray-{count}", source=source), workers=count)
-        assert (outcome.progress.done, outcome.progress.shards) == (37, 8)
+        found = on_ray(job(f"ray-{count}", source=source), workers=count)
+        assert (found.progress.done, found.progress.shards) == (37, 8)
         each_once(tmp_path / f"ray-{count}", 37)
         assert digests(tmp_path / f"ray-{count}") == digests(tmp_path / "none")
         for path in (tmp_path / "none").glob("shard-*"):
             assert (tmp_path / f"ray-{count}" / path.name).read_bytes() == path.read_bytes()
+    outcome("37 items on no, 1, 2 and 4 workers", "one digest, all files equal byte for byte")
 
 
-def test_a_node_is_killed_and_another_one_added(nodes: Nodes, job: Make, tmp_path: Path) -> None:
+def test_a_node_is_killed_and_another_one_added(nodes: Nodes, job: Make, tmp_path: Path, outcome: Outcome) -> None:
     source, out = draw_all(tmp_path / "in", 60), tmp_path / "out"
     clean = command.batch(BatchSettings(job=job("clean", source=source)), lambda done: None, Stub())
     gone, there = nodes.add(), nodes.add()
@@ -99,14 +101,17 @@ def test_a_node_is_killed_and_another_one_added(nodes: Nodes, job: Make, tmp_pat
         nodes.kill(gone)
         nodes.add()
         assert len(shards(out)) < 12
-        outcome = running.result()
+        found = running.result()
     assert there in nodes.nodes
     # Ray may try to put one more on the node before it sees that it is gone.
     assert any(
-        note.endswith("workers were lost, and what they had not finished was begun again") for note in outcome.notes
+        note.endswith("workers were lost, and what they had not finished was begun again") for note in found.notes
     )
     each_once(out, 60)
-    assert outcome.manifest == clean.manifest  # type: ignore[union-attr]
+    assert found.manifest == clean.manifest  # type: ignore[union-attr]
+    outcome(
+        "one of two nodes is killed, another one added", "the job ends; 60 of 60 items once, the digest of one process"
+    )
 
 
 class Hungry(Stub):
@@ -144,32 +149,34 @@ def little_memory() -> Iterator[None]:
 
 
 @pytest.mark.usefixtures("little_memory")
-def test_a_worker_dies_of_memory(nodes: Nodes, job: Make, tmp_path: Path) -> None:
+def test_a_worker_dies_of_memory(nodes: Nodes, job: Make, tmp_path: Path, outcome: Outcome) -> None:
     nodes.add()
     source = draw_all(tmp_path / "in", 20)
     (tmp_path / "eaten").mkdir()
-    outcome = on_ray(job("out", source=source), Hungry(tmp_path / "eaten", times=2))
+    found = on_ray(job("out", source=source), Hungry(tmp_path / "eaten", times=2))
     assert len(list((tmp_path / "eaten").iterdir())) == 2
-    assert outcome.manifest is not None
+    assert found.manifest is not None
     each_once(tmp_path / "out", 20)
+    outcome("the kernel ends a worker that takes too much memory, twice", "the job ends; 20 of 20 items once")
 
 
 @pytest.mark.usefixtures("little_memory")
 def test_a_shard_that_ends_every_worker_is_given_up(
-    nodes: Nodes, job: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    nodes: Nodes, job: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, outcome: Outcome
 ) -> None:
     monkeypatch.setattr("sdipc_jax.batch.driver._ATTEMPTS", 3)
     nodes.add()
     (tmp_path / "eaten").mkdir()
-    outcome = on_ray(job("out", source=draw_all(tmp_path / "in", 20)), Hungry(tmp_path / "eaten", times=100))
+    found = on_ray(job("out", source=draw_all(tmp_path / "in", 20)), Hungry(tmp_path / "eaten", times=100))
     assert len(list((tmp_path / "eaten").iterdir())) == 3
     assert shards(tmp_path / "out") == {"shard-00000.jsonl", "shard-00002.jsonl", "shard-00003.jsonl"}
-    assert outcome.failures[0]["error"].startswith("shard 1 was given up, since 3 workers were lost at it")
-    assert "shards are missing: start it again" in str(outcome)
+    assert found.failures[0]["error"].startswith("shard 1 was given up, since 3 workers were lost at it")
+    assert "shards are missing: start it again" in str(found)
     (tmp_path / "eaten").rename(tmp_path / "before")
     (tmp_path / "eaten").mkdir()
     assert on_ray(job("out", source=tmp_path / "in"), Hungry(tmp_path / "eaten", times=0)).manifest is not None
     each_once(tmp_path / "out", 20)
+    outcome("a shard whose rows end every worker", "given up and told, the others done; the same command does it later")
 
 
 def drive(job: Path, seconds: float, *options: str) -> Any:
@@ -178,7 +185,7 @@ def drive(job: Path, seconds: float, *options: str) -> Any:
     return start([*arguments, *options], 1, JAX_PLATFORMS="tpu")
 
 
-def test_the_driver_is_killed_and_started_again(nodes: Nodes, job: Make, tmp_path: Path) -> None:
+def test_the_driver_is_killed_and_started_again(nodes: Nodes, job: Make, tmp_path: Path, outcome: Outcome) -> None:
     nodes.add(2)
     source, out = draw_all(tmp_path / "in", 60), tmp_path / "out"
     path = job("out", source=source, container="folder")
@@ -201,6 +208,10 @@ def test_the_driver_is_killed_and_started_again(nodes: Nodes, job: Make, tmp_pat
     assert found["manifest"]["done"] == 60
     assert {name: (out / name).stat().st_mtime_ns for name in finished} == finished
     each_once(out, 60)
+    outcome(
+        "the driver is killed, started again, stopped with SIGTERM, started again",
+        "what was finished is not touched; 60 of 60 items once",
+    )
 
 
 class Refuses(Stub):
@@ -232,17 +243,18 @@ def test_what_is_wrong_on_a_node_is_told_with_its_name(nodes: Nodes, job: Make, 
 
 
 def test_a_node_that_will_not_do_is_left_out(
-    nodes: Nodes, job: Make, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    nodes: Nodes, job: Make, tmp_path: Path, capsys: pytest.CaptureFixture[str], outcome: Outcome
 ) -> None:
     bad, _ = nodes.add(), nodes.add()
-    outcome = on_ray(job("out", source=draw_all(tmp_path / "in", 40)), Refuses(bad.node_id))
-    assert (outcome.progress.done, outcome.manifest["done"]) == (40, 40)
+    found = on_ray(job("out", source=draw_all(tmp_path / "in", 40)), Refuses(bad.node_id))
+    assert (found.progress.done, found.manifest["done"]) == (40, 40)
     each_once(tmp_path / "out", 40)
     [told] = [line for line in capsys.readouterr().err.splitlines() if "no such thing here" in line]
     assert told.endswith(": no such thing here (the others go on without it)")
+    outcome("one of two nodes will not do", "named once and left out; 40 of 40 items once")
 
 
-def test_twenty_kills_of_workers_and_nodes(nodes: Nodes, job: Make, tmp_path: Path) -> None:
+def test_twenty_kills_of_workers_and_nodes(nodes: Nodes, job: Make, tmp_path: Path, outcome: Outcome) -> None:
     source, out, luck = draw_all(tmp_path / "in", 500), tmp_path / "out", random.Random(26)
     values = {"source": source, "shard_size": 10, "batch_size": 5}
     [(code, _, errors)] = finish([start(["-m", "sdipc_jax.cli", "batch", job("clean", **values)], 1)], 300)
@@ -272,12 +284,16 @@ def test_twenty_kills_of_workers_and_nodes(nodes: Nodes, job: Make, tmp_path: Pa
                 # What was finished is never touched again.
                 assert seen.setdefault(name, (data.st_ino, data.st_mtime_ns)) == (data.st_ino, data.st_mtime_ns)
         early = running.done()
-        outcome = running.result()
+        found = running.result()
     # Otherwise it was not disturbed to the end.
     assert not early
     assert sum(kills.values()) == 20, kills
     each_once(out, 500)
-    assert outcome.manifest is not None
+    assert found.manifest is not None
     assert manifest(out) == manifest(tmp_path / "clean")
     for path in out.glob("shard-*"):
         assert path.read_bytes() == (tmp_path / "clean" / path.name).read_bytes()
+    outcome(
+        f"20 kills at random over 500 items: {kills['workers']} workers, {kills['nodes']} nodes",
+        "the job ends; nothing lost, nothing twice; all files equal byte for byte to one process's",
+    )
