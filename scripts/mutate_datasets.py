@@ -32,7 +32,7 @@ import pyarrow.parquet as pq
 from etils import epath
 from PIL import Image
 
-from sdipc_jax.datasets.rows import RawRow
+from sdipc_jax.datasets.rows import EVERY_ROW, RawRow
 from sdipc_jax.datasets.sources import open_source
 from sdipc_jax.errors import InputError
 from sdipc_jax.pictures.reading import decode_picture
@@ -101,7 +101,7 @@ def contents(path: Path, columns: dict[str, str] | None) -> tuple[list[Content],
     source = open_source(str(path), None if columns is None else columns.values())
     survey = source.survey()
     good, failed, count = list[Content](), list[str](), 0
-    for raw in source.rows(lambda row: True):
+    for raw in source.rows(EVERY_ROW):
         assert raw.number == count
         count += 1
         try:

@@ -16,9 +16,11 @@ import pytest
 from mutate_datasets import run
 from PIL import Image
 
-from sdipc_jax.datasets.rows import RawRow, Survey
+from sdipc_jax.datasets import lines
+from sdipc_jax.datasets.rows import EVERY_ROW, RawRow, Survey, Wanted
 from sdipc_jax.datasets.sources import open_source
 from sdipc_jax.errors import InputError
+from tests.batch_jobs import write_rows
 
 BLOCK = 512
 TEXTS = {"picture": "picture", "text": "txt"}
@@ -49,7 +51,7 @@ def look(path: Path | Sequence[Path], columns: Sequence[str] | None = None) -> t
     names = str(path) if isinstance(path, Path) else [str(each) for each in path]
     source = open_source(names, columns)
     survey = source.survey()
-    rows = list(source.rows(lambda row: True))
+    rows = list(source.rows(EVERY_ROW))
     assert [row.number for row in rows] == list(range(survey.rows))
     return survey, rows
 
@@ -382,7 +384,7 @@ def test_a_file_that_shrinks_loses_no_row_without_a_word(tmp_path: Path) -> None
         assert source.survey().rows == 4
         data = (tmp_path / name).read_bytes()
         (tmp_path / name).write_bytes(data[: len(data) // 2 // BLOCK * BLOCK if name == "in.tar" else len(line)])
-        rows = list(source.rows(lambda row: True))
+        rows = list(source.rows(EVERY_ROW))
         assert [row.number for row in rows] == list(range(4))
         assert name in (rows[-1].error or "")
 
@@ -475,3 +477,26 @@ def test_other_files_are_refused_by_name(tmp_path: Path, name: str) -> None:
 def test_a_source_without_its_driver(name: str) -> None:
     with pytest.raises(InputError, match=r"source is .*, which cannot be opened .*pip install 'etils\[epath-"):
         open_source(name)
+
+
+def test_what_is_not_wanted_is_not_opened(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("a", "b", "c"):
+        write_rows(tmp_path / f"{name}.jsonl", [{"picture": f"{name}{row}.png"} for row in range(10)])
+    source = open_source(str(tmp_path / "*.jsonl"))
+    assert source.survey().rows == 30
+    opened, read = list[str](), lines._lines
+    monkeypatch.setattr(lines, "_lines", lambda path: (opened.append(path.name), read(path))[1])
+    rows = list(source.rows(Wanted([range(12, 14), range(18, 19)])))
+    assert [row.values["picture"] for row in rows] == ["b2.png", "b3.png", "b8.png"]
+    assert opened == ["b.jsonl"]
+    assert not list(source.rows(Wanted([])))
+
+
+def test_ranges_of_rows_answer_as_their_rows_do() -> None:
+    ranges = [range(3, 5), range(9, 10), range(5, 6), range(0, 0)]
+    rows, wanted = {row for each in ranges for row in each}, Wanted(ranges)
+    assert {row for row in range(20) if wanted(row)} == rows
+    for first in range(12):
+        for end in range(first + 1, 13):
+            assert wanted.some(range(first, end)) == bool(rows & set(range(first, end)))
+    assert (wanted.end, Wanted([]).end) == (10, 0)

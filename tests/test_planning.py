@@ -1,6 +1,10 @@
 """The arithmetic of large jobs, against hand-computed numbers."""
 
+import math
+import random
+
 import pytest
+from simulate_job import simulate
 
 from sdipc_jax.batch.planning import Stage, duration, plan
 from sdipc_jax.errors import InputError
@@ -75,3 +79,40 @@ def test_numbers_that_make_no_sense(stage: Stage, changes: dict, message: str) -
 def test_no_stages() -> None:
     with pytest.raises(InputError, match="there are no stages"):
         plan(10, [], bytes_per_picture=1, shard_size=5)
+
+
+class Lives(random.Random):
+    """How long hosts stay, one after the other; for ever after the last."""
+
+    def __init__(self, *lives: float) -> None:
+        super().__init__()
+        self.lives = [*lives]
+
+    def expovariate(self, lambd: float = 1.0) -> float:
+        return self.lives.pop(0) if self.lives else math.inf
+
+
+@pytest.mark.parametrize(
+    "pictures, hosts, shared, lives, seconds",
+    [
+        # Shards of 2, 4 and 4 pictures: 2 from second 5 to 8 and 4 until 13; 4 until 10.
+        (10, 2, True, [], 13),
+        (10, 2, False, [], 13),
+        # 2 and 4 of two hosts' own until 13, and 4 and 4 until 15.
+        (14, 2, False, [], 15),
+        (14, 2, True, [], 15),
+        # Taken away at 7 and back at 17, ready at 22; the shard begins anew.
+        (4, 1, True, [7], 27),
+        # Taken away while it got ready, at 3, back at 13 and gone at 13 + 4, back at 27.
+        (4, 1, True, [3, 4], 37),
+        # The other takes over what the first had begun, or has to wait for it.
+        (8, 2, True, [7], 15),
+        (8, 2, False, [7], 27),
+    ],
+)
+def test_the_simulation_does_what_is_worked_out_by_hand(
+    pictures: int, hosts: int, shared: bool, lives: list[float], seconds: float
+) -> None:
+    options = {"seconds": 1, "life": 3600, "back": 10, "start": 5, "finish": 1}
+    found = simulate(pictures, 4, hosts=hosts, shared=shared, luck=Lives(*lives), **options)
+    assert found == seconds

@@ -8,7 +8,7 @@ from sdipc_jax.batch.items import Reader
 from sdipc_jax.batch.settings import JobSettings
 from sdipc_jax.batch.storage import is_local
 from sdipc_jax.datasets.folder import Folder, ImageFolder
-from sdipc_jax.datasets.rows import Row, Source, Survey, standard_names
+from sdipc_jax.datasets.rows import EVERY_ROW, Row, Source, Survey, Wanted, standard_names
 from sdipc_jax.errors import InputError, printable
 from sdipc_jax.records import name_row
 
@@ -43,7 +43,7 @@ def check_columns(source: Source, settings: JobSettings) -> None:
             raise InputError(
                 f"columns names {name!r}, expected one of a row's settings, {', '.join(Row.model_fields)}: correct it"
             )
-    first = next(iter(source.rows(lambda row: row == 0)), None)
+    first = next(iter(source.rows(Wanted([range(1)]))), None)
     if first is None or first.error is not None or settings.columns is not None:
         return
     unknown = sorted(set(standard_names(first.values).values()) - set(Row.model_fields))
@@ -60,7 +60,7 @@ def rows_that_will_fail(source: Source, survey: Survey, reader: Reader) -> Itera
     """A line about those rows of a small job whose texts or sizes will not do, or which cannot be read."""
     if survey.rows > _CHECKED_ROWS or survey.size > _CHECKED_BYTES:
         return
-    rows = source.rows(lambda row: True)
+    rows = source.rows(EVERY_ROW)
     bad = [f"{name_row(raw.number, raw.place)}: {problem}" for raw in rows if (problem := reader.check(raw))]
     if bad:
         shown = "; ".join(bad[:_SHOWN_ROWS])

@@ -16,7 +16,7 @@ from sdipc_jax.checkpoints.controlnets import with_controlnets
 from sdipc_jax.checkpoints.digests import digests
 from sdipc_jax.checkpoints.load import configure
 from sdipc_jax.datasets.controls import RowControls
-from sdipc_jax.datasets.rows import Source, Survey
+from sdipc_jax.datasets.rows import Source, Survey, Wanted
 from sdipc_jax.datasets.sources import open_source
 from sdipc_jax.errors import InputError
 from sdipc_jax.parallel import make_mesh
@@ -219,7 +219,7 @@ class Job:
             stopping=stopping,
             report=report,
         )
-        return run(self.source.rows(lambda row: work.wants(row, self.settings.shard_size)), self.reader)
+        return run(self.source.rows(work.rows(self.settings.shard_size)), self.reader)
 
     def _kept(self, work: "Work", shard: int) -> list[Record]:
         """The results that stay in a shard, others of which are tried again."""
@@ -250,9 +250,10 @@ class Work:
         """Those in which something is left, in order."""
         return sorted(self.whole | self.partly.keys())
 
-    def wants(self, row: int, shard_size: int) -> bool:
-        shard = row // shard_size
-        return shard in self.whole or row in self.partly.get(shard, ())
+    def rows(self, shard_size: int) -> Wanted:
+        """Those that are left."""
+        whole = (range(shard * shard_size, (shard + 1) * shard_size) for shard in self.whole)
+        return Wanted([*whole, *(range(row, row + 1) for rows in self.partly.values() for row in rows)])
 
     def only(self, shards: Iterable[int]) -> "Work":
         """What is left of these."""

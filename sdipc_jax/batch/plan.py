@@ -14,7 +14,7 @@ from sdipc_jax.batch.planning import Plan, Stage, plan
 from sdipc_jax.batch.sampler import Batch
 from sdipc_jax.batch.settings import BatchSettings, JobSettings
 from sdipc_jax.batch.shards import encode
-from sdipc_jax.datasets.rows import Source
+from sdipc_jax.datasets.rows import Source, Wanted
 from sdipc_jax.errors import InputError
 from sdipc_jax.records import Record
 
@@ -108,7 +108,7 @@ def measure(job: JobSettings, source: Source, reader: Reader, device: Device, de
         InputError: none of the first rows can be used.
     """
     count = job.batch_size * devices
-    rows = list(itertools.islice(source.rows(lambda row: row < 2 * count), 2 * count))
+    rows = list(itertools.islice(source.rows(Wanted([range(2 * count)])), 2 * count))
     # Loads what is loaded once, such as the tokenizer.
     reader(rows[0])
     read, items = _timed(lambda: [reader(row) for row in rows])

@@ -13,7 +13,7 @@ import numpy as np
 from jaxtyping import UInt8
 
 from sdipc_jax.datasets.folder import Folder
-from sdipc_jax.datasets.rows import RawRow, picture_of
+from sdipc_jax.datasets.rows import EVERY_ROW, RawRow, picture_of
 from sdipc_jax.datasets.sources import open_source
 from sdipc_jax.errors import InputError, printable, shortened
 from sdipc_jax.pictures.reading import Picture, decode_picture, read_picture
@@ -115,7 +115,7 @@ def find(
     """
     source = open_source(str(data), None if columns is None else columns.values(), captions=True, setting="data")
     notes += source.survey().notes
-    rows = [_found(row, columns) for row in source.rows(lambda row: True)]
+    rows = [_found(row, columns) for row in source.rows(EVERY_ROW)]
     if isinstance(source, Folder):
         found = list(_of_classes(Path(data), rows, classes, notes))
     else:

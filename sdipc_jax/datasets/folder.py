@@ -11,7 +11,7 @@ from typing import Any
 from etils import epath
 
 from sdipc_jax.datasets.lines import JsonLines
-from sdipc_jax.datasets.rows import RawRow, Survey, Wanted
+from sdipc_jax.datasets.rows import EVERY_ROW, RawRow, Survey, Wanted
 from sdipc_jax.datasets.rules import ENDINGS, HEAD, LINKED, ending_of, is_picture, kind, passed_over, text_of, told
 from sdipc_jax.errors import InputError, printable
 
@@ -48,6 +48,8 @@ class Folder:
 
     def rows(self, wanted: Wanted) -> Iterator[RawRow]:
         for number, (name, caption) in enumerate(self.pictures(Counter())):
+            if number >= wanted.end:
+                return
             if wanted(number):
                 yield self._row(number, name, caption if self.captions else None)
 
@@ -106,7 +108,7 @@ class ImageFolder:
         passed = Counter[str]()
         there = {name for name, _ in Folder(self.path, captions=False).pictures(passed)}
         passed[kind(METADATA)] -= 1
-        named = {self._name(row) for row in self._lines.rows(lambda row: True)}
+        named = {self._name(row) for row in self._lines.rows(EVERY_ROW)}
         passed[f"pictures that {METADATA} does not name"] += len(there - named)
         return dataclasses.replace(found, notes=(*found.notes, *told(passed)))
 

@@ -44,10 +44,15 @@ class JsonLines:
         first = 0
         for path, count in zip(self.paths, self._counts or [0] * len(self.paths), strict=True):
             number, reason = first, "the file is shorter than it was"
+            if self._counts and not wanted.some(range(first, first + count)):
+                first += count
+                continue
             try:
                 for place, line in _lines(path):
                     if not line.strip() or (self._counts and number == first + count):
                         continue
+                    if number >= wanted.end:
+                        return
                     if wanted(number):
                         yield _row(number, path, place, line)
                     number += 1

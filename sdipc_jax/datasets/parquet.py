@@ -82,7 +82,7 @@ class ParquetFiles:
                     f"{file.name}: {file.damage}, expected a whole Parquet file; all its rows are lost: get it again"
                 )
                 yield from missing_rows(wanted, [first], file.name, reason)
-            elif any(map(wanted, range(first, first + count))):
+            elif wanted.some(range(first, first + count)):
                 yield from self._rows(file, first, wanted)
             first += count
 
@@ -92,7 +92,7 @@ class ParquetFiles:
             with file.path.open("rb") as stream, self._open(stream) as opened:
                 for group, count in enumerate(file.groups):
                     numbers = range(group_first, group_first + count)
-                    if any(map(wanted, numbers)):
+                    if wanted.some(numbers):
                         yield from self._group(file, opened, group, first, numbers, wanted)
                     group_first += count
         except Exception as error:  # Whatever pyarrow and storage raise.

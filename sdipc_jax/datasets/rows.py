@@ -1,6 +1,8 @@
 """A row of a data set: as it stands there, and as the settings and pictures that it asks for."""
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+import sys
+from bisect import bisect_left
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any, Protocol, Self
 from urllib.parse import unquote, urlsplit
@@ -175,7 +177,33 @@ class RawRow:
         return Input(name, _at(self.base, name), role)
 
 
-Wanted = Callable[[int], bool]
+class Wanted:
+    """Rows that are wanted: ranges of their numbers, no two of which overlap.
+
+    >>> wanted = Wanted([range(10, 12), range(4, 6)])
+    >>> wanted(5), wanted(6), wanted.some(range(6, 11)), wanted.some(range(6, 10)), wanted.end
+    (True, False, True, False, 12)
+
+    Attributes:
+        end: no row from here on is wanted.
+    """
+
+    def __init__(self, ranges: Iterable[range]) -> None:
+        self._ranges = sorted(filter(None, ranges), key=lambda each: each.start)
+        self._starts = [each.start for each in self._ranges]
+        self.end = self._ranges[-1].stop if self._ranges else 0
+
+    def __call__(self, row: int) -> bool:
+        """Whether a row is."""
+        return self.some(range(row, row + 1))
+
+    def some(self, rows: range) -> bool:
+        """Whether one of some rows is, without looking at each."""
+        before = bisect_left(self._starts, rows.stop)
+        return before > 0 and self._ranges[before - 1].stop > rows.start
+
+
+EVERY_ROW = Wanted([range(sys.maxsize)])
 
 
 @dataclass(frozen=True)

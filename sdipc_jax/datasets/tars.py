@@ -86,7 +86,7 @@ class Tars:
         first = 0
         for shard in self._shards:
             numbers = range(first, first + shard.rows)
-            if any(map(wanted, numbers)):
+            if wanted.some(numbers):
                 yield from self._rows(shard, numbers, wanted)
             first += shard.rows
 
@@ -96,6 +96,8 @@ class Tars:
             with shard.path.open("rb") as stream:
                 archive = _Archive(shard, stream)
                 for sample in itertools.islice(_samples(stream, shard.length, Counter(), []), shard.rows):
+                    if number >= wanted.end:
+                        return
                     if wanted(number):
                         yield self._row(number, archive, sample)
                     number += 1
