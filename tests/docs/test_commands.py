@@ -37,6 +37,7 @@ ELSEWHERE = {
 SNIPPETS_ELSEWHERE = {
     "from safetensors.torch import load_file": "PyTorch",
     "from sdipc_jax.sampling import Control": "a ControlNet",
+    "import ray": "Ray: tests/ray",
 }
 _SAMPLING = {"--steps": "2", "--num-images": "1"}
 # What is added where nothing else is typed.
