@@ -179,17 +179,17 @@ class Driver:
             raise InputError(reason)
         if len(self.refused) > former:
             self.tell(f"{reason} (the others go on without it)")
-        self.queue.extendleft(reversed(self._unfinished(lease)))
+        self.queue.extendleft(reversed(self._unfinished(lease.work) if lease else []))
         self.counted = -_SECONDS_BETWEEN_COUNTS
 
-    def _unfinished(self, lease: _Lease | None) -> list[int]:
+    def _unfinished(self, work: Work) -> list[int]:
         """Counts what a worker had finished that is no more; gives the rest."""
         again = []
-        for shard in () if lease is None else lease.work.shards:
-            if (header := self.job.finished(lease.work, shard)) is None:
+        for shard in work.shards:
+            if (header := self.job.finished(work, shard)) is None:
                 again.append(shard)
                 continue
-            rows = lease.work.partly.get(shard, range(header.rows))
+            rows = work.partly.get(shard, range(header.rows))
             done = Progress(done=len(rows) - header.failed, failed=header.failed, shards=1)
             done.failures += self.job.failures(shard)
             self.progress.add(done)
@@ -197,7 +197,7 @@ class Driver:
 
     def _lost(self, lease: _Lease | None, reason: str) -> None:
         """Puts back what a lost worker had not finished."""
-        again = self._unfinished(lease)
+        again = self._unfinished(lease.work) if lease else []
         at = again[0] if again else None
         self.counted = -_SECONDS_BETWEEN_COUNTS
         if lease is not None and at is None:

@@ -258,7 +258,6 @@ class Work:
     def only(self, shards: Iterable[int]) -> "Work":
         """What is left of these."""
         chosen = set(shards)
-        partly, former = (
-            {shard: value for shard, value in each.items() if shard in chosen} for each in (self.partly, self.former)
-        )
-        return Work(self.whole & chosen, partly, former)
+        partly = {shard: rows for shard, rows in self.partly.items() if shard in chosen}
+        former = {shard: header for shard, header in self.former.items() if shard in chosen}
+        return Work(self.whole & chosen, partly, former=former)
