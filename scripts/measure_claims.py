@@ -19,7 +19,8 @@ from typing import Annotated, Literal
 
 import tyro
 from claims import card, spaces, variations
-from claims.pages import write_pages
+from claims.figures import draw
+from claims.pages import CHECKPOINTS, write_pages
 from claims.results import RESULTS, save
 from tqdm import tqdm
 
@@ -58,6 +59,7 @@ class Options:
 def main(options: Options) -> None:
     """Measures or writes."""
     if options.what == "pages":
+        draw(options.output_dir, CHECKPOINTS)
         write_pages(options.output_dir)
         return
     if options.what == "training":

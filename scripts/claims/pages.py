@@ -97,6 +97,8 @@ def written(page: Page, found: Mapping[str, Mapping[str, Any]], folder: Path) ->
         f"{page.head} Written by `python scripts/measure_claims.py pages` from the JSONs beside it. `embedded` is the "
         "checkpoint that ships, `plain` [one that was not trained for the closed form](plain-card.md).",
     ]
+    if (folder / f"{page.name}.png").is_file():
+        parts.append(f"![{page.title}]({page.name}.png)")
     for name, each in found.items():
         parts += [f"## {name}", f"```sh\n{each['command']}\n```"]
         if "gap" in each:
