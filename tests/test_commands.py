@@ -395,7 +395,7 @@ def test_json_is_one_object_and_quiet_is_quiet(
     assert run(*arguments, "--json") == 0
     out, err = capsys.readouterr()
     printed = json.loads(out)
-    assert printed["records"] == manifest(tmp_path)
+    assert [each | {"checkpoint": printed["checkpoint"]} for each in printed["records"]] == manifest(tmp_path)
     assert printed["files"] == [str(tmp_path / name) for name in ("a-000.png", "a-001.png", "sheet.png")]
     assert printed["failures"] == []
     assert err == ""

@@ -101,6 +101,12 @@ def test_slips_with_vectors_keys_and_seeds(tiny: sdipc.Bundle) -> None:
         check_axes("vectors", np.zeros(8), ("N", "D"), most=3)
     with pytest.raises(InputError, match="seeds is a key of JAX, expected a whole number"):
         rows("seeds", jax.random.key(0), 1, WHOLE)
+    with pytest.raises(InputError, match=r"pixels has shape \(28, 28, 3\), expected .*: give pixels\[None\]"):
+        sdipc.encode_images(tiny, np.zeros((28, 28, 3), np.float32))
+    with pytest.raises(InputError, match="projection is none, expected what `closed_form` or `calibrate` gives"):
+        sdipc.convert(np.zeros((1, 8)), sdipc.closed_form(tiny, cutoff=0.3, scale=5.0))  # type: ignore[arg-type]
+    with pytest.raises(InputError, match=r"embeded: no such folder or file, .*: did you mean embedded\?"):
+        sdipc.load("embeded")
     with pytest.raises(InputError, match="neither seeds nor latents, expected one of them: give seeds=0"):
         sdipc.generate(tiny, np.zeros((1, 20, 24), np.float32))
 

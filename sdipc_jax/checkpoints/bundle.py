@@ -216,7 +216,7 @@ class Config:
         if self.clip is None:
             raise InputError(
                 f"{self.folder} has no clip/ folder, expected the CLIP that this checkpoint was trained with: "
-                "pass --clip FOLDER"
+                'pass --clip FOLDER (in Python clip="default" is its family\'s)'
             )
         return self.clip
 
@@ -248,19 +248,19 @@ class Config:
         if self.text_2 is not None:
             raise InputError(
                 "SDXL's UNet reads its text towers before their last layers, where the inverse does not reach: pass "
-                "--calibrate ridge"
+                "--calibrate ridge (in Python sdipc.calibrate)"
             )
         if whole.hidden_size != self.text.hidden_size:
             raise InputError(
                 f"text_projection is ({self.vision_side.projection_dim}, {whole.hidden_size}) but the UNet reads "
                 f"{self.text.hidden_size}-wide prompts: pass --clip with the CLIP this checkpoint was trained with, or "
-                "--calibrate ridge"
+                "--calibrate ridge (in Python sdipc.calibrate)"
             )
         if self.reads_an_earlier_layer:
             raise InputError(
                 f"the text encoder has {self.text.num_hidden_layers} layers and the CLIP's text tower "
                 f"{whole.num_hidden_layers}: the inverse needs the last layer, as Stable Diffusion 1.x has: "
-                "pass --calibrate ridge"
+                "pass --calibrate ridge (in Python sdipc.calibrate)"
             )
 
     @property

@@ -9,6 +9,7 @@ from typing import Any
 from sdipc_jax.checkpoints import hub
 from sdipc_jax.checkpoints.aliases import ALIASES, MOVED
 from sdipc_jax.errors import InputError, printable
+from sdipc_jax.spelling import nearest
 
 EMBEDDED = Path(__file__).parent.parent / "embedded"
 
@@ -58,9 +59,10 @@ def find(name: str | Path, revision: str | None = None, parts: Sequence[str] = h
             return _fetched(repository, written or revision, parts)
         note = f"{repository} was deleted: {MOVED[repository]} is used"
         return replace(_fetched(MOVED[repository], written or revision, parts), note=note)
+    meant = nearest(text, ("embedded", *ALIASES))
     raise InputError(
         f"{printable(name)}: no such folder or file, expected 'embedded', {', '.join(ALIASES)}, an id on the hub "
-        "(ORG/NAME), a folder or a .safetensors file: check the spelling"
+        f"(ORG/NAME), a folder or a .safetensors file: {f'did you mean {meant}?' if meant else 'check the spelling'}"
     )
 
 

@@ -29,9 +29,10 @@ class Outcome:
     notes: tuple[str, ...] = ()
 
     def to_json(self) -> Record:
-        """What `--json` prints."""
-        return {
-            "records": self.records,
+        """What `--json` prints: what made the pictures is the same checkpoint, which is told once."""
+        told = [record["checkpoint"] for record in self.records if "checkpoint" in record]
+        return ({"checkpoint": told[0]} if told else {}) | {
+            "records": [{name: record[name] for name in record if name != "checkpoint"} for record in self.records],
             "files": [str(path) for path in self.files],
             "failures": self.failures,
             "notes": self.notes,

@@ -144,7 +144,13 @@ def closed_form(
 
 @kept_program()
 def convert(projection: Projection, features: Float[Array, "N D_image"]) -> Float[Array, "N *places D_text"]:
-    """Image features to text states, by eq. 6 or by a fitted map; one for each place of a prompt if the map is."""
+    """Image features to text states, by eq. 6 or by a fitted map; one for each place of a prompt if the map is.
+
+    Raises:
+        InputError: the first argument is no projection.
+    """
+    if not isinstance(projection, Projection):
+        raise InputError("projection is none, expected what `closed_form` or `calibrate` gives: give it first")
     exact = precision(jnp.float32)
     own = joint = jnp.matmul(features.astype(jnp.float32), projection.visual, precision=exact)
     if projection.centre is not None:

@@ -15,6 +15,7 @@ from sdipc_jax.errors import InputError
 from sdipc_jax.executables import kept_program
 from sdipc_jax.pictures.handed import read_any
 from sdipc_jax.pictures.preprocessing import preprocess
+from sdipc_jax.prompts.prompt import check_axes
 from sdipc_jax.settings import Fit
 from sdipc_jax.tracing import platform
 
@@ -45,7 +46,11 @@ def encode_images(bundle: Bundle, pixels: Float[Array, "N S S 3"]) -> Float[Arra
 
     Args:
         pixels: preprocessed pictures, as `read_pictures` gives them.
+
+    Raises:
+        InputError: an axis is missing.
     """
+    check_axes("pixels", pixels, ("N", "S", "S", "3"), most=4)
     clip = bundle.params["clip"]
     params = {name: clip[name] for name in ("vision_model", "deep_prompts") if name in clip}
 
