@@ -4,9 +4,11 @@ import contextlib
 import gzip
 import io
 import json
+import shlex
 import signal
 import socket
 import statistics
+import subprocess
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -19,7 +21,12 @@ import pytest
 from PIL import Image
 
 from sdipc_jax.page.web import server
-from tests.page.processes import Page, post, quick
+from tests.page.processes import ROOT, Page, post, quick
+from tests.test_documents import blocks
+
+CURLS = [
+    line for block in blocks(ROOT / "docs/page.md", "text") for line in block.splitlines() if line.startswith("curl")
+]
 
 
 def png(seed: int = 0) -> bytes:
@@ -53,6 +60,16 @@ def test_a_request_is_answered_with_pictures_and_their_command(page: Page) -> No
     assert picture.headers["content-type"] == "image/png"
     assert Image.open(io.BytesIO(picture.content)).getpixel((0, 0)) == (7, 7, 7)
     assert page.get(f"/api/requests/{answer['id']}/inputs/giraffe.png").content == png()
+
+
+@pytest.mark.parametrize("line", CURLS)
+def test_requests_in_the_docs_are_answered(page: Page, tmp_path: Path, line: str) -> None:
+    (tmp_path / "examples").mkdir()
+    for name in ("examples/giraffe.png", "photo.jpg", "a.jpg", "b.jpg"):
+        (tmp_path / name).write_bytes(png())
+    words = shlex.split(line.replace("http://127.0.0.1:7860", page.url))
+    answer = subprocess.run([*words, "--silent"], cwd=tmp_path, stdout=subprocess.PIPE, check=True)
+    assert json.loads(answer.stdout)["state"] == "done"
 
 
 def test_whoever_does_not_wait_looks_later_or_cancels(page: Page) -> None:
