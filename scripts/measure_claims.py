@@ -64,7 +64,7 @@ def main(options: Options) -> None:
         return
     if options.what == "training":
         (folder,) = options.checkpoints
-        found = card.condensed(Path(folder) / "metrics.jsonl")
+        found = card.condensed((Path(folder) / "metrics.jsonl").read_text().splitlines())
         write_atomically(options.output_dir / "training-plain.json", (json.dumps(found, indent=1) + "\n").encode())
         return
     for checkpoint in options.checkpoints:

@@ -11,7 +11,7 @@ command goes on where it stopped. Judges are the checkpoint's own CLIP as it was
 """
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
@@ -305,7 +305,11 @@ def firsts(
     return {name: (varied[name][0].pictures, edited[name][0].pictures) for name in varied}
 
 
-EXPERIMENTS = {"ft": ("ablation", fine_tuning), "ct": ("customise", customising), "curve": ("curve", learning)}
+EXPERIMENTS: dict[str, tuple[str, Callable[[Options, Corpus, Judge], Results]]] = {
+    "ft": ("ablation", fine_tuning),
+    "ct": ("customise", customising),
+    "curve": ("curve", learning),
+}
 
 
 def main(options: Options) -> None:

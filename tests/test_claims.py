@@ -12,9 +12,10 @@ from sdipc_jax.evaluate.tables import Estimate
 
 sys.path.insert(0, "scripts")
 
-from claims import verdicts
+from claims import card, verdicts
 from claims.pages import write_pages
 from claims.results import kept
+from measure_tuning import losses
 
 RESULTS = Path("docs/results")
 
@@ -83,3 +84,25 @@ def test_a_conversion_has_to_be_better_on_all() -> None:
     one = found(ridge=(0.1, 0.2), shift=(0.1, 0.2), tikhonov=(0.1, 0.2))
     other = found(ridge=(0.1, 0.3), shift=(-0.1, 0.2))
     assert verdicts.better_on_all([one, other]) == ["ridge"]
+
+
+def test_a_card_tells_the_latest_training_of_a_stage() -> None:
+    lines = [{"stage": "plain", "step": step, "minutes": 1.0, "loss": 1 / step} for step in (5, 10)]
+    # Begun anew, so that what was before does not count.
+    lines += [{"stage": "unet", "step": step, "minutes": 0.1 * step, "loss": 9.0} for step in (100, 200)]
+    lines += [{"stage": "unet", "step": step, "minutes": 0.1 * step, "loss": 1 / step} for step in range(1, 92)]
+    lines += [{"stage": "export", "recall_1": 0.1}]
+    stages = card.condensed("".join(json.dumps(line) + "\n" for line in lines).splitlines())["stages"]
+    assert [line["step"] for line in stages["unet"]] == [1, 11, 21, 31, 41, 51, 61, 71, 81, 91]
+    assert {line["step"] for line in stages["plain"]} == {5, 10}
+
+
+def test_losses_are_told_of_the_first_and_the_last_quarter(tmp_path: Path) -> None:
+    lines = [{"step": n + 1, "loss_image": float(n), "loss_text": 2.0 * n} for n in range(8)]
+    (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    (tmp_path / "kv").mkdir()
+    (tmp_path / "kv" / "metrics.jsonl").write_text("".join(json.dumps({"step": 1, "loss_image": 3.0}) + "\n"))
+    found = losses({"FT": tmp_path, "FT (U)": tmp_path / "kv"})
+    assert [found["FT", column].value for column in found.columns] == [0.5, 6.5, 1.0, 13.0]
+    assert dict(found.rows)["FT (U)"][2:] == (None, None)
+    assert found["FT (U)", "picture, last"].value == 3.0

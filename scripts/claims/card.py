@@ -1,8 +1,7 @@
 """The card of the plain checkpoint: stage by stage, what its training was and came to."""
 
 import json
-from collections.abc import Mapping, Sequence
-from pathlib import Path
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 _ROWS = 10
@@ -12,12 +11,15 @@ _COLUMNS = {
 }
 
 
-def condensed(metrics: Path) -> dict[str, Any]:
+def condensed(metrics: Iterable[str]) -> dict[str, Any]:
     """A few lines of each stage from a training's metrics: the first, the last, and some between them.
 
-    The latest run of a stage counts: it went on or began anew under the same name.
+    The latest run of a stage counts, if it began anew.
+
+    Args:
+        metrics: lines of the training's metrics.jsonl.
     """
-    lines = [json.loads(line) for line in metrics.read_text().splitlines()]
+    lines = [json.loads(line) for line in metrics]
     found = {}
     for stage in _COLUMNS:
         own = [line for line in lines if line.get("stage") == stage and "loss" in line]

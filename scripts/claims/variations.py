@@ -114,7 +114,8 @@ def measure(
     contexts[SHUFFLED] = image_prompt(bundle, jnp.asarray(vectors[SD_IPC][shuffled(rows.base)]))
     sampler = Sampler(bundle, dict(sampling), 8, count * len(seeds) * len(contexts), report)
     work = work / "-".join(map(str, (digest(bundle)[:8], count, *sampling.values())))
-    made, first = {}, {}
+    made: dict[str, dict[str, Float[np.ndarray, "S N D"]]] = {}
+    first: dict[str, Pictures] = {}
     for name, context in contexts.items():
         pictures = [kept(work / f"{name}-{seed}.npy", partial(sampler, context, seed, chosen)) for seed in seeds]
         found = [backbones(each) for each in pictures]

@@ -1,6 +1,6 @@
 """The paper's claims as rows: what it found, what was found here, and whether that holds."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -247,7 +247,7 @@ def _curve(found: Mapping[str, Any]) -> Iterator[str]:
             yield _line(text, _UNTOLD, str(gain), judged(gain, "above", 0.0))
 
 
-_WRITERS = {
+_WRITERS: dict[str, Callable[[Mapping[str, Any]], Iterator[str]]] = {
     "spaces": _spaces,
     "variation": _variation,
     "customise": lambda found: _written(CUSTOMISE, found),
