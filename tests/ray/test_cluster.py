@@ -218,7 +218,7 @@ class Refuses(Stub):
     """A device that one node does not have."""
 
     def __init__(self, node: str) -> None:
-        super().__init__(0.2)
+        super().__init__(0.5)
         self.node = node
 
     def __call__(self, *_: Any) -> Stub:
@@ -246,8 +246,16 @@ def test_a_node_that_will_not_do_is_left_out(
     nodes: Nodes, job: Make, tmp_path: Path, capsys: pytest.CaptureFixture[str], outcome: Outcome
 ) -> None:
     bad, _ = nodes.add(), nodes.add()
-    found = on_ray(job("out", source=draw_all(tmp_path / "in", 40)), Refuses(bad.node_id))
+    path = job("out", source=draw_all(tmp_path / "in", 40))
+    with ThreadPoolExecutor() as pool:
+        running = pool.submit(on_ray, path, Refuses(bad.node_id))
+        wait_for(lambda: len(shards(tmp_path / "out")) > 1)
+        # The next worker has the choice of both nodes.
+        for worker in nodes.workers():
+            os.kill(worker, signal.SIGKILL)
+        found = running.result()
     assert (found.progress.done, found.manifest["done"]) == (40, 40)
+    assert "1 workers were lost, and what they had not finished was begun again" in found.notes
     each_once(tmp_path / "out", 40)
     [told] = [line for line in capsys.readouterr().err.splitlines() if "no such thing here" in line]
     assert told.endswith(": no such thing here (the others go on without it)")
