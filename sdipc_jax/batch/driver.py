@@ -99,7 +99,7 @@ class Driver:
         for worker in workers:
             self._end(worker)
         if self.losses:
-            self.notes += (f"{self.losses} workers were lost, and what they had not finished was begun again",)
+            self.notes += (f"workers that were lost: {self.losses}; what they had not finished was begun again",)
 
     def _nodes(self) -> list[Mapping[str, float]]:
         return [node["Resources"] for node in self.ray.nodes() if node["Alive"] and node["NodeID"] not in self.refused]

@@ -104,9 +104,7 @@ def test_a_node_is_killed_and_another_one_added(nodes: Nodes, job: Make, tmp_pat
         found = running.result()
     assert there in nodes.nodes
     # Ray may try to put one more on the node before it sees that it is gone.
-    assert any(
-        note.endswith("workers were lost, and what they had not finished was begun again") for note in found.notes
-    )
+    assert any(note.startswith("workers that were lost: ") for note in found.notes)
     each_once(out, 60)
     assert found.manifest == clean.manifest  # type: ignore[union-attr]
     outcome(
@@ -255,7 +253,7 @@ def test_a_node_that_will_not_do_is_left_out(
             os.kill(worker, signal.SIGKILL)
         found = running.result()
     assert (found.progress.done, found.manifest["done"]) == (40, 40)
-    assert "1 workers were lost, and what they had not finished was begun again" in found.notes
+    assert "workers that were lost: 1; what they had not finished was begun again" in found.notes
     each_once(tmp_path / "out", 40)
     [told] = [line for line in capsys.readouterr().err.splitlines() if "no such thing here" in line]
     assert told.endswith(": no such thing here (the others go on without it)")
