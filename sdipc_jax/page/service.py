@@ -110,12 +110,16 @@ class Service:
             self.folder.remove(name)
             raise
 
+        def without_place(text: str) -> str:
+            # Where the server keeps things is nobody's business.
+            return text.replace(f"{place}/inputs/", "")
+
         def work(report: Report) -> Record:
             try:
-                return self.commands.run(function, settings, report)
+                found = self.commands.run(function, settings, report)
             except InputError as error:
-                # Where the server keeps things is nobody's business.
-                raise InputError(str(error).replace(f"{place}/inputs/", "")) from None
+                raise InputError(without_place(str(error))) from None
+            return found | {"notes": [without_place(note) for note in found["notes"]]}
 
         self.taken = number = next(self._numbers)
         job = Job(work)

@@ -46,7 +46,7 @@ def commands(seconds: float) -> Commands:
             colour = np.full((64, 64, 3), settings.seed % 256, np.uint8)
             record: Record = {"seed": settings.seed, "settings": {"height": 64, "width": 64}}
             folder.add(0, index, colour, record)
-        return {"notes": [], "failures": []}
+        return {"notes": [f"{path}: seen" for path in getattr(settings, "pictures", ())], "failures": []}
 
     def check_size(height: int, width: int) -> None:
         if (height, width) != (64, 64):

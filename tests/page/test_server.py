@@ -56,6 +56,7 @@ def test_a_request_is_answered_with_pictures_and_their_command(page: Page) -> No
     assert (answer["state"], answer["done"], answer["failures"]) == ("done", 1.0, [])
     assert answer["command"].endswith("/inputs/giraffe.png --seed 7 --num-images 2 --batch-size 1")
     assert [each["record"]["index"] for each in answer["pictures"]] == [0, 1]
+    assert answer["notes"] == ["giraffe.png: seen"]
     picture = page.get(answer["pictures"][0]["url"])
     assert picture.headers["content-type"] == "image/png"
     assert Image.open(io.BytesIO(picture.content)).getpixel((0, 0)) == (7, 7, 7)
