@@ -282,13 +282,15 @@ def _exchanged_bytes(text: str) -> dict[str, int]:
 def test_augmented_pictures_are_encoded_as_they_come(small: Bundle, chosen: RunSettings, mesh: Mesh) -> None:
     augmented = chosen.model_copy(update={"random_flip": True, "variant": "kv", "text_weight": 1.0})
     examples = find_examples(augmented)
-    feed = Feed(small, augmented, examples, 32, 32, mesh)
     draws = [Draw(0, 0, 0.5, True), Draw(1, 6, 0.5, False)]
-    batch = feed.encode(parallel.place(mesh, feed.make(draws) | {"rows": np.arange(2)}))
     # The first as a picture that was mirrored beforehand; the second has another target.
     pictures = [examples[0].read()[:, ::-1], examples[1].read(), examples[6].read()]
     captions = [examples[number].caption for number in (0, 1, 6)]
     expected = tuning.make_cache(small, augmented.tuning, pictures, captions).batch([0, 1], [0, 2])
-    assert batch.keys() == expected.keys() | {"rows"}
-    for name, value in expected.items():
-        np.testing.assert_allclose(batch[name], value, rtol=1e-4, atol=1e-5)
+    # On two devices, and on one that takes as many at once.
+    for where, turns in ((mesh, 1), (parallel.make_mesh("data=1"), 2)):
+        feed = Feed(small, augmented, examples, 32, 32, where, turns)
+        batch = feed.encode(parallel.place(where, feed.make(draws) | {"rows": np.arange(2)}))
+        assert batch.keys() == expected.keys() | {"rows"}
+        for name, value in expected.items():
+            np.testing.assert_allclose(batch[name], value, rtol=1e-4, atol=1e-5)

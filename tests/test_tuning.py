@@ -206,6 +206,19 @@ def test_batches_divided_over_time_and_devices_equal_one(small: Bundle, ct_cache
         assert relative_error(leaf - first, exact - first) <= 1e-4
 
 
+def test_a_batch_in_turns_is_the_batch(small: Bundle, ct_cache: tuning.Cache) -> None:
+    batch, start = ct_cache.batch([0, 1, 2, 3]), tuning.init(small, CT)
+    expected, metrics = tuning.step(start, batch, KEY)
+    found, measured = tuning.step(start, batch, KEY, turns=2)
+    # The mean of the norms of the two parts' gradients would be larger.
+    assert measured.keys() == metrics.keys()
+    for name, value in metrics.items():
+        np.testing.assert_allclose(measured[name], value, rtol=1e-5)
+    trees = (start.params, expected.params, found.params)
+    for first, exact, leaf in zip(*(jax.tree.leaves(tree) for tree in trees), strict=True):
+        assert relative_error(leaf - first, exact - first) <= 1e-4
+
+
 def test_rows_count_over_all_devices() -> None:
     shards = {"latents": np.zeros((3, 2, 8, 8, 4), np.float32)}
     rows = jax.vmap(partial(row_numbers, axis_name="data"), axis_name="data")(shards)

@@ -41,6 +41,7 @@ from sdipc_jax.tuning.feed import Feed
 from sdipc_jax.tuning.loop import Run
 from sdipc_jax.tuning.many import init_many, select
 from sdipc_jax.tuning.metrics import MetricsLog, check_tensorboard
+from sdipc_jax.tuning.program import turns_of
 from sdipc_jax.tuning.samples import Sheets
 from sdipc_jax.tuning.step import delta, init
 from sdipc_jax.tuning.trainable import check_variant
@@ -123,7 +124,9 @@ class _Training:
         self, run: RunSettings, settings: TuneSettings, mesh: Mesh, interruption: Interruption, report: Report
     ) -> None:
         self.mesh, self.interruption, self.report = mesh, interruption, report
-        self.allowed, self.quiet = settings.allow_change, settings.quiet
+        # Hosts may be lost for good, or come back: a job manager gives the same command to those that there are.
+        elastic = ("devices", "processes") if settings.is_one_of_several else ()
+        self.allowed, self.quiet = (*settings.allow_change, *elastic), settings.quiet
         if run.tensorboard:
             check_tensorboard()
         self.config = config = with_fit(with_loras(read_config(run.model, run.clip or DEFAULT_CLIP), run), run.fit)
@@ -142,7 +145,8 @@ class _Training:
         if batch_size % mesh.size:
             raise InputError(
                 f"a batch has {batch_size} pictures and the mesh {mesh.size} devices, expected as many for each: "
-                f"set batch_size to a multiple of {mesh.size}, or --mesh data=N to a divisor of {batch_size}"
+                f"set batch_size to a multiple of {mesh.size}, or --mesh data=N to a divisor of {batch_size}, or start "
+                "fewer processes"
             )
         resolved = {"batch_size": batch_size, "height": height, "width": width}
         self.settings = run.model_copy(update=resolved).for_pictures(max(map(len, self.concepts)))
@@ -152,6 +156,7 @@ class _Training:
             "processes": jax.process_count(),
         }
         parallel.agree(self.identity)
+        self.rows = batch_size // mesh.size
         stems = unique_stems(labels) if run.each_class else ["tuned"]
         self.results = [run.output_dir / f"{stem}.safetensors" for stem in stems]
         self.notes = [*config.notes, *told]
@@ -192,7 +197,17 @@ class _Training:
             start = 0 if saved is None else saved.step
             for note in self.notes if saved is None else ():
                 self.log(note)
-            feed = Feed(bundle, settings, self.examples, settings.height or 0, settings.width or 0, self.mesh)
+            at_once = self.rows if saved is None else self.at_once(saved)
+            turns = turns_of(self.rows, at_once)
+            if turns > 1:
+                told = (
+                    f"each device takes its {self.rows} pictures of a batch in {turns} turns, since it had {at_once} "
+                    "at once when the run began: the batches are the same, and the results to rounding"
+                )
+                self.notes.append(told)
+                self.log(told)
+            size = settings.height or 0, settings.width or 0
+            feed = Feed(bundle, settings, self.examples, *size, self.mesh, turns)
             batches = Batches(self.examples, settings, self.concepts, feed.make)
             self.interruption.check()
             sheets = Sheets(bundle, settings, self.examples, self.concepts, self.mesh)
@@ -206,7 +221,8 @@ class _Training:
                 if metrics is not None and not metrics.complete:
                     self.log("warning: metrics.jsonl lacks lines of earlier steps")
                 self.log(f"goes on after step {start}" if saved else "starts at step 0")
-                run = Run(settings, state, self.mesh, feed, batches, checkpoints, identity, sheets)
+                kept = {"identity": identity, "at_once": at_once}
+                run = Run(settings, state, self.mesh, feed, batches, checkpoints, kept, sheets, turns)
                 state = run.train(saved, metrics, self.interruption, progress)
         if parallel.is_first():
             for index, result in enumerate(self.results):
@@ -242,6 +258,10 @@ class _Training:
             if line not in self.notes:
                 self.notes.append(line)
                 self.log(line)
+
+    def at_once(self, saved: Saved) -> int:
+        """How many pictures of a batch a device had at once when the run began, which it has memory for."""
+        return saved.values.get("at_once", self.rows * self.mesh.size // saved.values["identity"]["devices"])
 
     def log(self, message: str) -> None:
         """Says it, and writes it down with the time."""

@@ -18,6 +18,7 @@ from sdipc_jax.tuning.cache import encode, encode_captions, fit, make_cache
 from sdipc_jax.tuning.config import RunSettings
 from sdipc_jax.tuning.data import Draw, augment
 from sdipc_jax.tuning.losses import Batch
+from sdipc_jax.tuning.step import in_turns
 
 # Arrays of a batch on the host; where concepts are stacked along a second axis, (N, K, ...).
 Host = dict[str, np.ndarray]
@@ -30,10 +31,18 @@ class Feed:
 
     Args:
         height, width: of the targets in pixels.
+        turns: in which each device encodes what differs each time.
     """
 
     def __init__(
-        self, bundle: Bundle, settings: RunSettings, examples: Sequence[Example], height: int, width: int, mesh: Mesh
+        self,
+        bundle: Bundle,
+        settings: RunSettings,
+        examples: Sequence[Example],
+        height: int,
+        width: int,
+        mesh: Mesh,
+        turns: int = 1,
     ) -> None:
         self._settings, self._examples, self._size = settings, examples, (height, width)
         captions = [each.caption for each in examples] if settings.text_weight > 0 else None
@@ -41,7 +50,7 @@ class Feed:
         if settings.augments:
             self._preprocessing = bundle.config.vision_side.preprocessing
             self._text = None if captions is None else encode_captions(bundle, captions, settings.batch_size)
-            self._encode = _encoder(bundle, settings, mesh)
+            self._encode = _encoder(bundle, settings, mesh, turns)
         else:
             self._cache = make_cache(
                 bundle,
@@ -81,13 +90,14 @@ class Feed:
         return reference, target
 
 
-def _encoder(bundle: Bundle, settings: RunSettings, mesh: Mesh) -> Callable[[Host], Batch]:
+def _encoder(bundle: Bundle, settings: RunSettings, mesh: Mesh, turns: int) -> Callable[[Host], Batch]:
     def per_device(bundle: Bundle, host: Host) -> Batch:
         lead = host["pictures"].shape[:-3]
 
         def over_rows(function: Callable[[Any], Any], name: str) -> Any:
             rows = host[name].reshape(-1, *host[name].shape[-3:])
-            return jax.tree.map(lambda leaf: leaf.reshape(*lead, *leaf.shape[1:]), function(rows))
+            found = in_turns(function, rows, turns)
+            return jax.tree.map(lambda leaf: leaf.reshape(*lead, *leaf.shape[2:]), found)
 
         latents, deviation = over_rows(partial(encode, bundle), "pictures")
         batch = {"latents": latents, "deviation": deviation}

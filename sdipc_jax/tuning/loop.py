@@ -33,8 +33,9 @@ class Run:
     Attributes:
         settings: with `steps` worked out.
         state: before the first update, of one concept or of many.
-        identity: what a checkpoint has to agree with.
+        kept: what a checkpoint says beside the position in the data, such as what those who go on have to agree with.
         sample: called with the state and the number of updates where a sheet is due.
+        turns: in which each device takes its part of a batch.
     """
 
     settings: RunSettings
@@ -43,8 +44,9 @@ class Run:
     feed: Feed
     batches: Batches
     checkpoints: Checkpoints
-    identity: Record
+    kept: Record
     sample: Callable[[State, int], None]
+    turns: int = 1
 
     def train(
         self, saved: Saved | None, metrics: MetricsLog | None, interruption: Interruption, report: Report
@@ -65,7 +67,7 @@ class Run:
             self.batches.restore(saved.values["data"])
         parts, rest = replicate(mesh, parts), replicate(mesh, still(self.state))
         many = settings.each_class
-        train = train_step(mesh, many=many)
+        train = train_step(mesh, many=many, turns=self.turns)
         with Watchdog() as watchdog:
             for update in range(first + 1, steps + 1):
                 started = time.perf_counter()
@@ -86,7 +88,7 @@ class Run:
                 report(update, float(np.mean(values["loss"])), sum(map(len, pictures)), time.perf_counter() - started)
                 stop = any(gather("stop" if interruption.requested else "")) and update < steps
                 if update % settings.save_every == 0 or update == steps or stop:
-                    self.checkpoints.save(update, parts, {"identity": self.identity, "data": self.batches.state()})
+                    self.checkpoints.save(update, parts, self.kept | {"data": self.batches.state()})
                 if stop:
                     self.checkpoints.wait()
                     raise InterruptedRun(

@@ -25,13 +25,14 @@ def init_many(bundle: Bundle, settings: TuningSettings, count: int, projection: 
     return with_moving(one, jax.tree.map(stacked, moving(one)))
 
 
-@partial(jax.jit, static_argnames="axis_name")
+@partial(jax.jit, static_argnames=("axis_name", "turns"))
 def step_many(
-    states: State, batches: Batch, keys: Key[Array, " K"], *, axis_name: str | None = None
+    states: State, batches: Batch, keys: Key[Array, " K"], *, axis_name: str | None = None, turns: int = 1
 ) -> tuple[State, Metrics]:
     """`step` for each concept with its own batch and key, all with a first axis of K."""
     axes = with_moving(dataclasses.replace(states, frozen=cast(Any, None)), (0, 0, 0, 0))
-    return jax.vmap(partial(step, axis_name=axis_name), in_axes=(axes, 0, 0), out_axes=(axes, 0))(states, batches, keys)
+    one = partial(step, axis_name=axis_name, turns=turns)
+    return jax.vmap(one, in_axes=(axes, 0, 0), out_axes=(axes, 0))(states, batches, keys)
 
 
 def select(states: State, index: int) -> State:

@@ -21,7 +21,7 @@ def still(state: State) -> State:
     return with_moving(state, cast(Moving, (None, None, None, None)))
 
 
-def train_step(mesh: Mesh, *, many: bool = False) -> Train:
+def train_step(mesh: Mesh, *, many: bool = False, turns: int = 1) -> Train:
     """`tuning.step` as one program over a mesh.
 
     It takes the moving and the still part of a state, whole on every device, and a batch divided by rows. The moving
@@ -30,6 +30,7 @@ def train_step(mesh: Mesh, *, many: bool = False) -> Train:
     Args:
         many: the state is one of several concepts, and the batch has them along a second axis, (N, K, ...): rows
             first, as for one.
+        turns: of each device, as `tuning.step` has them.
     """
 
     def per_device(parts: Moving, rest: State, batch: Batch) -> tuple[Moving, Metrics]:
@@ -41,10 +42,19 @@ def train_step(mesh: Mesh, *, many: bool = False) -> Train:
 
         if many:
             batch = cast(Batch, jax.tree.map(lambda leaf: jnp.moveaxis(leaf, 1, 0), batch))
-            state, metrics = step_many(state, batch, jax.vmap(key)(state.step), axis_name=AXIS)
+            state, metrics = step_many(state, batch, jax.vmap(key)(state.step), axis_name=AXIS, turns=turns)
         else:
-            state, metrics = step(state, batch, key(state.step), axis_name=AXIS)
+            state, metrics = step(state, batch, key(state.step), axis_name=AXIS, turns=turns)
         return moving(state), metrics
 
     mapped = on_each_device(per_device, mesh, (P(), P(), P(AXIS)), (P(), P()))
     return jax.jit(mapped, donate_argnums=0)
+
+
+def turns_of(rows: int, at_once: int) -> int:
+    """Into how few equal parts so many rows can be divided of which none is larger than `at_once`.
+
+    >>> turns_of(8, 4), turns_of(6, 4), turns_of(2, 4)
+    (2, 2, 1)
+    """
+    return next(count for count in range(1, rows + 1) if rows % count == 0 and rows // count <= at_once)

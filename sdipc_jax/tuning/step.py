@@ -7,6 +7,7 @@ tuned = tuning.apply(bundle, tuning.delta(state))
 """
 
 import dataclasses
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -20,7 +21,7 @@ from sdipc_jax.checkpoints.delta import Delta, digest, make_delta
 from sdipc_jax.errors import InputError
 from sdipc_jax.prompts.projection import Projection
 from sdipc_jax.tracing import varying_axes
-from sdipc_jax.tuning.losses import Batch, check_batch, draw, objective
+from sdipc_jax.tuning.losses import Batch, Draws, check_batch, draw, objective
 from sdipc_jax.tuning.settings import TuningSettings
 from sdipc_jax.tuning.trainable import Frozen, split
 
@@ -85,14 +86,18 @@ def init(bundle: Bundle, settings: TuningSettings, projection: Projection | None
     )
 
 
-@partial(jax.jit, static_argnames="axis_name")
-def step(state: State, batch: Batch, key: Key[Array, ""], *, axis_name: str | None = None) -> tuple[State, Metrics]:
+@partial(jax.jit, static_argnames=("axis_name", "turns"))
+def step(
+    state: State, batch: Batch, key: Key[Array, ""], *, axis_name: str | None = None, turns: int = 1
+) -> tuple[State, Metrics]:
     """One batch of training. Pure and compiled; works under `jit`, `vmap` and `shard_map`.
 
     Args:
         key: of this update; batches that are accumulated for one update share it, and tell their `rows` apart.
         axis_name: of the mesh's axis that the batch is divided over, inside `shard_map` or `pmap`. The gradients of
             what trains and the metrics are averaged over it, and nothing else is exchanged.
+        turns: into how many equal parts the batch (a device's part of it) is divided, a divisor of its rows. They
+            come one after the other and their gradients are averaged: the same step to rounding, in one part's memory.
 
     Returns:
         The next state, and `loss`, `loss_image`, `loss_text` (if it counts), `gradient_norm` and `learning_rate`.
@@ -108,7 +113,14 @@ def step(state: State, batch: Batch, key: Key[Array, ""], *, axis_name: str | No
         # Each device's own gradients, averaged by name below: left to itself, a shard_map that checks would sum them.
         params = jax.tree.map(lambda leaf: jax.lax.pcast(leaf, axis_name, to="varying"), params)
     differentiated = jax.value_and_grad(objective(settings), has_aux=True)
-    (total, parts), gradients = differentiated(params, state.frozen, settings, batch, draws)
+
+    def of(rows: tuple[Batch, Draws]) -> Any:
+        return differentiated(params, state.frozen, settings, *rows)
+
+    rows = batch, draws
+    (total, parts), gradients = (
+        of(rows) if turns == 1 else jax.tree.map(lambda leaf: leaf.mean(axis=0), in_turns(of, rows, turns))
+    )
     metrics = {"loss": total, **parts}
     if axis_name is not None:
         gradients, metrics = jax.lax.pmean((gradients, metrics), axis_name)
@@ -120,6 +132,12 @@ def step(state: State, batch: Batch, key: Key[Array, ""], *, axis_name: str | No
         state, step=state.step + 1, params=params, ema=_average(state, params), optimizer=optimizer
     )
     return next_state, metrics
+
+
+def in_turns(function: Callable[[Any], Any], rows: Any, turns: int) -> Any:
+    """What a function gives for each of `turns` equal parts of some rows, one after the other: (turns, ...)."""
+    parts = jax.tree.map(lambda leaf: jnp.reshape(leaf, (turns, len(leaf) // turns, *leaf.shape[1:])), rows)
+    return jax.lax.map(function, parts)
 
 
 def moving(state: State) -> Moving:

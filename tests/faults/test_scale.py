@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from tests.processes import free_port
-from tests.tuning_runs import PATIENCE, Run, end, write_pictures, write_small_checkpoint
+from tests.tuning_runs import PATIENCE, Run, end, kill, write_pictures, write_small_checkpoint
 
 HEARTBEAT = 10
 
@@ -36,11 +36,11 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("cache")
 
 
-def start_two(run: Run, *changes: str) -> list[subprocess.Popen[str]]:
-    """The run on two processes; `changes` are the second one's."""
-    joining = ("--coordinator-address", f"localhost:{free_port()}", "--num-processes", "2", "--process-id")
+def start_two(run: Run, *changes: str, count: int = 2) -> list[subprocess.Popen[str]]:
+    """The run on two processes or so; `changes` are those of all but the first."""
+    joining = ("--coordinator-address", f"localhost:{free_port()}", "--num-processes", str(count), "--process-id")
     limits = ("--initialization-timeout", "60", "--heartbeat-timeout", str(HEARTBEAT))
-    return [run.start(*(changes if process else ()), *joining, str(process), *limits) for process in range(2)]
+    return [run.start(*(changes if process else ()), *joining, str(process), *limits) for process in range(count)]
 
 
 @contextmanager
@@ -90,6 +90,32 @@ def test_a_process_goes(
         end(process)
     assert run.result() == clean.result()
     assert [line["step"] for line in run.metrics()] == list(range(1, 61))
+
+
+def test_a_host_is_lost_for_good(values: dict[str, Any], cache: Path, clean: Run, tmp_path: Path) -> None:
+    """The other goes on alone, takes its batches in turns, and is killed and started again; then both are there."""
+    run = Run(tmp_path / "run", "ct", cache, values)
+    with two(run) as processes:
+        assert run.wait_for(lambda: bool(run.steps()), processes[0])
+    told = (
+        "each device takes its 4 pictures of a batch in 2 turns, since it had 2 at once when the run began: the "
+        "batches are the same, and the results to rounding"
+    )
+    for turn in range(2):
+        begun, steps = len(run.log()), run.steps()
+        (alone,) = start_two(run, count=1)
+        assert run.wait_for(lambda s=steps: len(run.steps()) > 1 and run.steps()[-1] > s[-1], alone)  # type: ignore[misc]
+        kill(alone)
+        changed = [] if turn else ["changed: devices: 2 -> 1", "changed: processes: 2 -> 1"]
+        assert run.log()[begun : begun + len(changed) + 2] == [*changed, told, f"goes on after step {steps[-1]}"]
+    assert run.lines() < 60
+    for process in start_two(run):
+        assert "turns" not in end(process)
+    assert "changed: processes: 1 -> 2" in run.log()
+    for found, line in zip(run.metrics(), clean.metrics(), strict=True):
+        assert (found["step"], found["pictures"]) == (line["step"], line["pictures"])
+        assert found["loss"] == pytest.approx(line["loss"], rel=1e-3)
+    assert run.result()["data"] == clean.result()["data"]
 
 
 @pytest.mark.parametrize("change", ["learning_rate=2e-3", "batch_size=2"])
