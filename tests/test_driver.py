@@ -189,6 +189,26 @@ def test_a_job_that_no_node_will_do_ends(make: Make, tmp_path: Path) -> None:
     assert not list((tmp_path / "out").glob("shard-*"))
 
 
+class Unmade(Worker):
+    """On a node without the package: Ray has no more to say than this."""
+
+    def start(self) -> tuple[str, ...]:
+        told = "The actor died because of an error raised in its creation task, ray::Worker.__init__()"
+        raise RayError(f"{told}\nTraceback:\n  ...\nModuleNotFoundError: No module named 'sdipc_jax'\n")
+
+
+def test_nodes_on_which_no_worker_gets_ready(make: Make, tmp_path: Path) -> None:
+    lost = "it could not be made there (ModuleNotFoundError: No module named 'sdipc_jax')"
+    with pytest.raises(InputError, match=r"^10 workers were lost one after the other before they were ready, the last"):
+        drive(Cluster(one=Unmade), make())
+    # Beside one that does, it is left alone after as many.
+    progress, told = drive(Cluster(one=None, two=Unmade), make())
+    assert progress.shards == 5
+    assert told == [f"a worker was lost while it got ready: {lost}"] * len(told)
+    assert 0 < len(told) <= 10
+    whole(make(), make("clean"))
+
+
 class Unheard(Worker):
     """Loses its connection when it begins its first shard, and goes on unheard when the test wants it to."""
 

@@ -72,6 +72,7 @@ class Driver:
         self.losses = 0
         self.seconds_a_shard = _SECONDS_OF_WORK
         self.counted = -_SECONDS_BETWEEN_COUNTS
+        self.nodes = 0
         self.waiting_since: float | None = None
         self.need = Need.of(settings.worker_needs, self._nodes())
 
@@ -104,14 +105,24 @@ class Driver:
     def _nodes(self) -> list[Mapping[str, float]]:
         return [node["Resources"] for node in self.ray.nodes() if node["Alive"] and node["NodeID"] not in self.refused]
 
+    def _there(self) -> int:
+        """How many workers are ready, or get so."""
+        return len(self.starting) + len(self.idle) + len(self.leases)
+
     def _start_workers(self) -> None:
         """As many as there is room for, those that Ray has no place for yet included."""
         now = time.monotonic()
-        there = len(self.starting) + len(self.idle) + len(self.leases)
+        there = self._there()
         if there and now < self.counted + _SECONDS_BETWEEN_COUNTS:
             return
         self.counted = now
         nodes = self._nodes()
+        if len(nodes) > self.nodes:
+            # One that has come may do better than those on which none got ready.
+            self.lost[None] = 0
+        self.nodes = len(nodes)
+        if there and self.lost[None] >= _ATTEMPTS:
+            return
         wanted = min(self.settings.workers or max(1, self.need.room(nodes)), len(self.queue) + len(self.leases))
         for _ in range(wanted - there):
             options = self.need.options(self.refused) | {"max_restarts": 0, "scheduling_strategy": "SPREAD"}
@@ -175,7 +186,7 @@ class Driver:
             self.refused.add(self.ray.get(worker.node.remote(), timeout=_SECONDS_FOR_AN_ANSWER))
         self._end(worker)
         room = self.need.room(self._nodes()) if self.refused else 0
-        if not (self.starting or self.idle or self.leases or room):
+        if not (self._there() or room):
             raise InputError(reason)
         if len(self.refused) > former:
             self.tell(f"{reason} (the others go on without it)")
@@ -206,7 +217,7 @@ class Driver:
         self.losses += 1
         what = "while it got ready" if at is None else f"at shard {at}, which another one does"
         self.tell(f"a worker was lost {what}: {reason}")
-        if self.lost[at] < _ATTEMPTS:
+        if self.lost[at] < _ATTEMPTS or (at is None and self._there()):
             self.queue.extendleft(reversed(again))
         elif at is None:
             raise InputError(
@@ -224,6 +235,8 @@ class Driver:
 
 def _reason(error: Exception) -> str:
     """The line of Ray's that says why."""
-    lines = [line.strip() for line in str(error).splitlines()]
-    told = next((line for line in lines if " because " in line), " ".join(filter(None, lines)))
-    return shortened(told, 200)
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    if "creation task" in lines[0]:
+        # Of a node that cannot import what a worker is made of, only the last line says so.
+        return shortened(f"it could not be made there ({lines[-1]})", 200)
+    return shortened(next((line for line in lines if " because " in line), " ".join(lines)), 200)
