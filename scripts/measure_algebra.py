@@ -172,9 +172,7 @@ def without(bench: Bench, count: int, output: Path) -> Table:
         rows.append((name, estimates(cosines(joint, targets), hues, cosines(joint, kept), edges(made, held.pictures))))
         sheet.append(list(made[:8]))
     labels = ["drawings", *(f"without {name}" for name, _ in rows)]
-    contact_sheet(sheet, labels, cell=64).quantize(_COLORS_OF_SHEETS).save(
-        output / "algebra-without.png", optimize=True
-    )
+    save_sheet(sheet, labels, output / "algebra-without.png")
     note = (
         f"{count} drawings that were not trained on, whose captions name a color ({', '.join(COLORS)}). Agreement is "
         "the cosine of picture and text in the joint space, the share that of pixels that are not white."
@@ -208,12 +206,12 @@ def layers(bench: Bench, count: int) -> Table:
     return Table("layers", "Layers", note, ("colors", "edges", "likeness, own CLIP"), tuple(rows))
 
 
-def strengths(bench: Bench, count: int) -> Table:
+def strengths(bench: Bench, count: int, output: Path) -> Table:
     """Does a start from the picture trade likeness of layout against variety?"""
     held = bench.known.where(bench.known.split == "cells")
     held = held.where(choose(held, count))
     prompts = bench.prompts(bench.vectors(held.pictures))
-    rows = []
+    rows, sheet = [], [list(held.pictures[:8])]
     for strength in (*STRENGTHS, None):
         begun: dict[str, Any] = {} if strength is None else {"start": held.pictures, "strength": strength}
         made = [bench.sample(prompts, seed=seed, **begun) for seed in (0, 1)]
@@ -221,6 +219,8 @@ def strengths(bench: Bench, count: int) -> Table:
         variety = np.sqrt(np.mean((made[0].astype(float) - made[1]) ** 2, axis=(1, 2, 3)))
         name = "noise alone" if strength is None else f"strength {strength:g}"
         rows.append((name, estimates(pixels, edges(made[0], held.pictures), variety)))
+        sheet.append(list(made[0][:8]))
+    save_sheet(sheet, ["drawings", *(name for name, _ in rows)], output / "algebra-strengths.png")
     note = f"{count} held-out drawings, two seeds. Variety: distance of the two results, in levels of 255."
     return Table("strengths", "Starting from the picture", note, ("pixels", "edges", "variety"), tuple(rows))
 
@@ -309,7 +309,7 @@ def main() -> None:
         "without": partial(without, bench, arguments.count, arguments.output),
         "mixes": partial(mixes, bench, arguments.count, arguments.output),
         "layers": partial(layers, bench, arguments.count),
-        "strengths": partial(strengths, bench, arguments.count),
+        "strengths": partial(strengths, bench, arguments.count, arguments.output),
     }
     for name in arguments.only:
         found = tables[name]().to_markdown()

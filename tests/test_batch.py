@@ -37,6 +37,7 @@ from sdipc_jax.datasets.rows import Wanted
 from sdipc_jax.datasets.sources import open_source
 from sdipc_jax.errors import InputError
 from sdipc_jax.interruption import Interruption
+from sdipc_jax.prompts import algebra
 from sdipc_jax.sampling.decoding import to_uint8
 from tests.batch_jobs import Stub, draw, draw_all, manifest, records, write_job, write_rows
 
@@ -143,7 +144,7 @@ def test_rows_say_how_they_are_made(job: Make, tmp_path: Path, tiny: sdipc.Bundl
     contexts = [
         sdipc.image_prompt(tiny, a[None]),
         sdipc.edit_prompt(tiny, a[None], night, 0.5),
-        sdipc.image_prompt(tiny, (0.75 * a + 0.25 * b)[None]),
+        sdipc.image_prompt(tiny, algebra.mean_direction(np.stack([a, b]), [3, 1], 5.0)),
     ]
     negative = sdipc.text_prompt(tiny, np.concatenate([none, none, rain, none]))
     expected = sample(tiny, contexts, negative=negative, seeds=7)

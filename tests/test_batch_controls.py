@@ -2,6 +2,7 @@
 
 import tarfile
 from collections.abc import Callable
+from hashlib import sha256
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,8 @@ from PIL import Image
 from safetensors.numpy import load_file
 
 import sdipc_jax as sdipc
+from sdipc_jax.batch import RowMapper
+from sdipc_jax.batch.sampler import Sampler
 from sdipc_jax.batch.settings import BatchSettings
 from sdipc_jax.commands import batch as command
 from sdipc_jax.prompts import algebra
@@ -120,8 +123,8 @@ def test_vectors_of_what_is_projected_out(
     folder: Path, bundle: sdipc.Bundle, run: Callable[..., Any], tmp_path: Path
 ) -> None:
     rows = [
-        {"pictures": ["0.png", "1.png"], "weights": [3, -1], "mean": "direction"},
-        {"picture": "0.png", "without": "red", "without_picture": ["1.png"]},
+        {"pictures": ["0.png", "1.png"], "weights": [3, -1]},
+        {"picture": "0.png", "without": "red", "without_picture": ["1.png"], "mean": "plain"},
     ]
     run(rows, vectors=True)
     stored = load_file(tmp_path / "out/shard-00000.safetensors")
@@ -130,11 +133,54 @@ def test_vectors_of_what_is_projected_out(
     vectors = np.asarray(sdipc.convert(sdipc.closed_form(bundle, scale=5.0), sdipc.encode_images(bundle, pixels)))
     mean = algebra.mean_direction(vectors, [3, -1], 5.0)
     middle = np.asarray(mean_end_state(bundle))
+    assert [line["mean"] for line in records(tmp_path / "out")] == ["direction", "plain"]
     unwanted = np.concatenate([end_states(bundle, sdipc.tokenize(bundle, ["red"])), vectors[1:]]) - middle
     left = middle + algebra.project_out(vectors[:1] - middle, unwanted)
     expected = np.concatenate([mean, left]).astype(ml_dtypes.bfloat16).astype(np.float32)
     np.testing.assert_allclose(found, expected, rtol=0.01, atol=0.02)
     assert len({line["id"] for line in records(tmp_path / "out")}) == 2
+
+
+def test_rows_that_ask_for_more_go_on_after_a_kill_and_are_the_same_in_a_pipeline(
+    folder: Path, run: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A job that ends in the middle leaves whole shards, and goes on to the digests of one that did not."""
+    both = ["0.png", "1.png"]
+    placed: dict[str, Any] = {"pictures": both, "mask": ["left.png", "right.png"], "init_image": "0.png"}
+    placed |= {"strength": 0.6, "mask_image": "left.png"}
+    mixed: dict[str, Any] = {"pictures": both, "weights": [2, 1], "without": "red", "negative_picture": "0.png"}
+    rows = [placed | {"seed": 1}, mixed | {"seed": 2}, mixed | {"seed": 3}, placed | {"seed": 4, "weights": [1, 0.2]}]
+    settings: dict[str, Any] = {"shard_size": 2, "batch_size": 1}
+    clean = run(rows, name="clean", **settings).manifest
+    whole, made = Sampler.pictures, list[int]()
+
+    def killed(self: Sampler, batch: Any) -> Any:
+        if len(made) == 3:
+            raise KeyboardInterrupt
+        made.append(1)
+        return whole(self, batch)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Sampler, "pictures", killed)
+        with pytest.raises(KeyboardInterrupt):
+            run(rows, name="again", **settings)
+    assert [line["row"] for line in records(tmp_path / "again")] == [0, 1]
+    again = run(rows, name="again", **settings)
+    assert (again.skipped, again.progress.done, again.failed) == (1, 2, 0)
+    assert again.manifest["digest"] == clean["digest"]
+    assert again.manifest["pictures"] == clean["pictures"]
+
+    monkeypatch.chdir(folder)
+    mapper = RowMapper(model=str(folder / "model"), steps=2, scale=5.0, batch_size=1)
+    names = dict.fromkeys(name for row in rows for name in row)
+    columns = {name: np.empty(len(rows), object) for name in names}
+    for place, row in enumerate(rows):
+        for name in names:
+            columns[name][place] = row.get(name)
+    found, lines = mapper(columns), records(tmp_path / "again")
+    assert found["error"].tolist() == [None] * 4
+    assert found["id"].tolist() == [line["id"] for line in lines]
+    assert [sha256(each).hexdigest() for each in found["generated"]] == [line["sha256"] for line in lines]
 
 
 @pytest.mark.parametrize(

@@ -19,7 +19,15 @@ from sdipc_jax.prompts.projection import end_states, mean_end_state
 from sdipc_jax.sampling.decoding import finish
 from sdipc_jax.sampling.loop import advance
 from sdipc_jax.sampling.request import begin
-from sdipc_jax.sampling.weights import and_the_rest, layer_names, over_steps, pooled_at
+from sdipc_jax.sampling.weights import (
+    and_the_rest,
+    layer_names,
+    over_layers,
+    over_places,
+    over_steps,
+    pooled_at,
+    side_by_side,
+)
 from tests.picture_cases import write_picture
 from tests.test_sdxl_pictures import CAPTIONS, quick_sdxl
 
@@ -199,24 +207,65 @@ def test_sizes_are_options(
     assert "found --target-size for a checkpoint that reads no sizes" in capsys.readouterr().err
 
 
+def test_rows_with_masks_make_what_the_functions_make(
+    folder: Path, tmp_path: Path, bundle: sdipc.Bundle, vectors: np.ndarray, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    half = np.zeros((32, 32, 3), np.uint8)
+    half[:, :16] = 255
+    files = {name: str(folder / f"{name}.png") for name in ("clouds", "stones", "left", "right")}
+    Image.fromarray(half).save(files["left"])
+    Image.fromarray(255 - half).save(files["right"])
+    rows: list[dict[str, Any]] = [
+        {"pictures": [files["clouds"], files["stones"]], "mask": [files["left"], files["right"]], "weights": [1, 0.5],
+         "end": 0.5, "text": "a!", "seed": 3},
+        {"pictures": [files["stones"], files["clouds"]], "mask": [files["right"], files["left"]], "layers": "mid",
+         "seed": 4},
+    ]  # fmt: skip
+    found = batch_of(folder, tmp_path, rows, steps=2)
+    left = np.broadcast_to(np.arange(8) < 4, (8, 8)).astype(np.float32)
+    strengths = np.reshape([1, 0.5], (1, 2, 1, 1, 1, 1))
+    unet = bundle.config.unet
+    counted = [
+        over_steps(2, 0, 0.5) * over_places(np.stack([left, 1 - left])) * strengths,
+        over_layers(unet, ["mid"]) * over_places(np.stack([1 - left, left])),
+    ]
+    rest = sdipc.text_prompt(bundle, sdipc.tokenize(bundle, ["a!", ""]))
+    each = [sdipc.image_prompt(bundle, vectors[order]) for order in (np.array([0, 1]), np.array([1, 0]))]
+    prompts = [
+        jax.tree.map(lambda *leaves: np.concatenate(leaves), pictures, rest[place : place + 1])
+        for place, pictures in enumerate(each)
+    ]
+    prompt, weights = side_by_side(list(zip(prompts, map(and_the_rest, counted), strict=True)))
+    expected = sdipc.generate(bundle, prompt, weights=weights, seeds=np.array([3, 4]), steps=2)
+    assert np.abs(found - 255 * np.asarray(expected)).max() <= 2
+    assert (found[0] != found[1]).any()
+
+
+def batch_of(folder: Path, tmp_path: Path, rows: list[dict[str, Any]], **settings: Any) -> np.ndarray:
+    """The pictures of a job of two rows."""
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    values = {
+        "source": tmp_path / "rows.jsonl", "model": folder / "sdxl", "calibrate_captions": folder / "captions.txt",
+        "output_dir": tmp_path / "out", "batch_size": 2, **settings,
+    }  # fmt: skip
+    (tmp_path / "job.yaml").write_text("".join(f"{name}: {value}\n" for name, value in values.items()))
+    assert main(["batch", str(tmp_path / "job.yaml"), "--quiet"]) == 0
+    with tarfile.open(tmp_path / "out/shard-00000.tar") as archive:
+        files = [archive.extractfile(name) for name in archive.getnames() if name.endswith(".png")]
+        return np.stack([np.asarray(Image.open(BytesIO(file.read()))) for file in files if file is not None])
+
+
 def test_a_batch_makes_what_the_functions_make(
     folder: Path, tmp_path: Path, bundle: sdipc.Bundle, vectors: np.ndarray, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     rows = [
         {"picture": str(folder / "clouds.png"), "text": "a!", "alpha": 0.5, "seed": 3, "original_size": [90, 70]},
-        {"pictures": [str(folder / "clouds.png"), str(folder / "stones.png")], "negative_prompt": "b", "seed": 4},
-    ]
-    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    values = {
-        "source": tmp_path / "rows.jsonl", "model": folder / "sdxl", "calibrate_captions": folder / "captions.txt",
-        "output_dir": tmp_path / "out", "steps": 1, "batch_size": 2, "crop": [4, 8],
-    }  # fmt: skip
-    (tmp_path / "job.yaml").write_text("".join(f"{name}: {value}\n" for name, value in values.items()))
-    assert main(["batch", str(tmp_path / "job.yaml"), "--quiet"]) == 0
-    with tarfile.open(tmp_path / "out/shard-00000.tar") as archive:
-        files = [archive.extractfile(name) for name in archive.getnames() if name.endswith(".png")]
-        found = np.stack([np.asarray(Image.open(BytesIO(file.read()))) for file in files if file is not None])
+        {"pictures": [str(folder / "clouds.png"), str(folder / "stones.png")], "negative_prompt": "b", "seed": 4,
+         "mean": "plain"},
+    ]  # fmt: skip
+    found = batch_of(folder, tmp_path, rows, steps=1, crop=[4, 8])
     both = np.concatenate([vectors[:1], vectors.mean(axis=0, keepdims=True)])
     tokens = sdipc.tokenize(bundle, ["a!", ""])
     prompt = sdipc.edit_prompt(bundle, both, tokens, np.array([0.5, 0.0], np.float32))

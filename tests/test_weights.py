@@ -12,6 +12,7 @@ from sdipc_jax import Bundle, InputError, generate, parallel
 from sdipc_jax.models.attention import Attention
 from sdipc_jax.models.weighted import LayerContexts, WeightedContexts, cross_attention_layers
 from sdipc_jax.sampling import weights as w
+from sdipc_jax.sampling.loop import advance
 from sdipc_jax.sampling.request import begin
 from tests.random_weights import random_params
 from tests.tiny import tiny_bundle
@@ -111,14 +112,66 @@ def test_rows_that_differ_in_everything_are_single_runs(
     assert compiled == []
 
 
+def test_four_rows_of_different_kinds_are_four_single_runs(bundle: Bundle, contexts: jax.Array) -> None:
+    """Numbers of pictures, weights, masks, layers and steps differ; to the bit, and of one program."""
+    unet, left = bundle.config.unet, (np.arange(64).reshape(8, 8) % 8 < 4).astype(np.float32)
+    masks = np.stack([left, 0.5 - left / 2, 0.5 - left / 2]) * np.array([1, 0.5, 0.7], np.float32)[:, None, None]
+    styled = w.over_layers(unet, ["mid", "up.1.0"]) * w.over_steps(STEPS, 0.3, 1.0) * w.over_places(left[None])
+    rows = [
+        # A picture; two, of which one counts for more, at some steps; three, each in its place; a picture in some
+        # layers, at some steps, in half of the places, and a text in the others.
+        (contexts[0, :1], np.ones((1, 1))),
+        (contexts[1, :2], np.reshape([0.8, 0.2], (1, 2, 1, 1, 1, 1)) * w.over_steps(STEPS, 0.0, 0.7)),
+        (contexts[2], w.over_places(masks)),
+        (contexts[3, :2], w.and_the_rest(styled)),
+    ]
+    together, weights = w.side_by_side(rows)
+    assert (together.shape[:2], weights.shape) == ((4, 3), (4, 3, 4, STEPS, 8, 8))
+    compiled = []
+
+    def listen(event: str, _: float, **__: object) -> None:
+        if event.endswith("backend_compile_duration"):
+            compiled.append(event)
+
+    found = generate(bundle, together, weights=weights, seeds=np.arange(4), **SETTINGS)
+    own, noise = np.asarray(together), np.asarray(contexts)[::-1]
+    jax.monitoring.register_event_duration_secs_listener(listen)
+    for row in range(4):
+        # Alone in a batch of as many: all others are something else.
+        others = np.random.default_rng(row).uniform(0, 1, weights.shape).astype(np.float32)
+        others[row] = weights[row]
+        alone = np.where(np.arange(4)[:, None, None, None] == row, own, noise)
+        single = generate(bundle, jnp.asarray(alone), weights=others, seeds=np.arange(4), **SETTINGS)
+        np.testing.assert_array_equal(np.asarray(found)[row], np.asarray(single)[row])
+        assert not np.array_equal(np.asarray(found)[row - 1], np.asarray(single)[row - 1])
+    jax.monitoring.unregister_event_duration_listener(listen)
+    assert compiled == []
+    # What fills a row up is nothing: the first is the picture of its one prompt.
+    plain = generate(bundle, contexts[:, 0], seeds=np.arange(4), **SETTINGS)
+    np.testing.assert_allclose(found[0], plain[0], atol=5e-6)
+    with pytest.raises(InputError, match=r"weights have shape \(1, 3, 1, 1, 1, 1\), expected \(1, 2\)"):
+        w.side_by_side([(contexts[0, :2], np.ones((1, 3)))])
+
+
 def test_equal_prompts_with_a_sum_of_one_are_that_prompt(bundle: Bundle, contexts: jax.Array) -> None:
+    """To 1e-6, which is float32's rounding over three guided steps: a batch of another size differs by as much."""
     one = contexts[:, 0]
+    request, state = begin(bundle, one, seeds=1, **SETTINGS)
+    latents = np.asarray(advance(bundle, request, state, 0, STEPS)[0])
     expected = generate(bundle, one, seeds=1, **SETTINGS)
     repeated = jnp.repeat(one[:, None], PROMPTS, axis=1)
-    np.testing.assert_allclose(generate(bundle, repeated, seeds=1, **SETTINGS), expected, atol=2e-5)
     mask = np.random.default_rng(4).uniform(0, 1, (8, 8))
-    weights = w.over_places(np.stack([mask, (1 - mask) / 2, (1 - mask) / 2]))
-    np.testing.assert_allclose(generate(bundle, repeated, weights=weights, seeds=1, **SETTINGS), expected, atol=2e-5)
+    for weights in (None, w.over_places(np.stack([mask, (1 - mask) / 2, (1 - mask) / 2]))):
+        request, state = begin(bundle, repeated, weights=weights, seeds=1, **SETTINGS)
+        found = np.asarray(advance(bundle, request, state, 0, STEPS)[0])
+        assert np.linalg.norm(found - latents) < 1e-6 * np.linalg.norm(latents)
+        pictures = generate(bundle, repeated, weights=weights, seeds=1, **SETTINGS)
+        # Decoding adds its own.
+        assert jnp.abs(pictures - expected).mean() < 1e-6
+        np.testing.assert_allclose(pictures, expected, atol=5e-6)
+    # A mask of ones is no mask, whatever would stand elsewhere.
+    everywhere = w.over_places(np.stack([np.ones((8, 8)), np.zeros((8, 8)), np.zeros((8, 8))]))
+    np.testing.assert_allclose(generate(bundle, contexts, weights=everywhere, seeds=1, **SETTINGS), expected, atol=5e-6)
 
 
 def test_a_weight_of_nothing_is_no_prompt(bundle: Bundle, contexts: jax.Array) -> None:
@@ -126,7 +179,7 @@ def test_a_weight_of_nothing_is_no_prompt(bundle: Bundle, contexts: jax.Array) -
     weights = np.zeros((1, PROMPTS, 1, 1, 1, 1), np.float32)
     weights[:, 1] = 1
     found = generate(bundle, contexts, weights=weights, seeds=1, **SETTINGS)
-    np.testing.assert_allclose(found, generate(bundle, contexts[:, 1], seeds=1, **SETTINGS), atol=2e-5)
+    np.testing.assert_allclose(found, generate(bundle, contexts[:, 1], seeds=1, **SETTINGS), atol=5e-6)
 
 
 def test_one_prompt_runs_the_program_of_one(bundle: Bundle, contexts: jax.Array) -> None:

@@ -18,7 +18,7 @@ from sdipc_jax.prompts import joint
 from sdipc_jax.prompts.calibration import caption_vectors
 from sdipc_jax.prompts.joint import JointSpace, KeptVectors
 from sdipc_jax.prompts.word_bank import everyday_words, read_words
-from sdipc_jax.prompts.words import Bank, centred, difference, encode_words, mix_of, nearest
+from sdipc_jax.prompts.words import Bank, centred, difference, encode_words, mixes_of, nearest
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
 GIRAFFE, OWL = EXAMPLES / "giraffe.png", EXAMPLES / "owl.png"
@@ -96,7 +96,7 @@ class TestMix:
         weights = {1: 0.8, 4: 0.5, 9: 0.3}
         vector = sum(weight * bank.vectors[place] for place, weight in weights.items())
         length = np.linalg.norm(vector)
-        mix = mix_of(bank, vector, 6)
+        (mix,) = mixes_of(bank, vector[None], 6)
         assert mix.residual < 1e-6
         found = {word: weight for word, weight in mix.words if weight > 1e-3}
         assert found == pytest.approx({f"word {place}": weight / length for place, weight in weights.items()}, abs=1e-3)
@@ -104,7 +104,7 @@ class TestMix:
     def test_weights_are_not_negative_and_more_words_leave_less(self) -> None:
         bank = random_bank()
         vector = np.random.default_rng(1).normal(size=32)
-        mixes = [mix_of(bank, vector, most) for most in range(6)]
+        mixes = [mixes_of(bank, vector[None], most)[0] for most in range(6)]
         residuals = [mix.residual for mix in mixes]
         assert residuals == sorted(residuals, reverse=True)
         assert residuals[0] == pytest.approx(1)
@@ -114,16 +114,26 @@ class TestMix:
         left = centred(vector[None], 0.0)[0] - np.array([w for _, w in mixes[-1].words]) @ bank.vectors[places]
         np.testing.assert_allclose(bank.vectors[places] @ left, 0, atol=1e-9)
 
+    def test_several_at_once_are_each_alone(self) -> None:
+        bank, vectors = random_bank(), np.random.default_rng(2).normal(size=(5, 32))
+        vectors[3] = -bank.vectors.mean(axis=0)
+        together = mixes_of(bank, vectors, 4)
+        for vector, mix in zip(vectors, together, strict=True):
+            (alone,) = mixes_of(bank, vector[None], 4)
+            assert [word for word, _ in mix.words] == [word for word, _ in alone.words]
+            assert mix.residual == pytest.approx(alone.residual, abs=1e-12)
+
     def test_an_opposite_has_no_sum(self) -> None:
         bank = random_bank(1)
-        assert mix_of(bank, -bank.vectors[0], 3) == mix_of(bank, -bank.vectors[0], 0)
+        assert mixes_of(bank, -bank.vectors[:1], 3) == mixes_of(bank, -bank.vectors[:1], 0)
 
     def test_centres_take_away_what_all_share(self) -> None:
         bank, shared = random_bank(), np.full(32, 0.4)
         away = Bank(bank.words, centred(bank.vectors + shared, 0.0))
         picture = away.vectors[2] + np.full(32, -0.7)
         mean = np.mean([centred((each - 0.7)[None], 0.0)[0] for each in away.vectors], axis=0)
-        assert mix_of(away, picture, 1, words_centre=away.centre, pictures_centre=mean).words[0][0] == "word 2"
+        (mix,) = mixes_of(away, picture[None], 1, words_centre=away.centre, pictures_centre=mean)
+        assert mix.words[0][0] == "word 2"
 
     def test_differences_turn_around(self) -> None:
         bank = random_bank()

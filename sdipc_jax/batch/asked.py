@@ -51,15 +51,17 @@ class Asked:
 NOTHING = Asked({})
 
 
-def settings_of(values: Mapping[str, Any], roles: Sequence[str]) -> Record:
-    """What the record of a row says of it: what is not as it is where nobody asks.
+def settings_of(values: Mapping[str, Any], roles: Sequence[str], count: int) -> Record:
+    """What the record of a row says of it: what has a meaning there.
 
     Args:
         values: the row's, completed by the job's.
         roles: of the row's pictures.
+        count: of those that it is about.
     """
-    names = [name for name in ("mean", "without", "pad") if values[name]]
-    names = [name for name in names if name != "mean" or values[name] != "plain"]
+    names = [name for name in ("without", "pad") if values[name]]
+    if (count > 1 and "mask" not in roles) or values["without"] or "without_picture" in roles:
+        names.append("mean")
     if _weighted(values, roles):
         names += ["start", "end", "layers"]
     if values["strength"] is not None or {"init_image", "mask_image"} & set(roles):

@@ -129,10 +129,12 @@ class Reader:
         if len(own) > 1:
             record["weights"] = list(row.weights or [1.0] * len(own))
         if self.job.vectors:
-            record |= {name: value for name, value in settings_of(values, ()).items() if name in ("mean", "without")}
+            seen = [role for role in roles if role == "without_picture"]
+            of_vectors = settings_of(values, seen, len(own))
+            record |= {name: value for name, value in of_vectors.items() if name in ("mean", "without")}
         else:
             try:
-                record |= self._settings(row) | settings_of(values, roles)
+                record |= self._settings(row) | settings_of(values, roles, len(own))
             except InputError as error:
                 errors.append(str(error))
         # By what pictures are, not by what they are called.

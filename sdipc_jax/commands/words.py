@@ -9,7 +9,7 @@ from sdipc_jax.commands.settings import WordsSettings
 from sdipc_jax.errors import InputError, printable
 from sdipc_jax.prompts.calibration import FEWEST_PICTURES
 from sdipc_jax.prompts.word_bank import everyday_words, read_words
-from sdipc_jax.prompts.words import Centre, difference, mix_of, nearest
+from sdipc_jax.prompts.words import Centre, difference, mixes_of, nearest
 from sdipc_jax.records import Record, Report
 
 _CENTRED_ALIKE = (
@@ -44,14 +44,14 @@ def words(settings: WordsSettings, report: Report) -> Answer:
             mean = _mean(encoded, encode_files(space, others) if others else None)
             more = [*more, *([_CENTRED_ALIKE] if mean is None else [])]
             centre = bank.centre
-            for row, vector in zip(rows, encoded.vectors, strict=True):
-                mix = mix_of(
-                    bank,
-                    vector,
-                    settings.mix,
-                    words_centre=centre,
-                    pictures_centre=centre if mean is None else mean,
-                )
+            mixes = mixes_of(
+                bank,
+                encoded.vectors,
+                settings.mix,
+                words_centre=centre,
+                pictures_centre=centre if mean is None else mean,
+            )
+            for row, mix in zip(rows, mixes, strict=True):
                 row |= {"mix": _pairs(mix.words, "weight"), "residual": round(mix.residual, 4)}
     records = [record | row for record, row in zip(encoded.records, rows, strict=True)]
     notes = [*space.config.notes, *notes, *more, *notes_of(encoded.records), *space.notes]

@@ -15,7 +15,7 @@ Shares = Annotated[tuple[Share, ...], _ONE_OR_SEVERAL]
 
 # What is so where neither row nor job says it.
 DEFAULTS: dict[str, Any] = {
-    "mean": "plain",
+    "mean": "direction",
     "without": (),
     "start": 0.0,
     "end": 1.0,
@@ -32,7 +32,8 @@ class RowControls(Settings):
     """Settings of a row that a job may have too."""
 
     mean: Literal["plain", "direction"] | None = None
-    """Of several pictures: `direction` gives it a prompt's length again, which `plain`, the default, does not."""
+    """Of several pictures, or of what projecting out leaves of one: `direction`, the default, gives a prompt's length
+    again, which `plain` does not."""
     without: Texts | None = None
     """Texts to project out of the pictures' mean."""
     start: Share | None = None

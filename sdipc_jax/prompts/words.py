@@ -5,7 +5,7 @@ projection. Where pictures and texts lie around different means, the means are t
 2024, arXiv 2402.10376, section 4).
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -20,6 +20,8 @@ from sdipc_jax.prompts.ridge import unit
 # A word stands for the mean of what it is in these.
 TEMPLATES = ("{}", "a photo of {}", "a drawing of {}")
 _ROUNDING = 1e-9
+# Vectors compared with all words at once.
+_AT_ONCE = 1024
 
 Vectors = Float[np.ndarray, "N D_joint"]
 Centre = Float[np.ndarray, " D_joint"] | float
@@ -82,40 +84,55 @@ def nearest(bank: Bank, vectors: Vectors, top: int) -> list[list[tuple[str, floa
     return [[(bank.words[place], float(row[place])) for place in _largest(row, top)] for row in scores]
 
 
-def mix_of(
+def mixes_of(
     bank: Bank,
-    vector: Float[np.ndarray, " D_joint"],
+    vectors: Vectors,
     most: int,
     *,
     words_centre: Centre = 0.0,
     pictures_centre: Centre = 0.0,
-) -> Mix:
-    """The vector as a sum of at most so many words, with weights of 0 or more.
+) -> list[Mix]:
+    """Each vector as a sum of at most so many words, with weights of 0 or more.
 
     The word that points most along what is left is added, and all weights are fitted again (orthogonal matching
     pursuit), until there are as many as asked for or none would lessen what is left.
 
     Args:
-        words_centre, pictures_centre: what is taken from the words' and from the vector at length 1.
+        words_centre, pictures_centre: what is taken from the words' and from the vectors at length 1.
 
     >>> bank = Bank(("up", "right", "left"), np.array([[0.0, 1.0], [1.0, 0.0], [-1.0, 0.0]]))
-    >>> mix = mix_of(bank, np.array([3.0, 4.0]), 2)
+    >>> (mix,) = mixes_of(bank, np.array([[3.0, 4.0]]), 2)
     >>> [(word, round(weight, 6)) for word, weight in mix.words], round(mix.residual, 6)
     ([('up', 0.8), ('right', 0.6)], 0.0)
     """
-    target = centred(np.asarray(vector)[None], pictures_centre)[0]
+    targets = centred(np.asarray(vectors, np.float64), pictures_centre)
     atoms = centred(bank.vectors, words_centre)
-    chosen: list[int] = []
-    weights, left = np.zeros(0), target
-    while len(chosen) < min(most, len(atoms)):
-        gains = atoms @ left
-        gains[chosen] = -np.inf
-        best = int(np.argmax(gains))
-        if gains[best] <= _ROUNDING:
-            break
-        chosen.append(best)
-        weights = nnls(atoms[chosen].T, target)[0]
-        left = target - weights @ atoms[chosen]
+    parts = (targets[first : first + _AT_ONCE] for first in range(0, len(targets), _AT_ONCE))
+    return [_mix(bank, *found) for part in parts for found in _pursuit(atoms, part, min(most, len(atoms)))]
+
+
+def _pursuit(
+    atoms: Vectors, targets: Vectors, most: int
+) -> Iterator[tuple[list[int], Float[np.ndarray, " K"], Float[np.ndarray, " D_joint"]]]:
+    """For each target the atoms that are chosen, their weights, and what is left of it."""
+    chosen: list[list[int]] = [[] for _ in targets]
+    weights = [np.zeros(0) for _ in targets]
+    left, going = targets.copy(), list(range(len(targets)))
+    for _ in range(most):
+        gains = left[going] @ atoms.T
+        for row, place in zip(gains, list(going), strict=True):
+            row[chosen[place]] = -np.inf
+            best = int(np.argmax(row))
+            if row[best] <= _ROUNDING:
+                going.remove(place)
+                continue
+            chosen[place].append(best)
+            weights[place] = nnls(atoms[chosen[place]].T, targets[place])[0]
+            left[place] = targets[place] - weights[place] @ atoms[chosen[place]]
+    return zip(chosen, weights, left, strict=True)
+
+
+def _mix(bank: Bank, chosen: list[int], weights: Float[np.ndarray, " K"], left: Float[np.ndarray, " D_joint"]) -> Mix:
     found = [(bank.words[chosen[place]], float(weights[place])) for place in _largest(weights, len(chosen))]
     return Mix(tuple(each for each in found if each[1] > 0), float(left @ left))
 

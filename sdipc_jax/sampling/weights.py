@@ -128,6 +128,41 @@ def and_the_rest(weights: Float[Any, "N R _ _ _ _"]) -> Float[Any, "N R2 _ _ _ _
     return xp.concatenate([weights, 1 - weights.sum(axis=1, keepdims=True)], axis=1)
 
 
+def side_by_side(
+    rows: Sequence[tuple[Any, Float[Any, "1 R ..."]]],
+) -> tuple[Any, Float[np.ndarray, "N R2 _ _ _ _"]]:
+    """Pictures with different numbers of prompts as one batch, in which those that a picture lacks weigh nothing.
+
+    Args:
+        rows: for each picture its prompts, as `image_prompt` and its like give R of them, and their weights.
+
+    Raises:
+        InputError: not as many weights as prompts.
+
+    >>> ones, one = np.ones((2, 5, 3)), np.ones((1, 5, 3))
+    >>> contexts, weights = side_by_side([(ones, np.array([[0.5, 0.5]])), (one, np.ones((1, 1)))])
+    >>> contexts.shape, weights[:, :, 0, 0, 0, 0].tolist()
+    ((2, 2, 5, 3), [[0.5, 0.5], [1.0, 0.0]])
+    """
+    arrays = [np.asarray(given, np.float32) for _, given in rows]
+    arrays = [array.reshape(*array.shape, *(1,) * (_AXES - array.ndim)) for array in arrays]
+    for (prompts, _), array in zip(rows, arrays, strict=True):
+        if array.shape[:2] != (1, len(prompts)):
+            raise InputError(
+                f"weights have shape {array.shape}, expected (1, {len(prompts)}) and more: one for each prompt"
+            )
+    most = max(array.shape[1] for array in arrays)
+    found = np.zeros((len(rows), most, *np.broadcast_shapes(*(array.shape[2:] for array in arrays))), np.float32)
+    for place, array in enumerate(arrays):
+        found[place, : array.shape[1]] = array[0]
+
+    def filled(leaf: Array) -> Array:
+        return jnp.pad(leaf, ((0, most - len(leaf)), *((0, 0),) * (leaf.ndim - 1)))
+
+    prompts = [jax.tree.map(filled, given) for given, _ in rows]
+    return jax.tree.map(lambda *leaves: jnp.stack(leaves), *prompts), found
+
+
 def pooled_at(
     weights: Float[Array, "M R _ _ _ _"], vectors: Float[Array, "M *R P"], evaluation: Any
 ) -> Float[Array, "M P"]:

@@ -147,6 +147,45 @@ def test_23_twenty_kills(
         assert path.read_bytes() == (clean / path.name).read_bytes()
 
 
+def test_23_kills_of_rows_that_ask_for_more(
+    make_job: Callable[..., Path], sdipc_batch: Callable[..., subprocess.Popen[str]], tmp_path: Path
+) -> None:
+    """Mixes, pictures in places of their own, and starts: three programs that take turns in each shard."""
+    for seed in range(2):
+        draw(tmp_path / f"{seed}.png", seed, (32, 32))
+    left = np.broadcast_to(np.where(np.arange(32) < 16, 255, 0).astype(np.uint8), (32, 32))
+    for name, mask in (("left", left), ("right", 255 - left)):
+        Image.fromarray(mask).save(tmp_path / f"{name}.png")
+    both = ["0.png", "1.png"]
+    kinds: list[dict[str, Any]] = [
+        {"pictures": both, "weights": [2, 1], "without": "red", "negative_picture": "1.png"},
+        {"pictures": both, "mask": ["left.png", "right.png"], "layers": "mid"},
+        {"picture": "0.png", "init_image": "1.png", "mask_image": "right.png", "end": 0.5},
+    ]
+    source = write_rows(tmp_path / "rows.jsonl", [kinds[row % 3] | {"seed": row} for row in range(24)])
+    jobs = [
+        make_job(tmp_path / f"{name}.yaml", source=source, steps=2, shard_size=6, batch_size=2)
+        for name in ("clean", "out")
+    ]
+    [(code, _, errors)] = finish([sdipc_batch(jobs[0])], 600)
+    assert code == 0, errors
+    out, luck = tmp_path / "out", random.Random(24)
+    for _ in range(4):
+        before = {path.name for path in out.glob("shard-*.jsonl")}
+        process = sdipc_batch(jobs[1])
+        while process.poll() is None and {path.name for path in out.glob("shard-*.jsonl")} == before:
+            time.sleep(0.005)
+        time.sleep(luck.uniform(0, 0.1))
+        process.kill()
+        process.communicate()
+    [(code, _, errors)] = finish([sdipc_batch(jobs[1])], 600)
+    assert code == 0, errors
+    assert [line["row"] for line in records(out)] == list(range(24))
+    assert manifest(out) == manifest(tmp_path / "clean")
+    for path in out.glob("shard-*"):
+        assert path.read_bytes() == (tmp_path / "clean" / path.name).read_bytes()
+
+
 def test_24_nothing_to_do(sdipc_batch: Callable[..., subprocess.Popen[str]], clean: Path) -> None:
     [(code, output, errors)] = finish([sdipc_batch(clean.with_suffix(".yaml"))], 120)
     assert code == 0, errors
