@@ -159,13 +159,13 @@ EffNet-Lite0, in the place of DINO and Inception.
 (By hand, from the tables.)
 
 - **Table 1 holds on both checkpoints**, with a cut-off that was chosen on training pictures. On the plain one the
-  cut-off is what makes it hold: the raw inverse finds nothing, and draws red shapes whatever the picture is. The paper's
-  number for it, 0.3, belongs to its CLIP; here it costs 0.06 of R@1.
-- **Table 2's CLIP-Score is a judge in its own cause.** By the CLIP whose vectors they are made of, variations are liker
-  to the picture than what is drawn from its caption, on both checkpoints. By a network that had no part in it that cannot
-  be told on the one, and on the plain one they are less like.
-- **Ridge and the mean shift come nearer to the captions' states** on the checkpoint with a gap (cosine 0.85 instead of
-  0.74), and hardly nearer in pictures."""
+  cut-off is what makes it hold: the raw inverse finds nothing, and draws red shapes whatever the picture is. The
+  paper's number for it, 0.3, belongs to its CLIP; here it costs 0.06 of R@1.
+- **Table 2's CLIP-Score is a judge in its own cause.** By the CLIP whose vectors they are made of, variations are
+  liker to the picture than what is drawn from its caption, on both checkpoints. By a network that had no part in it
+  that cannot be told on the one, and on the plain one they are less like.
+- **Ridge and the mean shift come nearer to the captions' states** on the checkpoint with a gap (cosine 0.85 instead
+  of 0.74), and hardly nearer in pictures."""
 _BETTER = """## Other conversions
 
 Better on both checkpoints by the independent network, with an interval that excludes 0: {}."""
