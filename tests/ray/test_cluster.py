@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from sdipc_jax.batch.sampler import Sampler
 from sdipc_jax.batch.settings import BatchSettings
 from sdipc_jax.commands import batch as command
 from sdipc_jax.errors import InputError
@@ -260,6 +261,24 @@ def test_a_node_that_will_not_do_is_left_out(
     outcome("one of two nodes will not do", "named once and left out; 40 of 40 items once")
 
 
+class Slow:
+    """The sampler, but for a pause before each batch."""
+
+    def __init__(self, seconds: float) -> None:
+        self.seconds = seconds
+
+    def __call__(self, *arguments: Any) -> "Slow":
+        self.sampler = Sampler.make(*arguments)
+        return self
+
+    def vectors(self, items: Any) -> Any:
+        return self.sampler.vectors(items)
+
+    def pictures(self, batch: Any) -> Any:
+        time.sleep(self.seconds)
+        return self.sampler.pictures(batch)
+
+
 def test_twenty_kills_of_workers_and_nodes(nodes: Nodes, job: Make, tmp_path: Path, outcome: Outcome) -> None:
     source, out, luck = draw_all(tmp_path / "in", 500), tmp_path / "out", random.Random(26)
     values = {"source": source, "shard_size": 10, "batch_size": 5}
@@ -270,7 +289,7 @@ def test_twenty_kills_of_workers_and_nodes(nodes: Nodes, job: Make, tmp_path: Pa
     seen: dict[str, tuple[int, int]] = {}
     kills = {"workers": 0, "nodes": 0}
     with ThreadPoolExecutor() as pool:
-        running = pool.submit(on_ray, job("out", **values))
+        running = pool.submit(on_ray, job("out", **values), Slow(1.5))
         for kill in range(20):
             # While workers start, or some while after one more shard was there.
             if kill % 4:
