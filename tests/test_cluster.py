@@ -5,6 +5,7 @@ import hashlib
 import io
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -21,6 +22,7 @@ from sdipc_jax.commands import batch as command
 from sdipc_jax.errors import InputError
 from sdipc_jax.parallel.software import software
 from tests.batch_jobs import Stub, draw, draw_all, manifest, records, write_job
+from tests.processes import free_port
 
 
 @pytest.fixture(autouse=True)
@@ -128,6 +130,20 @@ def test_ray_that_is_not_there(
     assert cli.main(["batch", str(job), "--on", "ray"]) == 2
     assert "--on ray takes Ray, which is not installed: pip install 'sdipc-jax[ray]'" in capsys.readouterr().err
     assert not list((tmp_path / "out").glob("shard-*"))
+
+
+def test_a_cluster_that_does_not_answer(
+    job: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(
+        sys.modules,
+        "ray",
+        SimpleNamespace(is_initialized=lambda: False, exceptions=SimpleNamespace(RayError=Exception)),
+    )
+    monkeypatch.setenv("RAY_ADDRESS", f"127.0.0.1:{free_port()}")
+    assert cli.main(["batch", str(job), "--on", "ray"]) == 2
+    told = capsys.readouterr().err.splitlines()[-1]
+    assert "but that cluster cannot be joined ([Errno 111] Connection refused), expected a Ray cluster of this" in told
 
 
 @pytest.mark.parametrize(

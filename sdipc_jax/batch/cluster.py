@@ -1,6 +1,7 @@
 """Where a job runs: in this process, or on a Ray cluster, whose workers do shards as a process of its own would."""
 
 import os
+import socket
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -11,6 +12,8 @@ from sdipc_jax.batch.job import Job, Work
 from sdipc_jax.batch.pipeline import Device, Progress
 from sdipc_jax.batch.settings import BatchSettings
 from sdipc_jax.errors import InputError, one_line, shortened
+
+_SECONDS_FOR_AN_ANSWER = 10.0
 
 
 class Place(Protocol):
@@ -57,9 +60,10 @@ def on_ray(job: Job, settings: BatchSettings, make_device: Callable[..., Device]
     mine = not ray.is_initialized()
     if mine:
         try:
+            _look_for(os.environ.get("RAY_ADDRESS", ""))
             # What workers print stays in Ray's logs: the standard output is for results alone.
             ray.init(log_to_driver=False, logging_level="warning")
-        except (ConnectionError, ValueError, RuntimeError) as error:
+        except (OSError, ValueError, RuntimeError, ray.exceptions.RayError) as error:
             raise InputError(
                 f"RAY_ADDRESS is {os.environ.get('RAY_ADDRESS', 'not set')}, but that cluster cannot be joined "
                 f"({shortened(one_line(error))}), expected a Ray cluster of this Ray and Python: see to it, or unset it"
@@ -71,3 +75,14 @@ def on_ray(job: Job, settings: BatchSettings, make_device: Callable[..., Device]
         driver.close()
         if mine:
             ray.shutdown()
+
+
+def _look_for(address: str) -> None:
+    """Looks whether somebody is at a host's port: Ray itself tries for minutes.
+
+    Raises:
+        OSError: nobody is.
+    """
+    host, _, port = address.rpartition(":")
+    if port.isdigit() and "/" not in host:
+        socket.create_connection((host.strip("[]"), int(port)), timeout=_SECONDS_FOR_AN_ANSWER).close()
