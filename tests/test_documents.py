@@ -10,9 +10,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import yaml
 
 import sdipc_jax
 from sdipc_jax import cli
+from sdipc_jax.evaluate.table_settings import read_table
 
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")), *sorted((ROOT / "sdipc_jax").rglob("*.md"))]
@@ -138,6 +140,20 @@ def test_commands_in_every_page_are_understood_with_all_that_is_typed() -> None:
                 pytest.fail(f"{page.name}: sdipc {line}: {error}")
             seen += 1
     assert seen > 30
+
+
+def test_files_in_every_page_are_what_the_commands_read(tmp_path: Path) -> None:
+    tables = 0
+    for page in PAGES:
+        for block in blocks(page, "yaml"):
+            yaml.safe_load(block)
+            if (found := re.match(r"# (\S+\.yaml): sdipc (.*)\n", block)) is None:
+                continue
+            (tmp_path / found[1]).write_text(block)
+            cli._parse(shlex.split(found[2]))
+            read_table(tmp_path / found[1])
+            tables += 1
+    assert tables == 4
 
 
 def test_links_between_pages_lead_somewhere() -> None:
