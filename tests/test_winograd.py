@@ -1,6 +1,7 @@
 """Winograd's convolutions: equal to plain ones, and used where they are meant to be."""
 
 import dataclasses
+from collections import Counter
 from functools import partial
 from importlib import import_module
 from typing import Any
@@ -9,7 +10,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from benchmarks.sizes import small_sdxl
 from flax import traverse_util
+from measure_winograd import convolutions
 
 from sdipc_jax import Bundle, generate, generate_with_progress, parallel
 from sdipc_jax.models import UNet2DConditionModel, UNetConfig, VAEConfig, winograd
@@ -182,6 +185,19 @@ def test_kernels_are_gone_when_pictures_are_decoded(wide: Bundle, way: str, monk
         made[way](wide, context, **SETTINGS)
     assert kernels > 0
     assert alive == [0]
+
+
+def test_convolutions_that_are_timed_are_those_of_the_network() -> None:
+    config = small_sdxl("float32")
+    expected: Counter[tuple[int, ...]] = Counter()
+    for path, leaf in traverse_util.flatten_dict(config.abstract_params()["unet"]).items():
+        if leaf.shape[:2] == (3, 3) and "downsamplers_0" not in path:
+            expected[leaf.shape[2:]] += 1
+    found: Counter[tuple[int, ...]] = Counter()
+    for shape, calls in convolutions(config).items():
+        found[shape.channels, shape.features] += calls
+    assert found == expected
+    assert {shape.side for shape in convolutions(config)} == {16, 8, 4}
 
 
 def count_nothing(done: int, total: int) -> None:

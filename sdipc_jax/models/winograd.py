@@ -68,8 +68,11 @@ def transformed(model: nn.Module, params: Any, *inputs: Any, method: str = "__ca
 def transform_kernel(kernel: Float[Array, "3 3 C D"], height: int, width: int) -> Float[Array, "places C D"] | None:
     """G w G^T for inputs of this size; None where a plain convolution is as quick."""
     tile = next((tile for tile, side in _SIDES.items() if min(height, width) >= side), None)
-    if tile is None or not _gains(kernel):
-        return None
+    return None if tile is None or not _gains(kernel) else in_tiles(kernel, tile)
+
+
+def in_tiles(kernel: Float[Array, "3 3 C D"], tile: int) -> Float[Array, "places C D"]:
+    """G w G^T for tiles of 2 x 2 or 4 x 4 results."""
     both = jnp.asarray(np.kron(_KERNEL[tile], _KERNEL[tile]), jnp.float32)
     return jnp.einsum("pk,kcd->pcd", both, kernel.reshape(9, *kernel.shape[2:]), precision=jax.lax.Precision.HIGHEST)
 
