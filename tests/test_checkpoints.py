@@ -453,6 +453,11 @@ def test_what_cannot_be_saved(tiny: sdipc.Bundle, tiny_folder: Path, folder: Pat
             "EDMDPMSolverMultistepScheduler, with EDM's noise levels",
         ),
         (
+            "scheduler/scheduler_config.json",
+            {"_class_name": "EDMEulerScheduler"},
+            "scheduler_config.json: the scheduler is a EDMEulerScheduler, with EDM's noise levels",
+        ),
+        (
             "unet/config.json",
             {
                 "addition_embed_type": "text_time",

@@ -38,7 +38,15 @@ def check_kind(where: str, index: Mapping[str, Any]) -> None:
             f"{where}: found SDXL's refiner (requires_aesthetics_score), which goes over another's pictures, expected "
             "the base: use that"
         )
-    scheduler = str((index.get("scheduler") or [None])[-1])
+    check_noise_levels(where, str((index.get("scheduler") or [None])[-1]))
+
+
+def check_noise_levels(where: str, scheduler: str) -> None:
+    """Refuses the class of a scheduler whose noise levels are not Stable Diffusion's.
+
+    Raises:
+        InputError: they are EDM's.
+    """
     if scheduler.startswith("EDM"):
         raise InputError(
             f"{where}: the scheduler is a {scheduler}, with EDM's noise levels as Playground 2.5 and CosXL have, "

@@ -8,7 +8,7 @@ from typing import Any, get_args
 import numpy as np
 
 from sdipc_jax.checkpoints.bundle import Bundle, Config, Params, SpecialTokens, with_fit
-from sdipc_jax.checkpoints.checks import check_counts, check_kind, check_projection, check_towers
+from sdipc_jax.checkpoints.checks import check_counts, check_kind, check_noise_levels, check_projection, check_towers
 from sdipc_jax.checkpoints.controlnets import load_controlnets
 from sdipc_jax.checkpoints.delta import apply_delta, load_delta
 from sdipc_jax.checkpoints.dummies import check_second_tower
@@ -317,6 +317,7 @@ def _read_scheduler(folder: Path, asked: str | None, ema: bool) -> tuple[dict[st
         if ema:
             raise InputError(f"{printable(folder)}: found a folder, expected a single file for --ema: leave --ema out")
         values = read_json(folder, "scheduler/scheduler_config.json")
+        check_noise_levels(f"{printable(folder)}: scheduler/scheduler_config.json", str(values.get("_class_name")))
         return values | ({} if asked is None else {"prediction_type": asked}), ()
     single = open_single(folder)
     family = family_of(single)
