@@ -66,7 +66,8 @@ def on_ray(job: Job, settings: BatchSettings, make_device: Callable[..., Device]
         except (OSError, ValueError, RuntimeError, ray.exceptions.RayError) as error:
             raise InputError(
                 f"RAY_ADDRESS is {os.environ.get('RAY_ADDRESS', 'not set')}, but that cluster cannot be joined "
-                f"({shortened(one_line(error))}), expected a Ray cluster of this Ray and Python: see to it, or unset it"
+                f"({shortened(one_line(error))}), expected one of this Ray and Python, with this token "
+                "(RAY_AUTH_MODE): see to it, or unset it"
             ) from None
     driver = Driver(ray, job, settings, make_device, tell)
     try:

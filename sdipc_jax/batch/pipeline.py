@@ -78,7 +78,7 @@ class Progress:
     @property
     def waiting(self) -> float | None:
         """The share of the time in which the device waited for the host; None where too little ran to tell."""
-        return 1 - self.busy / self.seconds if self.seconds else None
+        return 1 - self.busy / self.seconds if self.busy else None
 
     def fail(self, record: Record) -> None:
         self.failed += 1
