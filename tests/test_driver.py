@@ -204,8 +204,7 @@ def test_nodes_on_which_no_worker_gets_ready(make: Make, tmp_path: Path) -> None
     # Beside one that does, it is left alone after as many.
     progress, told = drive(Cluster(one=None, two=Unmade), make())
     assert progress.shards == 5
-    assert told == [f"a worker was lost while it got ready: {lost}"] * len(told)
-    assert 0 < len(told) <= 10
+    assert told == [f"a worker was lost while it got ready: {lost}"]
     whole(make(), make("clean"))
 
 

@@ -73,6 +73,7 @@ class Driver:
         self.seconds_a_shard = _SECONDS_OF_WORK
         self.counted = -_SECONDS_BETWEEN_COUNTS
         self.nodes = 0
+        self.told = ""
         self.waiting_since: float | None = None
         self.need = Need.of(settings.worker_needs, self._nodes())
 
@@ -216,13 +217,16 @@ class Driver:
         self.lost[at] += 1
         self.losses += 1
         what = "while it got ready" if at is None else f"at shard {at}, which another one does"
-        self.tell(f"a worker was lost {what}: {reason}")
+        line = f"a worker was lost {what}: {reason}"
+        if line != self.told:
+            self.tell(line)
+        self.told = line
         if self.lost[at] < _ATTEMPTS or (at is None and self._there()):
             self.queue.extendleft(reversed(again))
         elif at is None:
             raise InputError(
                 f"{_ATTEMPTS} workers were lost one after the other before they were ready, the last so: {reason}: see "
-                "the nodes' memory and Ray's logs"
+                "the nodes' software and memory, and Ray's logs"
             )
         else:
             self.queue.extendleft(reversed(again[1:]))

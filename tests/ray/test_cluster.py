@@ -7,6 +7,7 @@ import signal
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -290,7 +291,7 @@ def test_twenty_kills_of_workers_and_nodes(nodes: Nodes, job: Make, tmp_path: Pa
     kills = {"workers": 0, "nodes": 0}
     with ThreadPoolExecutor() as pool:
         running = pool.submit(on_ray, job("out", **values), Slow(1.5))
-        for kill in range(20):
+        while (kill := sum(kills.values())) < 20 and not running.done():
             # While workers start, or some while after one more shard was there.
             if kill % 4:
                 before = shards(out)
@@ -301,9 +302,10 @@ def test_twenty_kills_of_workers_and_nodes(nodes: Nodes, job: Make, tmp_path: Pa
                 nodes.kill(luck.choice(nodes.nodes))
                 nodes.add()
                 kills["nodes"] += 1
-            elif found := nodes.workers():
-                os.kill(luck.choice(found), signal.SIGKILL)
-                kills["workers"] += 1
+            elif workers := nodes.workers():
+                with suppress(ProcessLookupError):
+                    os.kill(luck.choice(workers), signal.SIGKILL)
+                    kills["workers"] += 1
             for name in shards(out):
                 data = (out / name).with_suffix(".tar").stat()
                 # What was finished is never touched again.
