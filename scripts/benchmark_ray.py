@@ -1,9 +1,9 @@
 """What `sdipc batch --on ray` costs beside `sdipc batch`: the same job with one worker and in a process of its own.
 
-.venv-ray/bin/python scripts/benchmark_ray.py       # the embedded checkpoint, batch 16, 50 steps, 5 shards of 32
+.venv-ray/bin/python scripts/benchmark_ray.py       # the embedded checkpoint, batch 16, 50 steps, 3 shards of 32
 
-Counted is the time from the first finished shard to the last, which leaves out how long either takes to start. Each way
-runs twice, in turns. `make ray-test` makes the environment.
+Counted is the time from each finished shard to the next, which leaves out how long either takes to start; the median of
+all shards stands for each way. Each way runs twice, in turns. `make ray-test` makes the environment.
 """
 
 import argparse
@@ -11,13 +11,15 @@ import os
 import subprocess
 import sys
 import tempfile
+from itertools import pairwise
 from pathlib import Path
+from statistics import median
 
 EXAMPLES = Path(__file__).resolve().parent.parent / "examples"
 
 
-def seconds(folder: Path, options: list[str], shards: int, batch: int, steps: list[str]) -> float:
-    """From the first finished shard of a job to the last."""
+def seconds(folder: Path, options: list[str], shards: int, batch: int, steps: list[str]) -> list[float]:
+    """A picture's seconds, by each shard of a job but the first."""
     folder.mkdir()
     names = sorted(path.name for path in EXAMPLES.glob("*.png"))
     size = 2 * batch
@@ -29,13 +31,13 @@ def seconds(folder: Path, options: list[str], shards: int, batch: int, steps: li
     subprocess.run(command, check=True, env=os.environ | {"RAY_USAGE_STATS_ENABLED": "0"})
     times = sorted(path.stat().st_mtime_ns for path in (folder / "out").glob("shard-*.jsonl"))
     assert len(times) == shards + 1
-    return (times[-1] - times[0]) / 1e9 / (size * shards)
+    return [(later - earlier) / 1e9 / size for earlier, later in pairwise(times)]
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--batch", type=int, default=16)
-    parser.add_argument("--shards", type=int, default=5)
+    parser.add_argument("--shards", type=int, default=3)
     parser.add_argument("--steps", type=int, default=None, help="the checkpoint's own if left out")
     parser.add_argument("--rounds", type=int, default=2)
     options = parser.parse_args()
@@ -46,11 +48,11 @@ def main() -> None:
         for number in range(options.rounds):
             for way, more in ways.items():
                 place = Path(folder, f"{number}-{len(more)}")
-                found[way].append(seconds(place, more, options.shards, options.batch, steps))
-    means = [sum(each) / len(each) for each in found.values()]
-    for (way, each), mean in zip(found.items(), means, strict=True):
-        print(f"{way}: {mean:.4f} s a picture ({', '.join(f'{one:.4f}' for one in each)})")
-    print(f"overhead {means[1] / means[0] - 1:+.1%}")
+                found[way] += seconds(place, more, options.shards, options.batch, steps)
+    medians = [median(each) for each in found.values()]
+    for (way, each), middle in zip(found.items(), medians, strict=True):
+        print(f"{way}: {middle:.4f} s a picture ({', '.join(f'{one:.4f}' for one in each)})")
+    print(f"overhead {medians[1] / medians[0] - 1:+.1%}")
 
 
 if __name__ == "__main__":
