@@ -15,7 +15,7 @@ conversion, beside pictures of their captions (Table 2's shape). What tuning gai
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import tyro
 from claims import card, spaces, variations
@@ -74,6 +74,10 @@ def main(options: Options) -> None:
             path = save(options.output_dir, "spaces", checkpoint, bundle, corpus, tables, gap=gap)
         else:
             with tqdm(total=100, desc=checkpoint) as bar:
+
+                def report(done: float, bar: Any = bar) -> None:
+                    bar.update(round(100 * done) - bar.n)
+
                 drawn = variations.measure(
                     bundle,
                     corpus,
@@ -82,7 +86,7 @@ def main(options: Options) -> None:
                     seeds=range(options.seeds),
                     sampling={"steps": options.steps, "sampler": options.sampler},
                     work=options.work,
-                    report=lambda done: bar.update(round(100 * done) - bar.n),
+                    report=report,
                 )
             path = save(
                 options.output_dir,

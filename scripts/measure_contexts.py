@@ -34,7 +34,7 @@ def main() -> None:
     parser.add_argument("--runs", type=int, default=9)
     arguments = parser.parse_args()
     use_eigen()
-    bundle = bundle_for(Work("unet", arguments.model, "float32", arguments.batch))
+    bundle = bundle_for(Work("unet", arguments.model, arguments.batch))
     config = bundle.config
     shape = arguments.batch, MOST, config.tokens.length, config.unet.cross_attention_dim
     contexts = jnp.asarray(np.random.default_rng(0).standard_normal(shape, np.float32))
@@ -47,7 +47,7 @@ def main() -> None:
     ready = {}
     for name, (count, weights) in cases.items():
         context = contexts[:, 0] if count == 1 else contexts[:, :count]
-        options = {"negative": contexts[:1, 0], "guidance_scale": 1.0, "steps": 2, "sampler": "ddim"}
+        options: dict[str, Any] = {"negative": contexts[:1, 0], "guidance_scale": 1.0, "steps": 2, "sampler": "ddim"}
         request, state = begin(bundle, context, weights=weights, seeds=0, **options)
         kernels = request.winograd if kernels is None else kernels
         request = dataclasses.replace(request, winograd=kernels)

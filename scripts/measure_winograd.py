@@ -46,7 +46,7 @@ def convolutions(config: Config) -> dict[Shape, int]:
         module = context.module
         is_call = isinstance(module, Conv) and context.method_name == "__call__"
         if is_call and module.kernel_size == (3, 3) and module.strides == (1, 1):
-            found[module.path] = Shape(*args[0].shape[2:], module.features)
+            found[module.path] = Shape(args[0].shape[2], args[0].shape[3], module.features)
         return call(*args, **kwargs)
 
     _, height, width = config.latent_shape(config.defaults.height, config.defaults.width)

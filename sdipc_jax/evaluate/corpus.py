@@ -41,8 +41,8 @@ class Corpus:
     def __len__(self) -> int:
         return len(self.pictures)
 
-    def where(self, mask: np.ndarray) -> Self:
-        """The rows that a mask or an index array picks."""
+    def where(self, mask: np.ndarray | slice) -> Self:
+        """The rows that a mask, an index array or a slice picks."""
         columns = {name: getattr(self, name)[mask] for name in COLUMNS}
         return type(self)(**columns, manifest=self.manifest)
 
