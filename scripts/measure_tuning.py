@@ -104,6 +104,11 @@ class Options:
         return self.output_dir / "runs" / digest(bundle)[:8] / "-".join(filter(None, (name, changes)))
 
     @property
+    def drawn_again(self) -> str:
+        """How many seeds, in words."""
+        return "One seed," if self.seeds == 1 else f"{self.seeds} seeds, each"
+
+    @property
     def told(self) -> str:
         """What the notes say of runs and pictures."""
         changed = f" with {', '.join(self.change)}" if self.change else ""
@@ -222,7 +227,7 @@ def fine_tuning(options: Options, corpus: Corpus, judge: Judge) -> Results:
             edited[name].append(edits(judge, [tuned], [shown], real, [texts], seed))
     note = (
         f"{len(trained)} drawings of the split `{options.domain}` to tune on; {len(shown)} drawings of other things of "
-        f"it as prompts, and {options.count} captions of known things as text prompts. {options.seeds} seeds, each for "
+        f"it as prompts, and {options.count} captions of known things as text prompts. {options.drawn_again} for "
         f"a run and its samples. Rate {rate:g}, chosen on validation drawings. {options.told} {NOTE}"
     )
     tables = [
@@ -260,7 +265,7 @@ def customising(options: Options, corpus: Corpus, judge: Judge) -> Results:
             edited[name].append(edits(judge, bundles, shown, real, texts, seed))
     note = (
         f"{CONCEPTS} things never seen, {DRAWINGS} drawings of each by several artists to tune on and as prompts, and "
-        f"one more to compare with. {options.seeds} seeds, each for a run and its samples. {options.told} {NOTE}"
+        f"one more to compare with. {options.drawn_again} for a run and its samples. {options.told} {NOTE}"
     )
     tables = [
         table("variation", "Variations after customising", note, values_of(varied)),
@@ -288,7 +293,7 @@ def learning(options: Options, corpus: Corpus, judge: Judge) -> Results:
     note = (
         f"FT (prompts, keys and values) at rate {rate:g} on drawings of the training split, the same number of "
         f"updates however many there are; {len(shown)} held-out drawings of known things as prompts, and their "
-        f"captions as text prompts. {options.seeds} seeds, each for a run and its samples. {options.told} {NOTE}"
+        f"captions as text prompts. {options.drawn_again} for a run and its samples. {options.told} {NOTE}"
     )
     return Results([table("curve", "Variations by how many drawings FT saw", note, values_of(varied))])
 
