@@ -134,18 +134,19 @@ def test_four_rows_of_different_kinds_are_four_single_runs(bundle: Bundle, conte
             compiled.append(event)
 
     found = generate(bundle, together, weights=weights, seeds=np.arange(4), **SETTINGS)
-    own, noise = np.asarray(together), np.asarray(contexts)[::-1]
+    # Alone in a batch of as many: all others are something else.
+    alone = [contexts[::-1].at[row].set(together[row]) for row in range(4)]
+    others = np.random.default_rng(5).uniform(0, 1, weights.shape).astype(np.float32)
+    counted = [np.where(np.arange(4).reshape(-1, 1, 1, 1, 1, 1) == row, weights, others) for row in range(4)]
+    singles = []
     jax.monitoring.register_event_duration_secs_listener(listen)
-    for row in range(4):
-        # Alone in a batch of as many: all others are something else.
-        others = np.random.default_rng(row).uniform(0, 1, weights.shape).astype(np.float32)
-        others[row] = weights[row]
-        alone = np.where(np.arange(4)[:, None, None, None] == row, own, noise)
-        single = generate(bundle, jnp.asarray(alone), weights=others, seeds=np.arange(4), **SETTINGS)
-        np.testing.assert_array_equal(np.asarray(found)[row], np.asarray(single)[row])
-        assert not np.array_equal(np.asarray(found)[row - 1], np.asarray(single)[row - 1])
+    for context, each in zip(alone, counted, strict=True):
+        singles.append(np.asarray(generate(bundle, context, weights=each, seeds=np.arange(4), **SETTINGS)))
     jax.monitoring.unregister_event_duration_listener(listen)
     assert compiled == []
+    for row, single in enumerate(singles):
+        np.testing.assert_array_equal(np.asarray(found)[row], single[row])
+        assert not np.array_equal(np.asarray(found)[row - 1], single[row - 1])
     # What fills a row up is nothing: the first is the picture of its one prompt.
     plain = generate(bundle, contexts[:, 0], seeds=np.arange(4), **SETTINGS)
     np.testing.assert_allclose(found[0], plain[0], atol=5e-6)
