@@ -689,7 +689,8 @@ def test_tuned_option(
     refused = (*arguments, "--output", tmp_path / "refused.safetensors", "--tuned")
     capsys.readouterr()
     assert "made for the checkpoint with digest another" in refuse(capsys, *refused, other)
-    assert "no such file" in refuse(capsys, *refused, tmp_path / "none.safetensors")
+    for command in (refused, ("vary", pictures[0], "--model", tiny_folder, "--tuned")):
+        assert "no such file, expected a tuning's" in refuse(capsys, *command, tmp_path / "none.safetensors")
     assert not (tmp_path / "refused.safetensors").exists()
 
 

@@ -179,7 +179,7 @@ def test_the_refiner_is_refused_by_what_its_unet_reads(folder: Path, tmp_path: P
     with pytest.raises(sdipc.InputError, match="reads 51-wide pooled texts and text_encoder_2 gives 32"):
         sdipc.load(copy)
     # What published files write where a flag is meant.
-    file.write_text(json.dumps(values | {"upcast_attention": None}))
+    file.write_text(json.dumps(values | dict.fromkeys(("upcast_attention", "dual_cross_attention"))))
     assert sdipc.load(copy).config.unet.upcast_attention is False
 
 

@@ -23,7 +23,7 @@ from sdipc_jax.checkpoints.bundle import Bundle, Config, Params
 from sdipc_jax.checkpoints.headers import read_header, read_metadata
 from sdipc_jax.checkpoints.keys import OVERWRITE, flatten, from_torch, to_torch, torch_name, torch_shape, unflatten
 from sdipc_jax.checkpoints.tensors import to_safetensors
-from sdipc_jax.errors import InputError
+from sdipc_jax.errors import InputError, printable
 from sdipc_jax.files import write_atomically
 from sdipc_jax.models.deep_prompts import CLIPDeepPrompts, DeepPrompts
 
@@ -124,15 +124,24 @@ def save_delta(delta: Delta, file: str | Path) -> None:
     write_atomically(target, to_safetensors(tensors, metadata))
 
 
+def check_delta_file(file: str | Path) -> None:
+    """Refuses a path where there is no file.
+
+    Raises:
+        InputError: that.
+    """
+    if not Path(file).is_file():
+        raise InputError(f"{printable(file)}: no such file, expected a tuning's safetensors file: check the path")
+
+
 def load_delta(file: str | Path) -> Delta:
     """Reads a delta file; `apply_delta` checks whether it fits.
 
     Raises:
         InputError: not a whole delta file, or a value is not finite.
     """
+    check_delta_file(file)
     path = Path(file)
-    if not path.is_file():
-        raise InputError(f"{file}: no such file, expected a tuning's safetensors file")
     tensors = {tensor.name: tensor for tensor in read_header(path)}
     metadata = read_metadata(path)
     if missing := [name for name in ("mode", "step", "base") if name not in metadata]:

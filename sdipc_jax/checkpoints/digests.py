@@ -3,6 +3,7 @@
 from pathlib import Path
 
 from sdipc_jax.checkpoints.bundle import Config
+from sdipc_jax.checkpoints.delta import check_delta_file
 from sdipc_jax.checkpoints.hub import sha256
 from sdipc_jax.checkpoints.keys import DEEP_PROMPTS_FILE, INVERSE_FILE
 from sdipc_jax.checkpoints.tensors import weight_files
@@ -15,6 +16,9 @@ def digests(config: Config, tuned: Path | None, *, left_out: tuple[str, ...] = (
 
     Args:
         left_out: what the names begin with of those that need not be told, such as `unet/`.
+
+    Raises:
+        InputError: there is no tuning's file.
     """
     parts = ["unet", "vae", *config.text_towers, *(["safety_checker"] if config.safety is not None else [])]
     places = {part: config.place(part) for part in parts}
@@ -36,6 +40,7 @@ def digests(config: Config, tuned: Path | None, *, left_out: tuple[str, ...] = (
     for place, side in enumerate(config.controlnets, 1):
         files |= {f"controlnet/{place}/{Path(file).name}": Path(file) for file in side.files}
     if tuned is not None:
+        check_delta_file(tuned)
         files["tuned"] = tuned
     digest = {name: sha256(file) for name, file in files.items() if not name.startswith(left_out)}
     return digest | {f"hub/{part}": origin for part, origin in config.origins}

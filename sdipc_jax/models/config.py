@@ -62,9 +62,11 @@ class Architecture:
             if name in fields:
                 found[name] = _checked(fields[name].default, value, f"{source}: {name}", cls.OPTIONAL.get(name))
             elif name in cls.FIXED:
-                if value != cls.FIXED[name]:
+                only = cls.FIXED[name]
+                # Null where a flag is meant is false.
+                if value != only and not (only is False and value is None):
                     raise InputError(
-                        f"{source}: {name} is {value!r}, only {cls.FIXED[name]!r} is supported: "
+                        f"{source}: {name} is {value!r}, only {only!r} is supported: "
                         "use a Stable Diffusion 1.x, 2.x or SDXL checkpoint"
                     )
             elif not name.startswith("_") and name not in cls.IGNORED:
