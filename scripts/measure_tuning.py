@@ -3,6 +3,7 @@
     python scripts/build_corpus.py
     python scripts/measure_tuning.py ft       # on 100 drawings of a style never seen; other drawings of it are judged
     python scripts/measure_tuning.py ct       # on four drawings of each of eight things never seen
+    python scripts/measure_tuning.py prompts  # what deep prompts learnt in these runs
     python scripts/measure_tuning.py curve    # FT on more and more drawings of what the checkpoint was trained on
 
 Runs are those of `sdipc tune` with configs/tune-embedded-ft.yaml or -ct.yaml, and stay in the output's folder: the same
@@ -46,10 +47,12 @@ from sdipc_jax.commands.settings import CtSettings, FtSettings
 from sdipc_jax.commands.tune import train
 from sdipc_jax.evaluate.backbone import load_backbone
 from sdipc_jax.evaluate.corpus import Corpus, load_corpus
+from sdipc_jax.evaluate.metrics import cosines
 from sdipc_jax.evaluate.pictures import Backbones
-from sdipc_jax.evaluate.retrieval import encode_captions
+from sdipc_jax.evaluate.retrieval import encode_captions, image_features
 from sdipc_jax.evaluate.tables import Estimate, Table
 from sdipc_jax.settings import SamplerName
+from sdipc_jax.tuning import TuningSettings
 
 # The paper's names for what trains (Tables 5 and 6, Fig. 9), with those of this package.
 Variant = Literal["FT (C)", "FT (U)", "FT", "FC", "FC (I)"]
@@ -62,6 +65,8 @@ NOTE = (
     "picture and text in the own CLIP's joint space. The lower rows are gains on the same pictures, 95% bootstrap "
     "intervals over pictures."
 )
+# Prompts as configs/tune-embedded-*.yaml begin them.
+START = TuningSettings(variant="prompts", prompt_length=4, steps=1)
 CONFIGS = Path(__file__).resolve().parent.parent / "configs"
 
 
@@ -69,8 +74,9 @@ CONFIGS = Path(__file__).resolve().parent.parent / "configs"
 class Options:
     """Tunes a checkpoint in every way, and measures what was gained."""
 
-    mode: Annotated[Literal["ft", "ct", "curve"], tyro.conf.Positional]
-    """Fine-tuning on a domain, customising on a few drawings of one thing, or fine-tuning on more and more."""
+    mode: Annotated[Literal["ft", "ct", "curve", "prompts"], tyro.conf.Positional]
+    """Fine-tuning on a domain, customising on a few drawings of one thing, or fine-tuning on more and more; or what
+    deep prompts learnt in the runs that are there."""
     checkpoint: str = "embedded"
     """`embedded`, or the folder of another that was trained on the corpus."""
     corpus: Path = Path("build/corpus.npz")
@@ -298,6 +304,31 @@ def learning(options: Options, corpus: Corpus, judge: Judge) -> Results:
     return Results([table("curve", "Variations by how many drawings FT saw", note, values_of(varied))])
 
 
+def prompting(options: Options, corpus: Corpus, judge: Judge) -> Results:
+    """Whether deep prompts have learnt anything: vectors after FT and CT beside those of prompts as they begin."""
+    unseen = corpus.where(corpus.split == "unseen")
+    pictures = unseen.pictures[np.random.default_rng(0).permutation(len(unseen))[: options.count]]
+
+    def vectors(bundle: Bundle) -> np.ndarray:
+        return np.asarray(sdipc.convert(sdipc.closed_form(bundle), image_features(bundle, pictures)))
+
+    untuned, rows = vectors(judge.bundle), []
+    for run in sorted((options.output_dir / "runs" / digest(judge.bundle)[:8]).glob("*")):
+        for file in sorted(run.glob("*.safetensors"))[:1]:
+            delta = load_delta(file)
+            found = vectors(tuning.apply(judge.bundle, delta))
+            begun = vectors(tuning.apply(judge.bundle, tuning.delta(tuning.init(judge.bundle, START))))
+            values = cosines(untuned, found), cosines(begun, found)
+            rows.append((run.name, tuple(Estimate.of_mean(each[None]) for each in values)))
+    note = (
+        f"{len(pictures)} drawings of things never seen: cosines of their vectors after each run with those of the "
+        "checkpoint as it is, and with those of the same prompts as they begin, random and not trained. Of CT the "
+        "first thing's. 95% bootstrap intervals over pictures."
+    )
+    columns = ("to no tuning", "to prompts that are not trained")
+    return Results([Table("prompts", "What deep prompts learnt", note, columns, tuple(rows))])
+
+
 def values_of(found: Mapping[str, Sequence[Measured]]) -> dict[str, list[Values]]:
     """The numbers alone."""
     return {name: [each.values for each in seeds] for name, seeds in found.items()}
@@ -314,6 +345,7 @@ EXPERIMENTS: dict[str, tuple[str, Callable[[Options, Corpus, Judge], Results]]] 
     "ft": ("ablation", fine_tuning),
     "ct": ("customise", customising),
     "curve": ("curve", learning),
+    "prompts": ("prompts", prompting),
 }
 
 

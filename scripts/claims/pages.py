@@ -111,6 +111,9 @@ def written(page: Page, found: Mapping[str, Mapping[str, Any]], folder: Path) ->
             parts.append(f"![Drawings and what was made of them]({sheet.name})\n\n*{each['shown']}{columns}*")
         for table in page.tables or each["tables"]:
             parts.append(_chosen(restored(each, table), page.rows).to_markdown())
+        learnt = read(folder, "prompts", name)
+        if learnt is not None and page.name in ("ablation", "customise"):
+            parts += [restored(learnt, "prompts").to_markdown(), f"```sh\n{learnt['command']}\n```"]
     return "\n\n".join(parts) + "\n"
 
 
@@ -165,7 +168,16 @@ EffNet-Lite0, in the place of DINO and Inception.
   liker to the picture than what is drawn from its caption, on both checkpoints. By a network that had no part in it
   that cannot be told on the one, and on the plain one they are less like.
 - **Ridge and the mean shift come nearer to the captions' states** on the checkpoint with a gap (cosine 0.85 instead
-  of 0.74), and hardly nearer in pictures."""
+  of 0.74), and hardly nearer in pictures.
+- **FT on the plain checkpoint had learnt nothing yet after 400 presentations** (the paper has 10,000) at rate 1e-5,
+  so that Tables 4 to 6 are not decided: keys and values changed no picture that can be told, and vectors are those of
+  the same four deep prompts before any training ([what deep prompts learnt](ablation.md)). What the rows of FT show
+  is what random tokens do to the vision tower: edits follow the text more, by as much as the paper's Table 4 has, and
+  keep less of the picture by the own CLIP. A gain over SD-IPC is not yet one of training; untrained prompts belong
+  beside it.
+- **CT does what the paper says on the plain checkpoint too**: variations are liker to the drawings by the own CLIP,
+  by the independent network with 0 just in the interval, and its edits keep more of the picture by that network. Its
+  prompts too hardly moved: what it learnt is in keys and values, at rate 1e-4."""
 _BETTER = """## Other conversions
 
 Better on both checkpoints by the independent network, with an interval that excludes 0: {}."""
