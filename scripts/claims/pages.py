@@ -175,9 +175,10 @@ EffNet-Lite0, in the place of DINO and Inception.
   is what random tokens do to the vision tower: edits follow the text more, by as much as the paper's Table 4 has, and
   keep less of the picture by the own CLIP. A gain over SD-IPC is not yet one of training; untrained prompts belong
   beside it.
-- **CT does what the paper says on the plain checkpoint too**: variations are liker to the drawings by the own CLIP,
+- **CT's directions are the paper's on the plain checkpoint**: variations are liker to the drawings by the own CLIP,
   by the independent network with 0 just in the interval, and its edits keep more of the picture by that network. Its
-  prompts too hardly moved: what it learnt is in keys and values, at rate 1e-4."""
+  prompts hardly moved either, so that how much of this is learnt, by keys and values, and how much is random prompts
+  is not told apart."""
 _BETTER = """## Other conversions
 
 Better on both checkpoints by the independent network, with an interval that excludes 0: {}."""
