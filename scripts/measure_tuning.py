@@ -312,7 +312,8 @@ def prompting(options: Options, corpus: Corpus, judge: Judge) -> Results:
     def vectors(bundle: Bundle) -> np.ndarray:
         return np.asarray(sdipc.convert(sdipc.closed_form(bundle), image_features(bundle, pictures)))
 
-    untuned, rows = vectors(judge.bundle), []
+    untuned = vectors(judge.bundle)
+    rows: list[tuple[str, tuple[Estimate | None, ...]]] = []
     for run in sorted((options.output_dir / "runs" / digest(judge.bundle)[:8]).glob("*")):
         for file in sorted(run.glob("*.safetensors"))[:1]:
             delta = load_delta(file)

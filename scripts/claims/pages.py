@@ -190,7 +190,7 @@ that excludes 0: the default stays the paper's. Those that are worth having are 
 _OPEN = """## What is not measured
 
 The paper's own checkpoints and data were not at hand: `sdipc evaluate TABLE CONFIG.yaml`
-([evaluation](../evaluation.md)) and `sdipc spectrum --compare FOLDER` are for those who have them. FT here had far
-fewer updates than the paper's 10,000 presentations; longer runs on the checkpoint that ships are in
-[tuning](../tuning.md), what its variations are worth with more pictures in [its
+([evaluation](../evaluation.md)) and `sdipc spectrum --compare FOLDER` are for those who have them. FT here had 400 of
+the paper's 10,000 presentations and one seed, and FC was not run on the plain checkpoint; longer runs on the
+checkpoint that ships are in [tuning](../tuning.md), what its variations are worth with more pictures in [its
 card](../../sdipc_jax/embedded/README.md)."""
