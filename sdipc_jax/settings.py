@@ -86,7 +86,7 @@ def _several(metavar: str, default: str) -> Any:
 class Settings(BaseModel):
     """Unknown keys and values out of range are refused in one line, wherever they come from."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True, defer_build=True)
 
     def __init__(self, **values: Any) -> None:
         try:

@@ -218,7 +218,7 @@ class SamplingJob:
             "negative": negative,
             "seeds": settings.seed,
             "indices": indices,
-            "start": jax.tree.map(lambda leaf: leaf[subjects], start),
+            "start": _rows(start, subjects),
             "controls": self.controls,
             "latents": None if self.latents is None else self.latents[indices],
             "steps": values.steps,
@@ -232,7 +232,7 @@ class SamplingJob:
             "karras": settings.karras,
         }
         kept = self.watching.kept(prompts.groups)
-        return prompts.context[subjects], options | ({} if kept is None else {"kept": kept[subjects]})
+        return _rows(prompts.context, subjects), options | ({} if kept is None else {"kept": kept[subjects]})
 
     def _record(self) -> Record:
         """Every setting, those left out as the checkpoint has them."""
@@ -240,3 +240,8 @@ class SamplingJob:
         decided = {"mesh": f"{AXIS}={self.mesh.size}", "safety": "off" if self.config.safety is None else "on"}
         settings = plain(self.settings, left_out) | decided | {"negative_prompt": self.negative_text}
         return settings | self.values.model_dump(include=set(settings)) | self.sizes
+
+
+def _rows(tree: Any, places: np.ndarray) -> Any:
+    """The rows of arrays at these places: taken on the host, which need not compile for it."""
+    return jax.tree.map(lambda leaf: jax.device_put(np.asarray(leaf)[places]), tree)

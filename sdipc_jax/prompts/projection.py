@@ -132,12 +132,13 @@ def closed_form(
     inverse, values, rank = _truncated_pinv(clip["text_projection"]["kernel"], cutoff, keep_fraction)
     if config.vision_side.trained_inverse:
         inverse = clip["inverse"]["kernel"]
+    # Rounded and placed without a program, which would have to be compiled: on the host there is no need for one.
     return Projection(
         visual=clip["visual_projection"]["kernel"],
-        inverse=jnp.asarray(inverse, jnp.float32),
+        inverse=jax.device_put(inverse.astype(np.float32)),
         scale=jnp.asarray(scale, jnp.float32),
-        singular_values=jnp.asarray(values, jnp.float32),
-        rank=jnp.asarray(rank, jnp.int32),
+        singular_values=jax.device_put(values.astype(np.float32)),
+        rank=jax.device_put(rank.astype(np.int32)),
         mode=mode,
     )
 

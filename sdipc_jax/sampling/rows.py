@@ -42,11 +42,13 @@ def rows(name: str, values: Any, count: int, rule: Rule) -> Array:
     leaves = jax.tree.leaves(values)
     if any(isinstance(leaf, jax.Array) and jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key) for leaf in leaves):
         raise InputError(f"{name} is a key of JAX, expected {rule.expected}: give the number that it was made of")
-    if on_host(values):
+    xp: Any = np if on_host(values) else jnp
+    if xp is np:
         for value in np.ravel(values).tolist():
             if not rule.holds(value):
                 raise InputError(f"{name} is {value!r}, expected {rule.expected}: choose another")
-    array = jnp.asarray(values, rule.dtype)
+    array = xp.asarray(values, rule.dtype)
     if array.shape not in ((), (1,), (count,)):
         raise InputError(f"{name} has shape {array.shape}, expected {(count,)}, one value a picture, or one for all")
-    return jnp.broadcast_to(array, (count,))
+    # What the host knows is put into rows there: nothing needs to be compiled for it.
+    return jax.device_put(xp.broadcast_to(array, (count,)))
