@@ -5,6 +5,11 @@
 
 Each step is a process of its own with a time of its own, after which it is ended; its result is written at once, so
 that the list can be cut off anywhere. What has a result is not run again.
+
+A few steps want packages that nothing else needs. They lie in a folder of their own, since tokamax asks for another
+typeguard than tyro does:
+
+    pip install --no-deps --target build/packages qwix tokamax typeguard==2.13.3 immutabledict einshape tensorboardx
 """
 
 import dataclasses
@@ -19,6 +24,7 @@ from pathlib import Path
 from typing import Any
 
 import tyro
+from benchmarks.candidates import PACKAGES
 
 from sdipc_jax.files import write_atomically
 
@@ -75,6 +81,8 @@ class Options:
     """Steps whose names begin so, all if left out."""
     output: Path = Path("build/on_gpu")
     """Where results go."""
+    packages: Path = Path("build/packages")
+    """Where those lie that only a few steps want."""
 
 
 @dataclass(frozen=True)
@@ -134,23 +142,30 @@ def steps(rehearse: bool) -> list[Step]:
     return found
 
 
-def run(step: Step, output: Path, left: float) -> Result:
+def missing(needs: str, packages: Path) -> list[str]:
+    """Those of these packages and files that are not there, and how to come by them."""
+    found = []
+    for each in needs.split():
+        if "/" in each:
+            # A file: packages have no slash in their names.
+            if not Path(each).is_file():
+                found.append(f"there is no {each}: python scripts/build_corpus.py writes it")
+        elif not (importlib.util.find_spec(each) or (packages / each).is_dir()):
+            found.append(f"there is no {each}: see the head of scripts/on_gpu.py")
+    return found
+
+
+def run(step: Step, output: Path, left: float, packages: Path) -> Result:
     """One step, ended when its time or all time is over."""
-    # Files have a slash in their names, packages none.
-    missing = [
-        each
-        for each in step.needs.split()
-        if not (Path(each).is_file() if "/" in each else importlib.util.find_spec(each))
-    ]
-    if missing:
-        return Result(step.name, "left out", 0.0, last_lines=[f"there is no {each}" for each in missing])
+    if wanted := missing(step.needs, packages):
+        return Result(step.name, "left out", 0.0, last_lines=wanted)
     result = output / f"{step.name}.found.json"
     command = [sys.executable, *(each.replace("{output}", str(result)) for each in step.command)]
     if command[1].endswith(".py"):
         command[1] = str(SCRIPTS / command[1])
     paths = os.pathsep.join(filter(None, (str(SCRIPTS), str(SCRIPTS.parent), os.environ.get("PYTHONPATH"))))
     flags = f"{os.environ.get('XLA_FLAGS', '')} {step.flags}".strip()
-    environment = os.environ | {"PYTHONPATH": paths} | ({"XLA_FLAGS": flags} if flags else {})
+    environment = os.environ | {"PYTHONPATH": paths, PACKAGES: str(packages)} | ({"XLA_FLAGS": flags} if flags else {})
     started = time.monotonic()
     try:
         ran = subprocess.run(
@@ -205,7 +220,7 @@ def main(options: Options) -> None:
         if options.rehearse:
             # Whether it can be run, on whatever machine.
             step = dataclasses.replace(step, seconds=options.seconds)
-        result = run(step, options.output, left)
+        result = run(step, options.output, left, options.packages)
         print(f"{step.name}: {result.outcome} in {result.seconds:.0f} s", *result.last_lines, sep="\n    ", flush=True)
         # What had too little time because all of it was over is tried again, and so is what wanted something.
         if result.outcome != "left out" and (result.outcome != "out of time" or left > step.seconds):

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import on_gpu
 import pytest
-from benchmarks.candidates import CANDIDATES
+from benchmarks import candidates
 from on_gpu import Options, Result, Step
 
 
@@ -50,6 +50,17 @@ def test_it_goes_on_where_it_stopped(tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert ran == ["good", "elsewhere"]
 
 
+def test_what_is_wanted_may_lie_in_a_folder_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "no_such_package").mkdir()
+    (tmp_path / "no_such_package/__init__.py").write_text("told = 7\n")
+    assert on_gpu.missing("json no_such_package", tmp_path) == []
+    wanted = on_gpu.missing("no_such_package build/none.npz", tmp_path / "empty")
+    assert [each.partition(":")[0] for each in wanted] == ["there is no no_such_package", "there is no build/none.npz"]
+    monkeypatch.setenv(candidates.PACKAGES, str(tmp_path))
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    assert candidates._package("no_such_package").told == 7
+
+
 def test_without_time_nothing_is_begun(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(on_gpu, "steps", lambda rehearse: LIST)
     monkeypatch.setattr(on_gpu, "run", lambda *_: 1 / 0)
@@ -69,4 +80,4 @@ def test_every_command_is_understood() -> None:
         commands = [step.command for step in on_gpu.steps(False) if step.command[0] == script]
         assert commands
         assert not [part for each in commands for part in each if part.startswith("--") and part not in told]
-    assert {*on_gpu.IN_PLACE} == {*CANDIDATES}
+    assert {*on_gpu.IN_PLACE} == {*candidates.CANDIDATES}

@@ -3,6 +3,9 @@
 Each changes the package from outside, before anything is compiled: `benchmark.py --candidate NAME`.
 """
 
+import importlib
+import os
+import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -14,6 +17,16 @@ from sdipc_jax.checkpoints.bundle import Config
 from sdipc_jax.models import attention
 from sdipc_jax.models.layers import dense, gelu, precision
 from sdipc_jax.models.unet import UNet2DConditionModel
+
+# The environment's name for a folder of packages that candidates need and nothing else does.
+PACKAGES = "CANDIDATES_PACKAGES"
+
+
+def _package(name: str) -> Any:
+    """A package, from that folder if it is there, with what it needs of other versions than the rest does."""
+    if folder := os.environ.get(PACKAGES):
+        sys.path.insert(0, folder)
+    return importlib.import_module(name)
 
 
 class FusedAttention(attention.Attention):
@@ -41,7 +54,7 @@ def fused_projections() -> None:
 
 def tokamax_attention() -> None:
     """tokamax's choice of kernel for the card, where scores are many."""
-    import tokamax
+    tokamax = _package("tokamax")
 
     plain = attention.dot_product_attention
 
@@ -56,7 +69,7 @@ def tokamax_attention() -> None:
 
 def tokamax_geglu() -> None:
     """The product, the exact GELU and the gate in one kernel."""
-    import tokamax
+    tokamax = _package("tokamax")
 
     class GEGLU(attention.GEGLU):
         def __call__(self, x: Any) -> Any:
@@ -77,7 +90,7 @@ def quantised(kind: str) -> Callable[[], None]:
     """Weights and activations of the UNet's products and convolutions in 8 bits."""
 
     def change() -> None:
-        import qwix
+        qwix = _package("qwix")
 
         rule = qwix.QtRule(module_path=".*", weight_qtype=kind, act_qtype=kind)
 
