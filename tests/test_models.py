@@ -15,7 +15,7 @@ from jax.experimental.pallas import tpu as pltpu
 from sdipc_jax.models import attention, clip, layers, vae
 from sdipc_jax.models.attention import attend_by_queries, attend_in_blocks, dot_product_attention
 from sdipc_jax.models.safety import flag
-from sdipc_jax.models.unet import Downsample2D
+from sdipc_jax.models.unet import Downsample2D, Upsample2D
 from tests import cases
 from tests.cases import Case
 from tests.compare import relative_error
@@ -380,3 +380,25 @@ def test_gpus_take_the_fused_kernel_where_it_exists(monkeypatch: pytest.MonkeyPa
     # Not again: a warning is an error here.
     attend(jnp.float32)
     assert asked == ["cudnn"]
+
+
+@pytest.mark.parametrize(("height", "width", "sides"), [(6, 10, 2), (5, 9, 3)])
+def test_convolutions_of_doubled_pictures(height: int, width: int, sides: int) -> None:
+    generator = np.random.default_rng(0)
+    x = generator.standard_normal((2, 3, 5, 4), np.float32)
+    kernel, bias = generator.standard_normal((3, 3, 4, 6), np.float32), generator.standard_normal(6, np.float32)
+    padded = np.pad(
+        x.repeat(2, 1).repeat(2, 2)[:, :height, :width].astype(np.float64), ((0, 0), (1, 1), (1, 1), (0, 0))
+    )
+    expected = bias + sum(
+        padded[:, i : i + height, j : j + width] @ kernel[i, j].astype(np.float64) for i in range(3) for j in range(3)
+    )
+
+    def doubled(kernel: Any, x: Any) -> Any:
+        module = Upsample2D(6)
+        return module.apply({"params": {"conv": {"kernel": kernel, "bias": bias}}}, x, height, width)
+
+    np.testing.assert_allclose(jax.jit(doubled)(kernel, x), expected, rtol=1e-5, atol=1e-5)
+    # Of whole pairs small kernels go over the small picture.
+    program = jax.jit(doubled).lower(kernel, x).as_text()
+    assert re.findall(r"stablehlo.convolution.*, tensor<(\d)x\dx4x\d+xf32>\) ->", program) == [str(sides)]

@@ -4,11 +4,13 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import linen as nn
 from jaxtyping import Array, Float
 
 from sdipc_jax.models import winograd
 from sdipc_jax.models.given import Dense, Given, LayerNorm
+from sdipc_jax.tracing import platform
 
 DType = Any
 
@@ -38,6 +40,48 @@ class Conv(Given, nn.Conv):
             if transformed is not None:
                 self.put_variable(winograd.COLLECTION, "kernel", transformed)
         return super().__call__(inputs)
+
+    def of_doubled(
+        self, x: Float[Array, "N h w C"], height: int, width: int
+    ) -> Float[Array, "N height width features"]:
+        """The convolution of `upsample_nearest`, on CPUs with 2.25 times fewer multiplications where it can be.
+
+        Of the three pixels along a side that a kernel reads two are the same small pixel. So it is as if the small
+        picture was convolved by four kernels of 2x2, one for each pixel of a pair of pairs.
+        """
+        small = (height, width) == (2 * x.shape[1], 2 * x.shape[2]) and platform() == "cpu"
+        if not small or self.is_initializing() or self.has_variable(winograd.COLLECTION, "kernel"):
+            return self(upsample_nearest(x, height, width))
+        kernel: Array = self.get_variable("params", "kernel")
+        # Kernels that have Winograd's form for large pictures are left as they are for small ones.
+        if kernel.dtype != jnp.float32 or winograd.gains(kernel):
+            return self(upsample_nearest(x, height, width))
+        return _convolve_doubled(x, kernel) + self.get_variable("params", "bias")
+
+
+# Which of three weights in a row fall on which of two small pixels, for the first and the second of a pair of pixels.
+_WEIGHTS_OF_PAIRS = np.array([[[1, 0, 0], [0, 1, 1]], [[1, 1, 0], [0, 0, 1]]], np.float32)
+
+
+def _convolve_doubled(x: Float[Array, "N h w C"], kernel: Float[Array, "3 3 C D"]) -> Float[Array, "N h2 w2 D"]:
+    """A 3x3 convolution, padded by 1, of a picture twice as large."""
+    count, height, width, _ = x.shape
+    pairs, exact = jnp.asarray(_WEIGHTS_OF_PAIRS), precision(jnp.float32)
+    kernels = jnp.einsum("aip,bjq,pqcd->ijcabd", pairs, pairs, kernel, precision=exact)
+    result = jax.lax.conv_general_dilated(
+        x,
+        kernels.reshape(2, 2, x.shape[3], -1),
+        (1, 1),
+        ((1, 1), (1, 1)),
+        None,
+        None,
+        ("NHWC", "HWIO", "NHWC"),
+        precision=exact,
+    ).reshape(count, height + 1, width + 1, 2, 2, -1)
+    # The second of a pair reads from its own small pixel on, the first from the one before.
+    rows = [[result[:, a : a + height, b : b + width, a, b] for b in range(2)] for a in range(2)]
+    pixels = jnp.stack([jnp.stack(row, axis=3) for row in rows], axis=2)
+    return pixels.reshape(count, 2 * height, 2 * width, -1)
 
 
 def conv(

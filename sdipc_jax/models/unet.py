@@ -9,7 +9,7 @@ from jaxtyping import Array, Float
 from sdipc_jax.errors import InputError
 from sdipc_jax.models.attention import Transformer2DModel
 from sdipc_jax.models.config import UNetConfig
-from sdipc_jax.models.layers import DType, GroupNorm, conv, dense, silu, timestep_embedding, upsample_nearest
+from sdipc_jax.models.layers import DType, GroupNorm, conv, dense, silu, timestep_embedding
 from sdipc_jax.models.weighted import MutedTokens, WeightedContexts
 
 # One prompt a picture, or several with weights.
@@ -60,7 +60,7 @@ class Upsample2D(nn.Module):
 
     @nn.compact
     def __call__(self, x: Float[Array, "N h w C"], height: int, width: int) -> Float[Array, "N height width channels"]:
-        return conv(self.channels, 3, self.dtype, padding=1, name="conv")(upsample_nearest(x, height, width))
+        return conv(self.channels, 3, self.dtype, padding=1, name="conv").of_doubled(x, height, width)
 
 
 class Block(nn.Module):

@@ -59,7 +59,7 @@ def transformed(model: nn.Module, params: Any, *inputs: Any, method: str = "__ca
         A tree to pass to the network as the collection `COLLECTION`, empty if no convolution gains.
     """
     # Most small networks have no such convolution: they need not be traced to be told.
-    if platform() != "cpu" or not any(map(_gains, jax.tree.leaves(params))):
+    if platform() != "cpu" or not any(map(gains, jax.tree.leaves(params))):
         return {}
     _, found = model.apply({"params": params}, *inputs, method=method, mutable=[COLLECTION], **named)
     return found.get(COLLECTION, {})
@@ -68,7 +68,7 @@ def transformed(model: nn.Module, params: Any, *inputs: Any, method: str = "__ca
 def transform_kernel(kernel: Float[Array, "3 3 C D"], height: int, width: int) -> Float[Array, "places C D"] | None:
     """G w G^T for inputs of this size; None where a plain convolution is as quick."""
     tile = next((tile for tile, side in _SIDES.items() if min(height, width) >= side), None)
-    return None if tile is None or not _gains(kernel) else in_tiles(kernel, tile)
+    return None if tile is None or not gains(kernel) else in_tiles(kernel, tile)
 
 
 def in_tiles(kernel: Float[Array, "3 3 C D"], tile: int) -> Float[Array, "places C D"]:
@@ -77,7 +77,8 @@ def in_tiles(kernel: Float[Array, "3 3 C D"], tile: int) -> Float[Array, "places
     return jnp.einsum("pk,kcd->pcd", both, kernel.reshape(9, *kernel.shape[2:]), precision=jax.lax.Precision.HIGHEST)
 
 
-def _gains(kernel: Any) -> bool:
+def gains(kernel: Any) -> bool:
+    """Whether a kernel is quicker in this form for large enough inputs."""
     fits = kernel.ndim == 4 and kernel.shape[:2] == (3, 3) and kernel.dtype == jnp.float32
     return fits and min(kernel.shape[2:]) >= _CHANNELS
 
