@@ -476,6 +476,44 @@ def test_object_stores_have_no_renames(
     assert run(path, refuse, verify=True).manifest == clean
 
 
+def test_what_other_hosts_do_may_be_seen_late(
+    job: Make, pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As with NFS: names are missing for seconds, listings are old, and locks are known to their own host alone."""
+    monkeypatch.setattr(storage, "_FIRST_PAUSE", 0.0)
+    path = job(source=pictures)
+    expected = run(path, Stub()).manifest
+    folder = tmp_path / "out"
+    (folder / "manifest.json").unlink()
+    kind = type(epath.Path(folder))
+    iterdir, exists = kind.iterdir, kind.exists
+    monkeypatch.setattr(
+        kind, "iterdir", lambda self: (each for each in iterdir(self) if each.name != "shard-00001.jsonl")
+    )
+    asked = 0
+
+    def late(self: Any) -> bool:
+        nonlocal asked
+        if self.name == "job.json" and asked < 3:
+            asked += 1
+            return False
+        return exists(self)
+
+    monkeypatch.setattr(kind, "exists", late)
+    taken: list[str] = []
+
+    def take(source: Any, target: Any) -> None:
+        if Path(target).name == "manifest.json" and not taken:
+            taken.append(os.fspath(target))
+            os.unlink(source)
+        os.replace(source, target)
+
+    monkeypatch.setattr(storage, "rename", take)
+    assert run(path, Stub()).manifest == expected
+    assert (asked, len(taken)) == (3, 1)
+    assert manifest(folder)["digest"] == (expected or {})["digest"]
+
+
 @pytest.mark.parametrize("container", ["tar", "folder"])
 def test_what_cannot_be_written_fails_alone(
     job: Make, pictures: Path, tmp_path: Path, container: str, monkeypatch: pytest.MonkeyPatch

@@ -75,7 +75,12 @@ class Manifest:
         """
         path = self.folder / _JOB
         try:
-            self.folder.mkdir(parents=True, exist_ok=True)
+            try:
+                self.folder.mkdir(parents=True, exist_ok=True)
+            except FileExistsError:
+                # It may be another host's, made a moment ago.
+                if self.folder.is_file() or not storage.appears(self.folder):
+                    raise
             if not path.exists():
                 _write_once(path, (json.dumps(self.job | {"notes": self.notes}, indent=2) + "\n").encode())
         except OSError as error:
@@ -174,7 +179,8 @@ class Manifest:
     def sum_up(self, shards: int) -> Record | None:
         """Writes manifest.json, whose digests do not depend on who did what; None if shards are missing."""
         present = {path.name for path in self.folder.iterdir()}
-        if any(self.path(shard).name not in present for shard in range(shards)):
+        # A listing may be older than what other hosts have just finished; a name that was never asked for is not.
+        if any(self.path(shard).name not in present and not self.path(shard).exists() for shard in range(shards)):
             return None
         storage.remove_leftovers(self.folder, "")
         headers = [header for shard in range(shards) if (header := self.header(shard)) is not None]
@@ -209,7 +215,7 @@ def _write_once(path: epath.Path, data: bytes) -> None:
     try:
         os.link(temporary, path)
     except FileExistsError:
-        pass
+        storage.appears(path)
     except OSError:  # Not every file system has links.
         storage.rename(temporary, path)
     finally:

@@ -23,6 +23,8 @@ Result = TypeVar("Result")
 
 ATTEMPTS = 5
 _FIRST_PAUSE = 0.5
+# What NFS has at most by itself (acdirmax), and a little more.
+_REMEMBERED = 65.0
 # What another attempt cannot change.
 _PERMANENT = {
     *(errno.ENOENT, errno.EACCES, errno.EPERM, errno.EISDIR, errno.ENOTDIR, errno.ENAMETOOLONG, errno.ELOOP),
@@ -86,12 +88,24 @@ def write(path: epath.Path, data: bytes) -> None:
             with temporary.open("wb") as stream:
                 put(stream, data)
                 sync(stream)
-            rename(temporary, path)
+            try:
+                rename(temporary, path)
+            except FileNotFoundError:
+                # Taken for a leftover by another host, where locks are known to their own host alone.
+                raise OSError(errno.ESTALE, os.strerror(errno.ESTALE), os.fspath(path)) from None
         finally:
             os.close(held)
             temporary.unlink(missing_ok=True)
 
     retrying(attempt)
+
+
+def appears(path: epath.Path) -> bool:
+    """Waits until what is known to be there is seen: a host may remember for up to a minute that it was not."""
+    deadline = time.monotonic() + _REMEMBERED
+    while not (found := path.exists()) and time.monotonic() < deadline:
+        time.sleep(_FIRST_PAUSE)
+    return found
 
 
 def append(stream: IO[bytes], data: bytes) -> None:
