@@ -9,6 +9,7 @@ PARITY := .venv-parity/bin
 DOCS := .venv-docs/bin
 NEWEST := .venv-newest/bin
 RAY := .venv-ray/bin
+HOSTS := .venv-hosts/bin
 TPU := .venv-tpu/bin
 PAGE := .venv-page/bin
 # Nearly all the time of the tests is compilation of programs that run once: LLVM's quickest level halves it, and fusions
@@ -17,7 +18,7 @@ QUICK := --xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=
 	--xla_cpu_use_fusion_emitters=false --xla_cpu_parallel_codegen_split_count=1
 QUICK_PYTEST := XLA_FLAGS="$$XLA_FLAGS $(QUICK)" $(BIN)/python -m pytest
 
-.PHONY: demo docs docs-commands linkcheck notebook test faults-scale faults-tuning ray-test parity parity-newest parity-full lint lock wheel page-test page-soak site-test golden tpu-compile clean
+.PHONY: demo docs docs-commands linkcheck notebook test faults-scale faults-tuning faults-hosts ray-test parity parity-newest parity-full lint lock wheel page-test page-soak site-test golden tpu-compile clean
 
 # Installs the package and makes variations and an edit of the pictures in examples/.
 demo: .venv/.demo
@@ -33,6 +34,12 @@ faults-scale: .venv/.test
 # What a tuning run must withstand: killed and stopped in the middle, checkpoints damaged, disks full.
 faults-tuning: .venv/.test
 	$(QUICK_PYTEST) tests/faults/test_tuning.py tests/test_tune_checkpoints.py --override-ini addopts=--strict-markers
+
+# What hosts must withstand that lose each other, and jobs on storage that they share: network namespaces, a file system
+# by FUSE and an S3 server, as root on Debian. Writes the table of docs/scale.md; ROWS="tune-cut nfs" does those alone.
+faults-hosts: .venv-hosts/.done
+	command -v faketime fusermount3 || (apt-get update --quiet && apt-get install --quiet --yes --no-install-recommends faketime fuse3 iproute2 libfuse2)
+	$(HOSTS)/python -m tests.hosts.rehearsal --write $(ROWS)
 
 # `sdipc batch --on ray` on Ray clusters of several nodes on this machine, whose nodes and workers are killed. Ray's
 # nodes talk over the machine's own address, which in a network of their own is the loopback device's.
@@ -150,6 +157,11 @@ tpu-compile: .venv-tpu/.done
 	$(RAY)/python $(PIP_INSTALL) constraints.txt --editable '.[test,ray]'
 	touch $@
 
+.venv-hosts/.done: pyproject.toml constraints.txt
+	$(PYTHON) -m venv .venv-hosts
+	$(HOSTS)/python $(PIP_INSTALL) constraints.txt --editable '.[test,hosts-test]'
+	touch $@
+
 .venv-page/.done: pyproject.toml locks/page.txt
 	$(PYTHON) -m venv .venv-page
 	$(PAGE)/python $(LOCKED) locks/page.txt
@@ -169,4 +181,4 @@ tpu-compile: .venv-tpu/.done
 	touch $@
 
 clean:
-	rm -rf .venv .venv-docs .venv-page .venv-parity .venv-newest .venv-ray .venv-tpu build out
+	rm -rf .venv .venv-docs .venv-page .venv-parity .venv-hosts .venv-newest .venv-ray .venv-tpu build out

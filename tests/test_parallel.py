@@ -20,6 +20,7 @@ from PIL import Image
 from sdipc_jax import Bundle, cli, generate_with_progress, parallel, save
 from sdipc_jax.errors import InputError, MissingProcessError
 from sdipc_jax.parallel import Watchdog, processes
+from sdipc_jax.parallel.peers import Peers
 from tests.eight_devices import COLLECTIVES, small_bundle
 from tests.processes import finish, free_port, start
 
@@ -194,6 +195,49 @@ def test_two_processes() -> None:
         assert str(["ä", "ä" * 41]) in lines
         assert any(line.startswith("mesh is 'data=1', but there are 2 devices in 2 processes") for line in lines)
         assert "InputError: seed is 1 on process 1 and 0 on process 0: start all processes with the same" in err
+
+
+class Board:
+    """The coordinator's keys and values, where process 1 counts up as long as it is there."""
+
+    def __init__(self) -> None:
+        self.values: dict[str, str] = {}
+        self.there, self.count = True, 0
+        self.answers = threading.Event()
+        self.answers.set()
+
+    def key_value_set(self, name: str, value: str, allow_overwrite: bool) -> None:
+        self.answers.wait()
+        self.values[name] = value
+
+    def key_value_dir_get(self, name: str) -> list[tuple[str, str]]:
+        self.answers.wait()
+        self.count += self.there
+        return [*self.values.items(), (f"{name}/1", str(self.count))]
+
+
+@pytest.mark.parametrize("lost", ["the other", "the coordinator"])
+def test_who_is_lost_is_named(lost: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    ended = threading.Event()
+    monkeypatch.setattr("sdipc_jax.parallel.peers.os", SimpleNamespace(_exit=lambda code: code == 75 and ended.set()))
+    board, process = Board(), 1 if lost == "the coordinator" else 0
+    watched = Peers(["host-a", "host-b"], process, 0.6, board)
+    watched.start()
+    try:
+        # As long as all is well nothing is said, however long it takes.
+        assert not ended.wait(1.5)
+        if lost == "the other":
+            board.there = False
+        else:
+            board.answers.clear()
+        assert ended.wait(5)
+    finally:
+        watched.stop()
+        board.answers.set()
+    error = capsys.readouterr().err
+    named = "process 1 on host-b", "process 0 on host-a"
+    me, other = named if process else reversed(named)
+    assert error.startswith(f"sdipc: {me} has heard nothing of {other} for 0.4 s, and ends with exit code 75: see why")
 
 
 def test_limit_of_a_step(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -15,14 +15,19 @@ import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 
-from sdipc_jax.errors import InputError, MissingProcessError
-from sdipc_jax.parallel.mesh import make_mesh
+from sdipc_jax.errors import InputError, MissingProcessError, printable
+from sdipc_jax.parallel.mesh import check_devices, make_mesh
+from sdipc_jax.parallel.peers import Peers
+from sdipc_jax.parallel.software import software
 from sdipc_jax.settings import ParallelSettings
 
 _SECONDS_BETWEEN_TRIES = 0.2
 _LONGEST_LINE = 1000
 _SHOWN = 200
 _READY, _REFUSED = "ready", "refused: "
+
+# Of this process, once it has joined others.
+_peers: Peers | None = None
 
 
 def initialize(
@@ -79,7 +84,7 @@ def start(settings: ParallelSettings) -> Mesh:
     """Joins the other processes if the settings say so, and makes the mesh that they ask for.
 
     Raises:
-        InputError, MissingProcessError: as `initialize` and `make_mesh`.
+        InputError, MissingProcessError: as `initialize` and `make_mesh`, or processes have other software.
     """
     if settings.is_one_of_several:
         initialize(
@@ -90,7 +95,29 @@ def start(settings: ParallelSettings) -> Mesh:
             heartbeat_timeout=settings.heartbeat_timeout,
         )
         _keep_stdout()
+        _introduce(settings.heartbeat_timeout)
     return make_mesh(settings.mesh)
+
+
+def _introduce(heartbeat: float) -> None:
+    """Tells who is where, refuses software that is not the same, and begins to watch over the others."""
+    global _peers
+    check_devices()
+    if jax.process_count() == 1 or _peers is not None:
+        return
+    hosts = gather(socket.gethostname())
+    if len(set(hosts)) > 1:
+        named = ", ".join(f"{process} on {host}" for process, host in enumerate(hosts))
+        print(f"sdipc: processes: {printable(named)}", file=sys.stderr, flush=True)
+    agree({"software": software()})
+    try:
+        # JAX has no public name for it. Without one, its own way to end has to do.
+        from jax._src.distributed import global_state
+    except ImportError:
+        return
+    if global_state.client is not None:
+        _peers = Peers(hosts, jax.process_index(), heartbeat, global_state.client)
+        _peers.start()
 
 
 def is_first() -> bool:
@@ -120,14 +147,16 @@ def agree(settings: Mapping[str, Any]) -> None:
     Raises:
         InputError: on every process, with what differs.
     """
-    texts = gather(json.dumps(settings, sort_keys=True))
-    for process, text in enumerate(texts):
-        if text != texts[0]:
-            name, *values = _difference("", json.loads(text), json.loads(texts[0]))
+    texts = gather(json.dumps([settings, socket.gethostname()], sort_keys=True))
+    (first, first_host), *others = map(json.loads, texts)
+    for process, (there, host) in enumerate(others, start=1):
+        if there != first:
+            name, *values = _difference("", there, first)
             found, expected = (json.dumps(value)[:_SHOWN] for value in values)
+            where = "" if host == first_host else f"; process {process} is on {host}, process 0 on {first_host}"
             raise InputError(
                 f"{name} is {found} on process {process} and {expected} on process 0: start all processes with the "
-                "same settings, inputs and files"
+                f"same settings, inputs and files{where}"
             )
 
 
@@ -138,6 +167,8 @@ def abandon(code: int) -> None:
     Python's own exit would first wait for the others, and they, which wait for this one in a computation, for it.
     """
     if jax.distributed.is_initialized() and jax.process_count() > 1:
+        if _peers is not None:
+            _peers.wait_for_word(sys.exception())
         if sys.exception() is not None:
             traceback.print_exc()
         sys.stdout.flush()

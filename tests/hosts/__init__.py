@@ -1,0 +1,1 @@
+"""Rehearsals between hosts, which need root: `make faults-hosts`."""
