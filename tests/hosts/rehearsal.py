@@ -409,22 +409,30 @@ def _nfs(disturb: str) -> Callable[[Place], str]:
 
 ROWS = {
     "tune-cut-3": Row("`tune`, 2 hosts: the link is cut for 3 s", _tune(2, _cut, seconds=3)),
-    "tune-cut": Row("the same, for longer than the heartbeat", _tune(2, _cut, seconds=None)),
-    "tune-deaf": Row("what host-a sends does not arrive at host-b", _tune(2, _cut_one_way, source=0, target=1)),
-    "tune-dumb": Row("what host-b sends does not arrive at host-a", _tune(2, _cut_one_way, source=1, target=0)),
+    "tune-cut": Row("`tune`, 2 hosts: the link is cut for longer than the heartbeat", _tune(2, _cut, seconds=None)),
+    "tune-deaf": Row(
+        "`tune`, 2 hosts: what host-a sends does not arrive at host-b", _tune(2, _cut_one_way, source=0, target=1)
+    ),
+    "tune-dumb": Row(
+        "`tune`, 2 hosts: what host-b sends does not arrive at host-a", _tune(2, _cut_one_way, source=1, target=0)
+    ),
     "tune-slow": Row(
-        "200 ms of delay and 5% loss each way, all along (12 updates)",
+        "`tune`, 2 hosts: 200 ms of delay and 5% loss each way, all along (12 updates)",
         lambda place: tuning_does_not_care(place, 12, Link(loss=0.05, delay=0.2)),
     ),
-    "tune-stop-3": Row("host-b's process is stopped for 3 s", _tune(2, _stop, host=1, seconds=3)),
-    "tune-stop": Row("the same until the other has ended", _tune(2, _stop, host=1, seconds=None)),
-    "tune-worker": Row("host-b is lost", _tune(2, _lose, host=1)),
-    "tune-coordinator": Row("host-a, the coordinator's, is lost", _tune(2, _lose, host=0)),
+    "tune-stop-3": Row("`tune`, 2 hosts: host-b's process is stopped for 3 s", _tune(2, _stop, host=1, seconds=3)),
+    "tune-stop": Row(
+        "`tune`, 2 hosts: host-b's process is stopped until the other has ended", _tune(2, _stop, host=1, seconds=None)
+    ),
+    "tune-worker": Row("`tune`, 2 hosts: host-b is lost", _tune(2, _lose, host=1)),
+    "tune-coordinator": Row("`tune`, 2 hosts: host-a, the coordinator's, is lost", _tune(2, _lose, host=0)),
     "tune-clock": Row(
-        "host-b's clock is an hour ahead",
+        "`tune`, 2 hosts: host-b's clock is an hour ahead",
         lambda place: tuning_does_not_care(place, environment=_an_hour_ahead),
     ),
-    "tune-weights": Row("host-b has other weights", lambda place: tuning_is_refused(place, own=_another_model)),
+    "tune-weights": Row(
+        "`tune`, 2 hosts: host-b has other weights", lambda place: tuning_is_refused(place, own=_another_model)
+    ),
     "tune-commit": Row(
         "host-b has another commit", lambda place: tuning_is_refused(place, environment=_another_commit)
     ),
