@@ -434,24 +434,30 @@ ROWS = {
         "`tune`, 2 hosts: host-b has other weights", lambda place: tuning_is_refused(place, own=_another_model)
     ),
     "tune-commit": Row(
-        "host-b has another commit", lambda place: tuning_is_refused(place, environment=_another_commit)
+        "`tune`, 2 hosts: host-b has another commit",
+        lambda place: tuning_is_refused(place, environment=_another_commit),
     ),
     "tune-jaxlib": Row(
-        "host-b has another jaxlib", lambda place: tuning_is_refused(place, environment=_another_jaxlib)
+        "`tune`, 2 hosts: host-b has another jaxlib",
+        lambda place: tuning_is_refused(place, environment=_another_jaxlib),
     ),
     "tune-4-cut": Row("`tune`, 4 hosts: host-c's link is cut", _tune(4, _cut, seconds=None, hosts=(2,))),
-    "tune-4-coordinator": Row("host-a, the coordinator's, is lost", _tune(4, _lose, host=0)),
-    "tune-4-fewer": Row("host-c and host-d are lost for good", tuning_goes_on_with_fewer),
+    "tune-4-coordinator": Row("`tune`, 4 hosts: host-a, the coordinator's, is lost", _tune(4, _lose, host=0)),
+    "tune-4-fewer": Row("`tune`, 4 hosts: host-c and host-d are lost for good", tuning_goes_on_with_fewer),
     "vary-cut-3": Row("`vary`, 2 hosts: the link is cut for 3 s", _vary(_cut, seconds=3)),
-    "vary-cut": Row("the same, for longer than the heartbeat", _vary(_cut, seconds=None)),
-    "vary-stop": Row("host-b's process is stopped until the other has ended", _vary(_stop, host=1, seconds=None)),
-    "vary-coordinator": Row("host-a, the coordinator's, is lost", _vary(_lose, host=0)),
+    "vary-cut": Row("`vary`, 2 hosts: the link is cut for longer than the heartbeat", _vary(_cut, seconds=None)),
+    "vary-stop": Row(
+        "`vary`, 2 hosts: host-b's process is stopped until the other has ended", _vary(_stop, host=1, seconds=None)
+    ),
+    "vary-coordinator": Row("`vary`, 2 hosts: host-a, the coordinator's, is lost", _vary(_lose, host=0)),
     "s3-1": Row("`batch` on S3, 1 process, killed twice", _s3(hosts=1, kills=2)),
-    "s3-4": Row("4 processes, each killed once", _s3(hosts=4, kills=4)),
+    "s3-4": Row("`batch` on S3, 4 processes, each killed once", _s3(hosts=4, kills=4)),
     "nfs": Row("`batch` on a folder as NFS shows it, 4 hosts", _nfs("nothing")),
-    "nfs-kill": Row("one is killed and started again", _nfs("kill")),
-    "nfs-restart": Row("the server is away for 6 s", _nfs("restart")),
-    "nfs-stale": Row("the same, and knows no handle of before", _nfs("stale")),
+    "nfs-kill": Row("`batch` on such a folder, 4 hosts: one is killed and started again", _nfs("kill")),
+    "nfs-restart": Row("`batch` on such a folder, 4 hosts: the server is away for 6 s", _nfs("restart")),
+    "nfs-stale": Row(
+        "`batch` on such a folder, 4 hosts: the server is away for 6 s and knows no handle of before", _nfs("stale")
+    ),
 }
 
 
