@@ -245,7 +245,7 @@ def test_a_clip_of_another_width(
     "options, words",
     [
         (("--calibrate", "pinv"), "the inverse needs the last layer"),
-        (("--cutoff", 0.1), "found --cutoff for a fitted map, which has none"),
+        (("--cutoff", 0.1), "found --cutoff for a fitted map, which has none: leave it out\n"),
         (("--mode", "cspace"), "found --mode for a fitted map, which has none"),
         (("--calibrate-captions", "none.txt"), "none.txt: No such file or directory, expected a text file of captions"),
         (("--calibrate-pictures", "none"), "none: No such file or directory, expected a folder of at least 30"),

@@ -69,11 +69,9 @@ def plan_conversion(config: Config, settings: ProjectionSettings) -> Plan:
     shared = {"calibrate_captions"} if settings.calibrate_pictures else set()
     wrong = settings.of_inverse if fitted else [name for name in settings.of_map if name not in shared]
     if wrong:
-        kinds = ("a fitted map", "pinv") if fitted else ("the inverse", "ridge")
-        raise InputError(
-            f"found --{wrong[0].replace('_', '-')} for {kinds[0]}, which has none: leave it out, or pass "
-            f"--calibrate {kinds[1]}"
-        )
+        kind, other = ("a fitted map", "pinv") if fitted else ("the inverse", "ridge")
+        instead = "" if fitted and not config.inverse_reaches else f", or pass --calibrate {other}"
+        raise InputError(f"found --{wrong[0].replace('_', '-')} for {kind}, which has none: leave it out{instead}")
     file = settings.calibrate_captions
     captions = everyday_captions() if file is None else read_lines(file, "captions")
     ridge = default_ridge(config) if settings.ridge is None else settings.ridge
