@@ -38,7 +38,7 @@ faults-tuning: .venv/.test
 # What hosts must withstand that lose each other, and jobs on storage that they share: network namespaces, a file system
 # by FUSE and an S3 server, as root on Debian. Writes the table of docs/scale.md; ROWS="tune-cut nfs" does those alone.
 faults-hosts: .venv-hosts/.done
-	command -v faketime fusermount3 || (apt-get update --quiet && apt-get install --quiet --yes --no-install-recommends faketime fuse3 iproute2 libfuse2)
+	command -v fusermount3 || (apt-get update --quiet && apt-get install --quiet --yes --no-install-recommends fuse3 iproute2 libfuse2)
 	$(HOSTS)/python -m tests.hosts.rehearsal --write $(ROWS)
 
 # `sdipc batch --on ray` on Ray clusters of several nodes on this machine, whose nodes and workers are killed. Ray's
