@@ -190,7 +190,7 @@ def test_what_is_refused_is_refused_before_anything_is_compiled(
 def no_programs(monkeypatch: pytest.MonkeyPatch) -> None:
     """Every loss is NaN, and nothing is compiled."""
 
-    def train(mesh: Any, *, many: bool) -> Any:
+    def train(mesh: Any, *, many: bool, turns: int) -> Any:
         return lambda parts, rest, batch: (parts, {"loss": np.float32("nan"), "gradient_norm": np.float32(1)})
 
     monkeypatch.setattr("sdipc_jax.tuning.loop.train_step", train)

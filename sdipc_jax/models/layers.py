@@ -54,9 +54,9 @@ class Conv(Given, nn.Conv):
             return self(upsample_nearest(x, height, width))
         kernel: Array = self.get_variable("params", "kernel")
         # Kernels that have Winograd's form for large pictures are left as they are for small ones.
-        if kernel.dtype != jnp.float32 or winograd.gains(kernel):
+        if self.dtype != jnp.float32 or kernel.dtype != jnp.float32 or winograd.gains(kernel):
             return self(upsample_nearest(x, height, width))
-        return _convolve_doubled(x, kernel) + self.get_variable("params", "bias")
+        return _convolve_doubled(x.astype(jnp.float32), kernel) + self.get_variable("params", "bias")
 
 
 # Which of three weights in a row fall on which of two small pixels, for the first and the second of a pair of pixels.

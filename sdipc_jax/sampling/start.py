@@ -90,7 +90,7 @@ def start_from(
         raise InputError(f"the mask has shape {np.shape(mask)}, expected {pictures.shape[:3]}, as the pictures have")
     if not isinstance(mask, jax.Array) and not (np.asarray(mask) >= 0.5).any(axis=(1, 2)).all():
         raise InputError("a mask is black everywhere, expected white where the picture is redone: invert it")
-    redone = jnp.where(jnp.asarray(mask) >= 0.5, 1.0, 0.0)[..., None]
+    redone = (jnp.asarray(mask) >= 0.5).astype(jnp.float32)[..., None]
     f = bundle.config.vae.downscale
     # The nearest place, as diffusers has it.
     small = redone[:, ::f, ::f]
