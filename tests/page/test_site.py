@@ -14,7 +14,7 @@ from tests.page.processes import ROOT
 SITE = ROOT / "build/docs"
 PAGES = sorted(path for path in SITE.rglob("*.html") if "_static" not in path.parts)
 # Of every kind that there is: lists, tables, code, a notebook's results, functions, wide tables.
-LOOKED_AT = ["index", "start", "tour", "moving", "page", "performance", "commands", "reference", "results/plain"]
+LOOKED_AT = ["index", "start", "tour", "moving", "page", "performance", "commands", "reference", "results/variation"]
 
 
 class Anchors(HTMLParser):
