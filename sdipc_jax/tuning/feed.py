@@ -96,8 +96,8 @@ def _encoder(bundle: Bundle, settings: RunSettings, mesh: Mesh, turns: int) -> C
 
         def over_rows(function: Callable[[Any], Any], name: str) -> Any:
             rows = host[name].reshape(-1, *host[name].shape[-3:])
-            found = in_turns(function, rows, turns)
-            return jax.tree.map(lambda leaf: leaf.reshape(*lead, *leaf.shape[2:]), found)
+            found = in_turns(function, rows, turns, lambda leaf: leaf.reshape(-1, *leaf.shape[2:]))
+            return jax.tree.map(lambda leaf: leaf.reshape(*lead, *leaf.shape[1:]), found)
 
         latents, deviation = over_rows(partial(encode, bundle), "pictures")
         batch = {"latents": latents, "deviation": deviation}

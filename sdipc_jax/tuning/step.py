@@ -117,10 +117,7 @@ def step(
     def of(rows: tuple[Batch, Draws]) -> Any:
         return differentiated(params, state.frozen, settings, *rows)
 
-    rows = batch, draws
-    (total, parts), gradients = (
-        of(rows) if turns == 1 else jax.tree.map(lambda leaf: leaf.mean(axis=0), in_turns(of, rows, turns))
-    )
+    (total, parts), gradients = in_turns(of, (batch, draws), turns, lambda leaf: leaf.mean(axis=0))
     metrics = {"loss": total, **parts}
     if axis_name is not None:
         gradients, metrics = jax.lax.pmean((gradients, metrics), axis_name)
@@ -134,10 +131,17 @@ def step(
     return next_state, metrics
 
 
-def in_turns(function: Callable[[Any], Any], rows: Any, turns: int) -> Any:
-    """What a function gives for each of `turns` equal parts of some rows, one after the other: (turns, ...)."""
+def in_turns(function: Callable[[Any], Any], rows: Any, turns: int, join: Callable[[Array], Array]) -> Any:
+    """What a function gives for some rows, taken in equal parts one after the other.
+
+    Args:
+        join: from what it gives for each part, (turns, ...), to what it gives for all.
+    """
+    if turns == 1:
+        # Without a loop, in which convolutions may be slower.
+        return function(rows)
     parts = jax.tree.map(lambda leaf: jnp.reshape(leaf, (turns, len(leaf) // turns, *leaf.shape[1:])), rows)
-    return jax.lax.map(function, parts)
+    return jax.tree.map(join, jax.lax.map(function, parts))
 
 
 def moving(state: State) -> Moving:
