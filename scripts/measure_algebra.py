@@ -50,7 +50,7 @@ class Bench:
     def __init__(self, corpus: Path) -> None:
         self.bundle = bundle = sdipc.load("embedded")
         self.corpus = load_corpus(corpus)
-        self.known = self.corpus.where(self.corpus.split != "style")
+        self.known = self.corpus.known
         self.captions = retrieval.encode_captions(bundle, self.known)
         self.projection = sdipc.closed_form(bundle)
         self.visual = np.asarray(self.projection.visual)

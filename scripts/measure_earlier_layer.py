@@ -34,7 +34,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=25)
     arguments = parser.parse_args()
     corpus = load_corpus(Path("build/corpus.npz"))
-    known = corpus.where(corpus.split != "style")
+    known = corpus.known
     held = known.where(known.split == "cells")
     held = held.where(choose(held, arguments.count))
     shipped, variant = sdipc.load("embedded"), sdipc.load(arguments.variant)

@@ -94,7 +94,7 @@ def main() -> None:
     parser.add_argument("--json", type=Path, help="the numbers of each way")
     arguments = parser.parse_args()
     corpus = load_corpus(arguments.corpus)
-    known = corpus.where(corpus.split != "style")
+    known = corpus.known
     held = known.where(known.split == "cells")
     held = held.where(choose(held, arguments.count))
     bundle = sdipc.load("embedded")

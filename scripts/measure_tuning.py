@@ -354,7 +354,7 @@ def main(options: Options) -> None:
     """Prints the tables, and writes them with the sheet."""
     corpus = load_corpus(options.corpus)
     bundle = sdipc.load(options.checkpoint)
-    captions = encode_captions(bundle, corpus.where(corpus.split != "style"))
+    captions = encode_captions(bundle, corpus.known)
     backbones = Backbones(bundle, load_backbone())
     what, experiment = EXPERIMENTS[options.mode]
     sampling = {"steps": options.steps, "sampler": options.sampler}

@@ -126,7 +126,7 @@ def main() -> None:
     folder = Path(settings["folder"])
     folder.mkdir(parents=True, exist_ok=True)
     corpus = load_corpus(settings["corpus"])
-    corpus = corpus.where(corpus.split != "style")
+    corpus = corpus.known
     shipping = settings["start_from"] and Path(settings["start_from"], "tokenizer")
     if not (folder / "tokenizer").is_dir() and shipping and shipping.is_dir():
         # Weights to continue from know these tokens and no others.

@@ -28,8 +28,7 @@ LITERAL = "T-space, cut-off 0.3"
 
 def measure(bundle: Bundle, corpus: Corpus) -> tuple[list[Table], dict[str, Any]]:
     """All tables, and the gap."""
-    known = corpus.where(corpus.split != "style")
-    held = corpus.where((corpus.split == "cells") & np.isin(corpus.caption, known.caption))
+    known, held = corpus.known, corpus.held_out("cells")
     features = image_features(bundle, held.pictures)
     projection, captions = closed_form(bundle), encode_captions(bundle, known)
     train = np.unique(corpus.caption[corpus.split == "train"])

@@ -97,8 +97,7 @@ def measure(
         sampling: settings of `generate`.
         work: where pictures are kept, so that a measurement that was stopped goes on.
     """
-    known = corpus.where(corpus.split != "style")
-    cells = corpus.where((corpus.split == "cells") & np.isin(corpus.caption, known.caption))
+    known, cells = corpus.known, corpus.held_out("cells")
     held = cells.where(choose(cells, max(REFERENCE, count)))
     chosen = np.arange(count)
     rows, real = held.where(chosen), backbones(held.pictures)

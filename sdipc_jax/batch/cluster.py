@@ -7,13 +7,11 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Protocol
 
-from sdipc_jax.batch.driver import Driver, Stopping, Tell
+from sdipc_jax.batch.driver import SECONDS_FOR_AN_ANSWER, Driver, Stopping, Tell
 from sdipc_jax.batch.job import Job, Work
 from sdipc_jax.batch.pipeline import Device, Progress
 from sdipc_jax.batch.settings import BatchSettings
 from sdipc_jax.errors import InputError, one_line, shortened
-
-_SECONDS_FOR_AN_ANSWER = 10.0
 
 
 class Place(Protocol):
@@ -86,4 +84,4 @@ def _look_for(address: str) -> None:
     """
     host, _, port = address.rpartition(":")
     if port.isdigit() and "/" not in host:
-        socket.create_connection((host.strip("[]"), int(port)), timeout=_SECONDS_FOR_AN_ANSWER).close()
+        socket.create_connection((host.strip("[]"), int(port)), timeout=SECONDS_FOR_AN_ANSWER).close()

@@ -29,7 +29,7 @@ _PATIENCE = 30.0
 _SECONDS_OF_WORK = 60.0
 # Workers that one shard, or getting ready, may cost.
 _ATTEMPTS = 10
-_SECONDS_FOR_AN_ANSWER = 10.0
+SECONDS_FOR_AN_ANSWER = 10.0
 # What nodes have that a person is told of.
 _SHOWN = ("CPU", "GPU", "TPU")
 
@@ -184,7 +184,7 @@ class Driver:
         """Keeps a node out that will not do: the others go on without it, if there are any."""
         former = len(self.refused)
         with suppress(Exception):
-            self.refused.add(self.ray.get(worker.node.remote(), timeout=_SECONDS_FOR_AN_ANSWER))
+            self.refused.add(self.ray.get(worker.node.remote(), timeout=SECONDS_FOR_AN_ANSWER))
         self._end(worker)
         room = self.need.room(self._nodes()) if self.refused else 0
         if not (self._there() or room):

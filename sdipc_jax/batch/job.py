@@ -166,19 +166,20 @@ class Job:
         work, manifest = Work(), self.manifest
         for shard in shards:
             header = manifest.header(shard)
-            if header is not None:
-                work.former[shard] = header
             if header is None:
                 if manifest.path(shard).exists():
                     work.notes.append(f"{manifest.path(shard).name} is damaged: the shard is done again")
                 work.whole.add(shard)
-            elif problem := manifest.problem(header, thorough=verify):
+                continue
+            if problem := manifest.problem(header, thorough=verify):
                 work.notes.append(f"{problem}: the shard is done again")
                 work.whole.add(shard)
             elif header.failed and retry_failed:
                 work.partly[shard] = {record["row"] for record in self.failures(shard)}
             else:
-                work.finished.append(work.former.pop(shard))
+                work.finished.append(header)
+                continue
+            work.former[shard] = header
         return work
 
     def finished(self, work: "Work", shard: int) -> Header | None:

@@ -45,8 +45,7 @@ def measure(settings: EvaluateSettings, report: Report) -> Tables:
     check_result(result, option, settings.overwrite)
     corpus = load_corpus(settings.corpus)
 
-    known = corpus.where(corpus.split != "style")
-    held = corpus.where((corpus.split == settings.split) & np.isin(corpus.caption, known.caption))
+    known, held = corpus.known, corpus.held_out(settings.split)
     if len(held) < 4:
         raise InputError(
             f"{settings.corpus} has {len(held)} pictures of the split {settings.split!r}, expected at least 4: "

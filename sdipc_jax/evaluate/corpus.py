@@ -46,6 +46,15 @@ class Corpus:
         columns = {name: getattr(self, name)[mask] for name in COLUMNS}
         return type(self)(**columns, manifest=self.manifest)
 
+    @property
+    def known(self) -> Self:
+        """All but those in a style never seen: what a picture may be taken for is looked for among their captions."""
+        return self.where(self.split != "style")
+
+    def held_out(self, split: str) -> Self:
+        """Those of a split whose captions are among the known ones."""
+        return self.where((self.split == split) & np.isin(self.caption, self.known.caption))
+
 
 COLUMNS = ("pictures", "caption", "key", "base", "tone", "style", "vendor", "split")
 

@@ -8,9 +8,9 @@ from typing import Self
 import numpy as np
 from jaxtyping import Float, Float32
 from safetensors import SafetensorError, safe_open
-from safetensors.numpy import save
 
 from sdipc_jax.checkpoints.bundle import Config
+from sdipc_jax.checkpoints.tensors import to_safetensors
 from sdipc_jax.errors import InputError, printable
 from sdipc_jax.files import write_atomically
 from sdipc_jax.prompts.ridge import unit
@@ -74,7 +74,7 @@ class Familiar:
         largest = np.abs(self.captions).max(axis=1, keepdims=True)
         bytes_ = np.round(127 * self.captions / largest).astype(np.int8)
         facts = {_LEAST: f"{self.least:g}", _MEASURED: self.measured_by}
-        write_atomically(folder / FILE, save({_TENSOR: bytes_}, facts))
+        write_atomically(folder / FILE, to_safetensors({_TENSOR: bytes_}, facts))
 
 
 def _of_length_1(stored: np.ndarray) -> Float32[np.ndarray, "N D_joint"]:
