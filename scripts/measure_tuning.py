@@ -3,7 +3,7 @@
     python scripts/build_corpus.py
     python scripts/measure_tuning.py ft       # on 100 drawings of a style never seen; other drawings of it are judged
     python scripts/measure_tuning.py ct       # on four drawings of each of eight things never seen
-    python scripts/measure_tuning.py prompts  # what deep prompts learnt in these runs
+    python scripts/measure_tuning.py prompts  # what these runs have learnt, on their own drawings and on others
     python scripts/measure_tuning.py curve    # FT on more and more drawings of what the checkpoint was trained on
 
 Runs are those of `sdipc tune` with configs/tune-embedded-ft.yaml or -ct.yaml, and stay in the output's folder: the same
@@ -11,18 +11,20 @@ command goes on where it stopped. Judges are the checkpoint's own CLIP as it was
 `pip install 'sdipc-jax[evaluate]'` has brought it. Tables go to docs/results, whose pages measure_claims.py writes.
 """
 
-import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import takewhile
 from pathlib import Path
 from typing import Annotated, Literal
 
 import numpy as np
 import tyro
+from claims.learnt import errors, held, losses
 from claims.results import RESULTS, save
 from claims.tuned import (
     ALPHA,
     SPOKEN,
+    UNTRAINED,
     UNTUNED,
     Judge,
     Measured,
@@ -54,6 +56,8 @@ from sdipc_jax.evaluate.tables import Estimate, Table
 from sdipc_jax.settings import SamplerName
 from sdipc_jax.tuning import TuningSettings
 
+# Of this many things, in a random order.
+Order = Callable[[int | np.ndarray], np.ndarray]
 # The paper's names for what trains (Tables 5 and 6, Fig. 9), with those of this package.
 Variant = Literal["FT (C)", "FT (U)", "FT", "FC", "FC (I)"]
 VARIANTS: dict[Variant, str] = {"FT (C)": "prompts", "FT (U)": "kv", "FT": "both", "FC": "fc", "FC (I)": "fc_init"}
@@ -76,7 +80,7 @@ class Options:
 
     mode: Annotated[Literal["ft", "ct", "curve", "prompts"], tyro.conf.Positional]
     """Fine-tuning on a domain, customising on a few drawings of one thing, or fine-tuning on more and more; or what
-    deep prompts learnt in the runs that are there."""
+    the runs that are there have learnt."""
     checkpoint: str = "embedded"
     """`embedded`, or the folder of another that was trained on the corpus."""
     corpus: Path = Path("build/corpus.npz")
@@ -87,7 +91,7 @@ class Options:
     """Of fine-tuning: what trains."""
     rates: tuple[float, ...] = (1e-5, 1e-4)
     """Of fine-tuning: FT is run at each, the paper's first; all else at the one that validation drawings choose."""
-    sizes: tuple[int, ...] = (100, 1000, 3000)
+    sizes: tuple[int | Literal["all"], ...] = (100, 1000, "all")
     """Of the curve: drawings to tune on."""
     count: int = 64
     """Pictures that are judged."""
@@ -172,50 +176,45 @@ def run_of(options: Options, bundle: Bundle, data: Path, variant: Variant, rate:
     return options.run(bundle, f"{data.parent.name}-{VARIANTS[variant]}-{rate:g}-{seed}")
 
 
-def losses(runs: Mapping[str, Path]) -> Table:
-    """What the training losses did: the first and the last quarter of the updates of each run."""
-    rows = []
-    for name, run in runs.items():
-        lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-        quarter = max(1, len(lines) // 4)
-        cells: list[Estimate | None] = []
-        for loss in ("loss_image", "loss_text"):
-            values = np.array([line.get(loss, np.nan) for line in lines])
-            for part in (values[:quarter], values[-quarter:]):
-                cells.append(None if np.isnan(part).any() else Estimate.of_mean(part[None]))
-        rows.append((name, tuple(cells)))
-    note = (
-        "Squared error of what the UNet predicts, under the picture's prompt and under the caption: means of the first "
-        "and the last quarter of the updates, first seed. 95% bootstrap intervals over updates."
-    )
-    columns = ("picture, first", "picture, last", "caption, first", "caption, last")
-    return Table("losses", "What the losses did", note, columns, tuple(rows))
-
-
 def fine_tuned(options: Options, bundle: Bundle, data: Path, variant: Variant, rate: float, seed: int) -> Bundle:
-    """The checkpoint after FT."""
+    """The checkpoint after FT; at a rate of 0 with the deep prompts that it begins with."""
+    if not rate:
+        return untrained(bundle, seed)
     run = run_of(options, bundle, data, variant, rate, seed)
     changes = (f"data={data}", f"variant={VARIANTS[variant]}", f"seed={seed}", f"learning_rate={rate:.10f}")
     (delta,) = tuned_by(options, run, *changes)
     return tuning.apply(bundle, delta)
 
 
-def fine_tuning(options: Options, corpus: Corpus, judge: Judge) -> Results:
-    """The ablation: things that no run has seen, drawn in the domain's way, as prompts to each variant."""
-    order = np.random.default_rng(0).permutation
+def untrained(bundle: Bundle, seed: int) -> Bundle:
+    """The checkpoint with deep prompts as runs of this seed begin them: random tokens, and nothing else."""
+    return tuning.apply(bundle, tuning.delta(tuning.init(bundle, START.model_copy(update={"seed": seed}))))
+
+
+def parts_of(options: Options, corpus: Corpus, judge: Judge, order: Order) -> tuple[Corpus, Corpus, Corpus]:
+    """Drawings of the domain: to tune on, and of other things to judge and to choose a rate by."""
     domain = corpus.where((corpus.split == options.domain) & np.isin(corpus.caption, judge.captions.texts))
     halves = [domain.where(np.isin(domain.base, half)) for half in np.array_split(order(np.unique(domain.base)), 2)]
     trained, other = halves[0].where(order(len(halves[0]))[:TRAINED]), halves[1].where(order(len(halves[1])))
-    shown, validation = other.where(slice(options.count)), other.where(slice(options.count, options.count + VALIDATION))
+    shown, validation = slice(options.count), slice(options.count, options.count + VALIDATION)
+    return trained, other.where(shown), other.where(validation)
+
+
+def fine_tuning(options: Options, corpus: Corpus, judge: Judge) -> Results:
+    """The ablation: things that no run has seen, drawn in the domain's way, as prompts to each variant."""
+    order = np.random.default_rng(0).permutation
+    trained, shown, validation = parts_of(options, corpus, judge, order)
     cells = corpus.where(corpus.split == "cells")
     spoken = cells.where(order(len(cells))[: options.count]).caption
     data = write_data(trained, options.output_dir / "data" / f"ft-{options.domain}")
     rate, rates = rate_of(options, judge, validation, data)
     texts, real = edits_for(shown), judge.backbones(shown.pictures)
-    kinds: dict[str, tuple[Variant, float] | None] = {UNTUNED: None}
+    kinds: dict[str, tuple[Variant, float] | None] = {UNTUNED: None, UNTRAINED: ("FT (C)", 0.0)}
     kinds |= {name: (name, rate) for name in options.variants}
     if "FT" in options.variants and rate != options.rates[0]:
         kinds["FT, the paper's rate"] = "FT", options.rates[0]
+    trains = {name: kind for name, kind in kinds.items() if kind and kind[1]}
+    prompted = [name for name, (variant, _) in trains.items() if variant in ("FT", "FT (C)")]
     varied: dict[str, list[Measured]] = {}
     edited: dict[str, list[Measured]] = {}
     for name, kind in kinds.items():
@@ -223,7 +222,7 @@ def fine_tuning(options: Options, corpus: Corpus, judge: Judge) -> Results:
         for seed in range(options.seeds):
             tuned = judge.bundle if kind is None else fine_tuned(options, judge.bundle, data, *kind, seed)
             found = variations(judge, [tuned], [shown], real, seed)
-            if kind is not None and kind[0] in ("FT (C)", "FC", "FC (I)"):
+            if kind is not None and kind[0] not in ("FT", "FT (U)"):
                 # What text prompts go through has not been touched.
                 recognised = varied[UNTUNED][seed].values[SPOKEN]
             else:
@@ -237,10 +236,10 @@ def fine_tuning(options: Options, corpus: Corpus, judge: Judge) -> Results:
         f"a run and its samples. Rate {rate:g}, chosen on validation drawings. {options.told} {NOTE}"
     )
     tables = [
-        table("variation", "Variations after fine-tuning", note, values_of(varied)),
-        table("edits", f"Edits after fine-tuning, alpha {ALPHA}", note, values_of(edited)),
+        table("variation", "Variations after fine-tuning", note, values_of(varied), prompted),
+        table("edits", f"Edits after fine-tuning, alpha {ALPHA}", note, values_of(edited), prompted),
         rates,
-        losses({name: run_of(options, judge.bundle, data, *kind, 0) for name, kind in kinds.items() if kind}),
+        losses({name: run_of(options, judge.bundle, data, *kind, 0) for name, kind in trains.items()}),
     ]
     return Results(tables, sheet([shown], [texts], firsts(varied, edited), each=6), tuple(kinds))
 
@@ -257,13 +256,14 @@ def customising(options: Options, corpus: Corpus, judge: Judge) -> Results:
     others = judge.backbones(plainly.pictures[np.repeat(drawings[:, DRAWINGS], DRAWINGS)])
     data = write_data(seen, options.output_dir / "data" / "ct")
     texts, real = [edits_for(each) for each in shown], judge.backbones(seen.pictures)
-    varied: dict[str, list[Measured]] = {UNTUNED: [], "CT": []}
-    edited: dict[str, list[Measured]] = {UNTUNED: [], "CT": []}
+    varied: dict[str, list[Measured]] = {UNTUNED: [], UNTRAINED: [], "CT": []}
+    edited: dict[str, list[Measured]] = {name: [] for name in varied}
     for seed in range(options.seeds):
         run = options.run(judge.bundle, f"ct-{seed}")
         deltas = tuned_by(options, run, f"data={data}", "each_class=true", f"seed={seed}")
         tuned = [tuning.apply(judge.bundle, delta) for delta in deltas]
-        for name, bundles in ((UNTUNED, [judge.bundle] * len(shown)), ("CT", tuned)):
+        begun = [untrained(judge.bundle, seed)] * len(shown)
+        for name, bundles in ((UNTUNED, [judge.bundle] * len(shown)), (UNTRAINED, begun), ("CT", tuned)):
             found = variations(judge, bundles, shown, real, seed)
             unseen = likeness(found.features, others)
             found.values.update({f"{column}, a drawing not tuned on": x for column, x in unseen.items()})
@@ -274,60 +274,82 @@ def customising(options: Options, corpus: Corpus, judge: Judge) -> Results:
         f"one more to compare with. {options.drawn_again} for a run and its samples. {options.told} {NOTE}"
     )
     tables = [
-        table("variation", "Variations after customising", note, values_of(varied)),
-        table("edits", f"Edits after customising, alpha {ALPHA}", note, values_of(edited)),
+        table("variation", "Variations after customising", note, values_of(varied), ["CT"]),
+        table("edits", f"Edits after customising, alpha {ALPHA}", note, values_of(edited), ["CT"]),
     ]
     return Results(tables, sheet(shown, texts, firsts(varied, edited), each=1), tuple(varied))
 
 
-def learning(options: Options, corpus: Corpus, judge: Judge) -> Results:
-    """FT on more and more drawings of known things, with the same number of updates; held-out drawings are judged."""
+def known_parts(corpus: Corpus) -> tuple[Corpus, Corpus]:
+    """Drawings of the training split, and held-out ones of known things, in the order that the curve takes them in."""
     order = np.random.default_rng(0).permutation
     train, cells = corpus.where(corpus.split == "train"), corpus.where(corpus.split == "cells")
-    train, shown = train.where(order(len(train))), cells.where(order(len(cells))[: options.count])
+    return train.where(order(len(train))), cells.where(order(len(cells)))
+
+
+def learning(options: Options, corpus: Corpus, judge: Judge) -> Results:
+    """FT on more and more drawings of known things, with the same number of updates; held-out drawings are judged."""
+    train, cells = known_parts(corpus)
+    shown = cells.where(slice(options.count))
     real, rate = judge.backbones(shown.pictures), options.rates[-1]
-    varied: dict[str, list[Measured]] = {}
-    for size in (0, *options.sizes):
-        name = f"FT on {size}" if size else UNTUNED
-        data = write_data(train.where(slice(size)), options.output_dir / "data" / f"curve-{size}") if size else None
-        varied[name] = []
+    spoken = [judge.spoken(judge.bundle, shown.caption, seed) for seed in range(options.seeds)]
+    varied: dict[str, list[Measured]] = {UNTUNED: [], UNTRAINED: []}
+    for seed in range(options.seeds):
+        for name, bundle in ((UNTUNED, judge.bundle), (UNTRAINED, untrained(judge.bundle, seed))):
+            varied[name].append(variations(judge, [bundle], [shown], real, seed))
+            varied[name][-1].values[SPOKEN] = spoken[seed]
+    sizes = [len(train) if size == "all" else size for size in options.sizes]
+    for size in sizes:
+        data = write_data(train.where(slice(size)), options.output_dir / "data" / f"curve-{size}")
+        found = varied[f"FT on {size}"] = []
         for seed in range(options.seeds):
-            tuned = judge.bundle if data is None else fine_tuned(options, judge.bundle, data, "FT", rate, seed)
-            found = variations(judge, [tuned], [shown], real, seed)
-            found.values[SPOKEN] = judge.spoken(tuned, shown.caption, seed)
-            varied[name].append(found)
+            tuned = fine_tuned(options, judge.bundle, data, "FT", rate, seed)
+            found.append(variations(judge, [tuned], [shown], real, seed))
+            found[-1].values[SPOKEN] = judge.spoken(tuned, shown.caption, seed)
     note = (
-        f"FT (prompts, keys and values) at rate {rate:g} on drawings of the training split, the same number of "
-        f"updates however many there are; {len(shown)} held-out drawings of known things as prompts, and their "
-        f"captions as text prompts. {options.drawn_again} for a run and its samples. {options.told} {NOTE}"
+        f"FT (prompts, keys and values) at rate {rate:g} on drawings of the training split ({len(train)} in all), the "
+        f"same number of updates however many are used; {len(shown)} held-out drawings of known things as prompts, and "
+        f"their captions as text prompts. {options.drawn_again} for a run and its samples. {options.told} {NOTE}"
     )
-    return Results([table("curve", "Variations by how many drawings FT saw", note, values_of(varied))])
+    prompted = [f"FT on {size}" for size in sizes]
+    return Results([table("curve", "Variations by how many drawings FT saw", note, values_of(varied), prompted)])
 
 
 def prompting(options: Options, corpus: Corpus, judge: Judge) -> Results:
-    """Whether deep prompts have learnt anything: vectors after FT and CT beside those of prompts as they begin."""
+    """What runs have learnt: vectors beside those of the prompts that they began with, and losses on other drawings."""
     unseen = corpus.where(corpus.split == "unseen")
     pictures = unseen.pictures[np.random.default_rng(0).permutation(len(unseen))[: options.count]]
+    trained, other, _ = parts_of(options, corpus, judge, np.random.default_rng(0).permutation)
+    train, cells = known_parts(corpus)
 
     def vectors(bundle: Bundle) -> np.ndarray:
         return np.asarray(sdipc.convert(sdipc.closed_form(bundle), image_features(bundle, pictures)))
 
     untuned = vectors(judge.bundle)
-    rows: list[tuple[str, tuple[Estimate | None, ...]]] = []
+    moved: list[tuple[str, tuple[Estimate | None, ...]]] = []
+    erred: dict[str, dict[str, list[Values]]] = {}
     for run in sorted((options.output_dir / "runs" / digest(judge.bundle)[:8]).glob("*")):
+        words = list(takewhile(lambda word: "=" not in word, run.name.split("-")))
+        # Of CT one of eight things.
         for file in sorted(run.glob("*.safetensors"))[:1]:
-            delta = load_delta(file)
-            found = vectors(tuning.apply(judge.bundle, delta))
-            begun = vectors(tuning.apply(judge.bundle, tuning.delta(tuning.init(judge.bundle, START))))
-            values = cosines(untuned, found), cosines(begun, found)
-            rows.append((run.name, tuple(Estimate.of_mean(each[None]) for each in values)))
+            tuned, begun = tuning.apply(judge.bundle, load_delta(file)), untrained(judge.bundle, int(words[-1]))
+            found = vectors(tuned)
+            values = cosines(untuned, found), cosines(vectors(begun), found)
+            moved.append((run.name, tuple(Estimate.of_mean(each[None]) for each in values)))
+            if words[0] == "ct":
+                continue
+            parts = (trained, other) if words[0] == "ft" else (train.where(slice(int(words[1]))), cells)
+            shown = [each.where(slice(options.count)) for each in parts]
+            rows = erred.setdefault("-".join(words[:2]), {})
+            for name, bundle in ((UNTUNED, judge.bundle), (UNTRAINED, begun), (run.name, tuned)):
+                rows[name] = rows.get(name) or [errors(bundle, each) for each in shown]
     note = (
         f"{len(pictures)} drawings of things never seen: cosines of their vectors after each run with those of the "
         "checkpoint as it is, and with those of the same prompts as they begin, random and not trained. Of CT the "
         "first thing's. 95% bootstrap intervals over pictures."
     )
     columns = ("to no tuning", "to prompts that are not trained")
-    return Results([Table("prompts", "What deep prompts learnt", note, columns, tuple(rows))])
+    return Results([Table("prompts", "What deep prompts learnt", note, columns, tuple(moved)), held(erred)])
 
 
 def values_of(found: Mapping[str, Sequence[Measured]]) -> dict[str, list[Values]]:

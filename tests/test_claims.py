@@ -13,9 +13,10 @@ from sdipc_jax.evaluate.tables import Estimate
 sys.path.insert(0, "scripts")
 
 from claims import card, verdicts
+from claims.learnt import CAPTIONED, PROMPTED, held, losses
 from claims.pages import write_pages
 from claims.results import kept
-from measure_tuning import losses
+from claims.tuned import UNTRAINED, UNTUNED, table
 
 RESULTS = Path("docs/results")
 
@@ -106,3 +107,27 @@ def test_losses_are_told_of_the_first_and_the_last_quarter(tmp_path: Path) -> No
     assert [found["FT", column].value for column in found.columns] == [0.5, 6.5, 1.0, 13.0]
     assert dict(found.rows)["FT (U)"][2:] == (None, None)
     assert found["FT (U)", "picture, last"].value == 3.0
+
+
+def test_gains_stand_over_no_tuning_and_over_prompts_that_are_not_trained() -> None:
+    scores = {UNTUNED: [1.0, 2.0], UNTRAINED: [2.0, 2.0], "FT": [4.0, 5.0], "FT (U)": [0.0, 0.0]}
+    found = table("", "", "", {kind: [{"score": np.array(each)}] for kind, each in scores.items()}, ["FT"])
+    assert {row: found[row, "score"].value for row, _ in found.rows} == {
+        **{kind: np.mean(each) for kind, each in scores.items()},
+        f"{UNTRAINED} - {UNTUNED}": 0.5,
+        f"FT - {UNTUNED}": 3.0,
+        f"FT (U) - {UNTUNED}": -1.5,
+        f"FT - {UNTRAINED}": 2.5,
+    }
+
+
+def test_what_a_run_changes_of_the_losses_on_its_own_drawings_and_on_others() -> None:
+    def errors(*means: float) -> list[dict[str, np.ndarray]]:
+        pairs = (means[:2], means[2:])
+        return [{PROMPTED: np.array([a, a + 2]), CAPTIONED: np.array([b])} for a, b in pairs]
+
+    found = held({"ft-unseen": {UNTUNED: errors(1, 2, 3, 4), "ft-unseen-kv": errors(0, 2, 5, 4.5)}})
+    assert [[each.value for each in values if each] for _, values in found.rows] == [[2, 2, 4, 4], [-1, 0, 2, 0.5]]
+    assert [row for row, _ in found.rows] == [f"ft-unseen, {UNTUNED}", f"ft-unseen-kv - {UNTUNED}"]
+    assert found.columns[0] == "tuned on, under the picture"
+    assert found.columns[3] == "others, under the caption"

@@ -7,6 +7,7 @@ from typing import Any
 
 from claims import card, verdicts
 from claims.results import read, restored
+from claims.tuned import UNTRAINED, UNTUNED
 from sdipc_jax.evaluate.tables import Table
 from sdipc_jax.files import write_atomically
 
@@ -23,6 +24,7 @@ class Page:
         tables: those that it shows; all if none are named.
         head: what stands at its top.
         rows: which rows of the tables, all if None.
+        runs: how the names of its runs begin, if what they have learnt stands there too.
     """
 
     name: str
@@ -31,6 +33,7 @@ class Page:
     head: str
     tables: tuple[str, ...] = ()
     rows: Callable[[str], bool] | None = None
+    runs: str = ""
 
 
 PAGES = (
@@ -52,6 +55,7 @@ PAGES = (
         "customise",
         "Customising (Table 3)",
         "SD-IPC-CT on a few drawings of a thing that the checkpoint has never seen.",
+        runs="ct-",
     ),
     Page(
         "edit",
@@ -59,20 +63,23 @@ PAGES = (
         "Edits with and without FT (Table 4)",
         "The rows of [the ablation](ablation.md) that Table 4 has: one text for each picture.",
         ("edits",),
-        lambda row: row.removesuffix(" - SD-IPC") in ("SD-IPC", "FT", "FT, the paper's rate"),
+        lambda row: row.split(" - ")[0] in (UNTUNED, UNTRAINED, "FT", "FT, the paper's rate"),
     ),
     Page(
         "ablation",
         "ablation",
         "What is tuned (Tables 5 and 6)",
         "C are deep prompts in the vision tower, U keys and values of the UNet, FT both; FC is one layer in the place "
-        "of the inverse, from a random start or (I) from the inverse.",
+        "of the inverse, from a random start or (I) from the inverse. Prompts that are not trained are the same random "
+        "tokens as FT and C begin with.",
+        runs="ft-",
     ),
     Page(
         "curve",
         "curve",
         "FT by how many drawings it sees",
         "The paper tunes on 100 pictures. Here the drawings are of the kinds that the checkpoint was trained on.",
+        runs="curve-",
     ),
 )
 
@@ -112,8 +119,10 @@ def written(page: Page, found: Mapping[str, Mapping[str, Any]], folder: Path) ->
         for table in page.tables or each["tables"]:
             parts.append(_chosen(restored(each, table), page.rows).to_markdown())
         learnt = read(folder, "prompts", name)
-        if learnt is not None and page.name in ("ablation", "customise"):
-            parts += [restored(learnt, "prompts").to_markdown(), f"```sh\n{learnt['command']}\n```"]
+        if learnt is not None and page.runs:
+            tables = (restored(learnt, table) for table in learnt["tables"])
+            chosen = [_chosen(table, lambda row: row.startswith(page.runs)) for table in tables]
+            parts += [*(each.to_markdown() for each in chosen if each.rows), f"```sh\n{learnt['command']}\n```"]
     return "\n\n".join(parts) + "\n"
 
 

@@ -33,6 +33,8 @@ from sdipc_jax.prompts.projection import Projection
 from sdipc_jax.records import digest_of
 
 UNTUNED = "SD-IPC"
+# The control of what deep prompts learn: the same random tokens in the vision tower as runs begin with.
+UNTRAINED = "prompts, not trained"
 ALPHA = 0.9
 SPOKEN = "text prompts recognised"
 
@@ -164,16 +166,23 @@ def _vectors(bundle: Bundle, rows: Corpus) -> Any:
     return sdipc.convert(sdipc.closed_form(bundle), image_features(bundle, rows.pictures))
 
 
-def table(name: str, title: str, note: str, found: Mapping[str, Sequence[Values]]) -> Table:
-    """A row for each kind: its mean, and what it gains over no tuning on the same pictures."""
+def table(
+    name: str, title: str, note: str, found: Mapping[str, Sequence[Values]], prompted: Sequence[str] = ()
+) -> Table:
+    """A row for each kind: its mean, and what it gains over no tuning on the same pictures.
+
+    Args:
+        prompted: kinds that begin with deep prompts; what they gain over these as they begin stands there too.
+    """
     columns = list(found[UNTUNED][0])
     scores = {kind: {column: np.stack([each[column] for each in found[kind]]) for column in columns} for kind in found}
     rows: list[tuple[str, tuple[Estimate | None, ...]]] = [
         (kind, tuple(Estimate.of_mean(values[column]) for column in columns)) for kind, values in scores.items()
     ]
-    for kind in list(found)[1:]:
-        gains = (scores[kind][column] - scores[UNTUNED][column] for column in columns)
-        rows.append((f"{kind} - {UNTUNED}", tuple(map(Estimate.of_mean, gains))))
+    pairs = [(kind, UNTUNED) for kind in list(found)[1:]] + [(kind, UNTRAINED) for kind in prompted]
+    for kind, other in pairs:
+        gains = (scores[kind][column] - scores[other][column] for column in columns)
+        rows.append((f"{kind} - {other}", tuple(map(Estimate.of_mean, gains))))
     return Table(name, title, note, tuple(columns), tuple(rows))
 
 

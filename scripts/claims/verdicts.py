@@ -6,6 +6,7 @@ from typing import Any, Literal
 
 from claims.results import restored
 from claims.spaces import LITERAL
+from claims.tuned import SPOKEN, UNTRAINED
 from sdipc_jax.evaluate import paper
 from sdipc_jax.evaluate.pictures import INDEPENDENT, OWN, SD_IPC, TEXT
 from sdipc_jax.evaluate.tables import Estimate, Table
@@ -114,6 +115,15 @@ def _ablation() -> Iterator[Claim]:
         "FT, the paper's rate - SD-IPC",
         _similarity(INDEPENDENT),
     )
+    for name in ("FT", "FT (C)", "FT, the paper's rate"):
+        for judge in (INDEPENDENT, OWN):
+            yield Claim(
+                f"{name} gains by training, over the prompts that it begins with: variations are liker, by {judge}",
+                _UNTOLD,
+                "variation",
+                f"{name} - {UNTRAINED}",
+                _similarity(judge),
+            )
     yield Claim(
         "a connected layer from a random start does not replace the inverse (Fig. 10)",
         "seen in pictures",
@@ -139,6 +149,12 @@ def _ablation() -> Iterator[Claim]:
             what = kept if theirs == "DINO" else "follow the text more"
             where = "Table 6" if theirs == "DINO" or name != "FT" else "Tables 4 and 6"
             yield Claim(f"after {name} edits {what} ({where})", gain, "edits", f"{name} - SD-IPC", column, side)
+    column = "agreement with the text"
+    text = "random prompts, not trained, alone make edits follow the text more"
+    yield Claim(text, _UNTOLD, "edits", f"{UNTRAINED} - SD-IPC", column)
+    for measure, what in ((_similarity(INDEPENDENT), "keep more of the picture"), (column, "follow the text more")):
+        text = f"after FT edits {what} than with the prompts that it begins with"
+        yield Claim(text, _UNTOLD, "edits", f"FT - {UNTRAINED}", measure)
 
 
 ABLATION = tuple(_ablation())
@@ -151,7 +167,14 @@ CUSTOMISE = (
         _similarity(INDEPENDENT),
     ),
     Claim(
-        "the same of a picture that was not tuned on",
+        "CT gains by training, over the prompts that it begins with: variations are liker, by the independent network",
+        _UNTOLD,
+        "variation",
+        f"CT - {UNTRAINED}",
+        _similarity(INDEPENDENT),
+    ),
+    Claim(
+        "CT makes variations liker to a picture of the thing that was not tuned on, by the independent network",
         _UNTOLD,
         "variation",
         "CT - SD-IPC",
@@ -241,10 +264,13 @@ def _curve(found: Mapping[str, Any]) -> Iterator[str]:
     table = restored(found, "curve")
     column = next(each for each in (_similarity(INDEPENDENT), _similarity(OWN)) if each in table.columns)
     for row, _ in table.rows:
-        if row.endswith(f" - {SD_IPC}"):
+        if row.startswith("FT on ") and row.endswith(f" - {SD_IPC}"):
             gain, size = table[row, column], row.removesuffix(f" - {SD_IPC}").removeprefix("FT on ")
             text = f"FT on {size} drawings of known things makes variations of held-out ones liker"
             yield _line(text, _UNTOLD, str(gain), judged(gain, "above", 0.0))
+            harm = table[row, SPOKEN]
+            text = "after it text prompts are recognised at most 0.05 less often"
+            yield _line(text, _UNTOLD, str(harm), judged(harm, "above", _HARMLESS))
 
 
 _WRITERS: dict[str, Callable[[Mapping[str, Any]], Iterator[str]]] = {
