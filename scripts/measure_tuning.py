@@ -5,6 +5,7 @@
     python scripts/measure_tuning.py ct       # on four drawings of each of eight things never seen
     python scripts/measure_tuning.py prompts  # what these runs have learnt, on their own drawings and on others
     python scripts/measure_tuning.py curve    # FT on more and more drawings of what the checkpoint was trained on
+    python scripts/measure_tuning.py all      # FT on all of them alone, for runs of more updates
 
 Runs are those of `sdipc tune` with configs/tune-embedded-ft.yaml or -ct.yaml, and stay in the output's folder: the same
 command goes on where it stopped. Judges are the checkpoint's own CLIP as it was before tuning, and EffNet-Lite0 if
@@ -12,7 +13,7 @@ command goes on where it stopped. Judges are the checkpoint's own CLIP as it was
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import takewhile
 from pathlib import Path
 from typing import Annotated, Literal
@@ -30,6 +31,7 @@ from claims.tuned import (
     Measured,
     Pictures,
     Values,
+    distances,
     edits,
     edits_for,
     likeness,
@@ -78,9 +80,9 @@ CONFIGS = Path(__file__).resolve().parent.parent / "configs"
 class Options:
     """Tunes a checkpoint in every way, and measures what was gained."""
 
-    mode: Annotated[Literal["ft", "ct", "curve", "prompts"], tyro.conf.Positional]
-    """Fine-tuning on a domain, customising on a few drawings of one thing, or fine-tuning on more and more; or what
-    the runs that are there have learnt."""
+    mode: Annotated[Literal["ft", "ct", "curve", "all", "prompts"], tyro.conf.Positional]
+    """Fine-tuning on a domain, customising on a few drawings of one thing, or fine-tuning on more and more or all of
+    what the checkpoint was trained on; or what the runs that are there have learnt."""
     checkpoint: str = "embedded"
     """`embedded`, or the folder of another that was trained on the corpus."""
     corpus: Path = Path("build/corpus.npz")
@@ -291,28 +293,46 @@ def learning(options: Options, corpus: Corpus, judge: Judge) -> Results:
     """FT on more and more drawings of known things, with the same number of updates; held-out drawings are judged."""
     train, cells = known_parts(corpus)
     shown = cells.where(slice(options.count))
-    real, rate = judge.backbones(shown.pictures), options.rates[-1]
-    spoken = [judge.spoken(judge.bundle, shown.caption, seed) for seed in range(options.seeds)]
+    every, rate = judge.backbones(cells.pictures), options.rates[-1]
+    real = {name: features[: len(shown)] for name, features in every.items()}
     varied: dict[str, list[Measured]] = {UNTUNED: [], UNTRAINED: []}
+
+    def vary(bundle: Bundle, spoken: Values, seed: int) -> Measured:
+        found = variations(judge, [bundle], [shown], real, seed)
+        found.values["variations recognised"] = judge.recognised(found.pictures, shown.caption)
+        found.values.update(spoken)
+        return found
+
+    def speak(bundle: Bundle, seed: int) -> Values:
+        return {SPOKEN: judge.spoken(bundle, shown.caption, seed)}
+
     for seed in range(options.seeds):
-        for name, bundle in ((UNTUNED, judge.bundle), (UNTRAINED, untrained(judge.bundle, seed))):
-            varied[name].append(variations(judge, [bundle], [shown], real, seed))
-            varied[name][-1].values[SPOKEN] = spoken[seed]
+        spoken = speak(judge.bundle, seed)
+        varied[UNTUNED].append(vary(judge.bundle, spoken, seed))
+        varied[UNTRAINED].append(vary(untrained(judge.bundle, seed), spoken, seed))
     sizes = [len(train) if size == "all" else size for size in options.sizes]
     for size in sizes:
         data = write_data(train.where(slice(size)), options.output_dir / "data" / f"curve-{size}")
-        found = varied[f"FT on {size}"] = []
+        varied[f"FT on {size}"] = []
         for seed in range(options.seeds):
             tuned = fine_tuned(options, judge.bundle, data, "FT", rate, seed)
-            found.append(variations(judge, [tuned], [shown], real, seed))
-            found[-1].values[SPOKEN] = judge.spoken(tuned, shown.caption, seed)
+            varied[f"FT on {size}"].append(vary(tuned, speak(tuned, seed), seed))
     note = (
         f"FT (prompts, keys and values) at rate {rate:g} on drawings of the training split ({len(train)} in all), the "
         f"same number of updates however many are used; {len(shown)} held-out drawings of known things as prompts, and "
         f"their captions as text prompts. {options.drawn_again} for a run and its samples. {options.told} {NOTE}"
     )
     prompted = [f"FT on {size}" for size in sizes]
-    return Results([table("curve", "Variations by how many drawings FT saw", note, values_of(varied), prompted)])
+    tables = [
+        table("curve", "Variations by how many drawings FT saw", note, values_of(varied), prompted),
+        distances(varied, every),
+    ]
+    return Results(tables)
+
+
+def learning_all(options: Options, corpus: Corpus, judge: Judge) -> Results:
+    """FT on all drawings of known things: the curve's last point, with as many updates as `change` says."""
+    return learning(replace(options, sizes=("all",)), corpus, judge)
 
 
 def prompting(options: Options, corpus: Corpus, judge: Judge) -> Results:
@@ -368,6 +388,7 @@ EXPERIMENTS: dict[str, tuple[str, Callable[[Options, Corpus, Judge], Results]]] 
     "ft": ("ablation", fine_tuning),
     "ct": ("customise", customising),
     "curve": ("curve", learning),
+    "all": ("all", learning_all),
     "prompts": ("prompts", prompting),
 }
 

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from sdipc_jax.evaluate.metrics import kernel_distance
 from sdipc_jax.evaluate.tables import Estimate
 
 sys.path.insert(0, "scripts")
@@ -16,7 +17,7 @@ from claims import card, verdicts
 from claims.learnt import CAPTIONED, PROMPTED, held, losses
 from claims.pages import write_pages
 from claims.results import kept
-from claims.tuned import UNTRAINED, UNTUNED, table
+from claims.tuned import UNTRAINED, UNTUNED, Measured, distances, table
 
 RESULTS = Path("docs/results")
 
@@ -131,3 +132,15 @@ def test_what_a_run_changes_of_the_losses_on_its_own_drawings_and_on_others() ->
     assert [row for row, _ in found.rows] == [f"ft-unseen, {UNTUNED}", f"ft-unseen-kv - {UNTUNED}"]
     assert found.columns[0] == "tuned on, under the picture"
     assert found.columns[3] == "others, under the caption"
+
+
+def test_sets_nearer_to_real_ones_are_told_from_those_further_off() -> None:
+    random = np.random.default_rng(0)
+    real = random.normal(size=(60, 4)).astype(np.float32)
+    pictures = np.zeros((40, 1, 1, 3), np.uint8)
+    sets = {UNTUNED: real[:40] + 1, "FT on 1": real[:40] + 0.5, "FT on 2": real[:40] + 1}
+    found = distances({kind: [Measured({}, {"own": each}, pictures)] for kind, each in sets.items()}, {"own": real})
+    column = "kernel distance, own"
+    assert found[UNTUNED, column].value == kernel_distance(sets[UNTUNED], real)
+    assert found[f"FT on 2 / {UNTUNED}", column].interval == (1, 1)
+    assert (found[f"FT on 1 / {UNTUNED}", column].interval or (0, 1))[1] < 1

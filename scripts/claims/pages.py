@@ -81,6 +81,13 @@ PAGES = (
         "The paper tunes on 100 pictures. Here the drawings are of the kinds that the checkpoint was trained on.",
         runs="curve-",
     ),
+    Page(
+        "all",
+        "all",
+        "FT on all drawings that the checkpoint was trained on",
+        "The last point of [the curve](curve.md) with more updates and more drawings to judge: whether such a tuning "
+        "makes the checkpoint better.",
+    ),
 )
 
 

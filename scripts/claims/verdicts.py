@@ -71,6 +71,10 @@ def _similarity(judge: str) -> str:
     return f"{judge} similarity"
 
 
+def _distance(judge: str) -> str:
+    return f"kernel distance, {judge}"
+
+
 _LIKER = "variations are liker to the picture than the caption's own"
 VARIATION = (
     Claim(
@@ -271,6 +275,15 @@ def _curve(found: Mapping[str, Any]) -> Iterator[str]:
             harm = table[row, SPOKEN]
             text = "after it text prompts are recognised at most 0.05 less often"
             yield _line(text, _UNTOLD, str(harm), judged(harm, "above", _HARMLESS))
+    if "sets" not in found["tables"]:
+        return
+    sets = restored(found, "sets")
+    column = next(each for each in (_distance(INDEPENDENT), _distance(OWN)) if each in sets.columns)
+    for row, _ in sets.rows:
+        if row.startswith("FT on ") and row.endswith(f" / {SD_IPC}"):
+            size = row.removesuffix(f" / {SD_IPC}").removeprefix("FT on ")
+            text = f"FT on {size} drawings brings variations as a set nearer to held-out drawings, in times"
+            yield _line(text, _UNTOLD, str(sets[row, column]), judged(sets[row, column], "below", 1.0))
 
 
 _WRITERS: dict[str, Callable[[Mapping[str, Any]], Iterator[str]]] = {
@@ -279,4 +292,5 @@ _WRITERS: dict[str, Callable[[Mapping[str, Any]], Iterator[str]]] = {
     "customise": lambda found: _written(CUSTOMISE, found),
     "ablation": lambda found: _written(ABLATION, found),
     "curve": _curve,
+    "all": _curve,
 }
