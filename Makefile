@@ -24,8 +24,9 @@ QUICK_PYTEST := XLA_FLAGS="$$XLA_FLAGS $(QUICK)" $(BIN)/python -m pytest
 demo: .venv/.demo
 	$(BIN)/python scripts/demo.py
 
+# A process more than there are cores: some tests wait for a process that they have begun.
 test: .venv/.test
-	$(QUICK_PYTEST) --numprocesses=auto --maxprocesses=8 --dist=loadfile
+	$(QUICK_PYTEST) --numprocesses=$$(( $$(getconf _NPROCESSORS_ONLN) + 1 )) --maxprocesses=8 --dist=loadfile --no-loadscope-reorder
 
 # What jobs of several processes and data sets must withstand: processes killed, stopped and late, disks that fail.
 faults-scale: .venv/.test

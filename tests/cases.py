@@ -5,8 +5,8 @@ odd multiples, non-square and odd latents, one-block levels, linear projections.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
-from functools import cache, partial
+from dataclasses import dataclass, field, replace
+from functools import cache, cached_property, partial
 from typing import Any
 
 import jax
@@ -41,9 +41,15 @@ class Case:
     name: str
     module: Any
     inputs: tuple[np.ndarray, ...]
-    params: dict[str, Any]
+    weights: Callable[[], dict[str, Any]]
+    """Makes the parameters. Not before a test asks for them: every process of a test run makes all cases."""
     named: dict[str, np.ndarray] = field(default_factory=dict)
     """Inputs that the module takes by name."""
+
+    @cached_property
+    def params(self) -> dict[str, Any]:
+        """The network's parameters."""
+        return self.weights()
 
     def run(self, function: Callable[..., Any] | None = None) -> Any:
         """The network's outputs as NumPy arrays.
@@ -87,7 +93,7 @@ def unet_cases() -> list[Case]:
             generator.standard_normal((2, length, config.cross_attention_dim), np.float32),
         )
         module = UNet2DConditionModel(config)
-        return Case(name, module, inputs, random_params(module, *inputs, seed=seed))
+        return Case(name, module, inputs, partial(random_params, module, *inputs, seed=seed))
 
     two = {"down_block_types": (_CROSS_DOWN, _DOWN), "up_block_types": (_UP, _CROSS_UP)}
     return [
@@ -127,7 +133,7 @@ def sdxl_unet_cases() -> list[Case]:
             "time_ids": generator.integers(0, 1537, (2, ids)).astype(np.float32),
         }
         module = UNet2DConditionModel(config)
-        return Case(name, module, inputs, random_params(module, *inputs, seed=seed, **named), named)
+        return Case(name, module, inputs, partial(random_params, module, *inputs, seed=seed, **named), named)
 
     two = {"down_block_types": (_DOWN, _CROSS_DOWN), "up_block_types": (_CROSS_UP, _UP)}
     return [
@@ -163,7 +169,7 @@ def vae_cases() -> list[Case]:
         )
         pictures = np.random.default_rng(seed).standard_normal((2, *size, 3), np.float32)
         module = AutoencoderKL(config)
-        return Case(name, module, (pictures,), random_params(module, pictures, seed=seed))
+        return Case(name, module, (pictures,), partial(random_params, module, pictures, seed=seed))
 
     return [
         case("sd", (16, 16), 0, block_out_channels=(16, 32, 32), layers_per_block=2, norm_num_groups=8),
@@ -184,7 +190,7 @@ def text_cases() -> list[Case]:
         config = CLIPTextConfig(vocab_size=61, max_position_embeddings=length, **options)
         tokens = np.random.default_rng(seed).integers(0, 61, (3, length), np.int32)
         module = CLIPTextModel(config)
-        return Case(name, module, (tokens,), random_params(module, tokens, seed=seed))
+        return Case(name, module, (tokens,), partial(random_params, module, tokens, seed=seed))
 
     return [
         case("sd1", 12, 0, hidden_size=32, intermediate_size=128, num_hidden_layers=3, num_attention_heads=4),
@@ -211,7 +217,7 @@ def sdxl_text_cases() -> list[Case]:
         second = "projection_dim" in options
         module = CLIPTextModelWithProjection(config) if second else CLIPTextModel(config)
         inputs = (tokens, ends) if second else (tokens,)
-        return Case(name, module, inputs, random_params(module, *inputs, seed=seed))
+        return Case(name, module, inputs, partial(random_params, module, *inputs, seed=seed))
 
     wide = {"hidden_size": 40, "intermediate_size": 80, "num_hidden_layers": 3, "num_attention_heads": 5}
     return [
@@ -253,7 +259,7 @@ def _vision_configs() -> dict[str, CLIPVisionConfig]:
 
 def _with_pixels(name: str, module: Any, size: int, seed: int) -> Case:
     pixels = np.random.default_rng(seed).standard_normal((4, size, size, 3), np.float32)
-    return Case(name, module, (pixels,), random_params(module, pixels, seed=seed))
+    return Case(name, module, (pixels,), partial(random_params, module, pixels, seed=seed))
 
 
 @cache
@@ -272,11 +278,16 @@ def safety_cases() -> list[Case]:
     for seed, (name, config) in enumerate(_vision_configs().items()):
         case = _with_pixels(name, StableDiffusionSafetyChecker(config), config.image_size, seed)
         typical = np.float32(config.projection_dim**-0.5)
-        for kind, count in (("special_care", 3), ("concept", 17)):
-            thresholds = np.random.default_rng(seed).uniform(1.2, 2.2, count).astype(np.float32)
-            case.params[f"{kind}_embeds_weights"] = thresholds * typical
-        made.append(case)
+        thresholds = {
+            f"{kind}_embeds_weights": np.random.default_rng(seed).uniform(1.2, 2.2, count).astype(np.float32) * typical
+            for kind, count in (("special_care", 3), ("concept", 17))
+        }
+        made.append(replace(case, weights=partial(_united, case.weights, thresholds)))
     return made
+
+
+def _united(weights: Callable[[], dict[str, Any]], more: dict[str, Any]) -> dict[str, Any]:
+    return weights() | more
 
 
 @cache
@@ -315,9 +326,9 @@ def block_cases() -> list[Case]:
     for seed, (name, (module, shapes)) in enumerate(blocks.items()):
         generator = np.random.default_rng(seed)
         inputs = tuple(generator.standard_normal(shape, np.float32) for shape in shapes)
-        params = random_params(module, *inputs, seed=seed)
-        cases.append(Case(f"{name}-1", module, inputs, params))
-        cases.append(Case(f"{name}-0.01", module, tuple(np.float32(0.01) * x for x in inputs), params))
+        weights = cache(partial(random_params, module, *inputs, seed=seed))
+        cases.append(Case(f"{name}-1", module, inputs, weights))
+        cases.append(Case(f"{name}-0.01", module, tuple(np.float32(0.01) * x for x in inputs), weights))
     return cases
 
 

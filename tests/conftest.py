@@ -1,6 +1,7 @@
 """What several test modules share: one checkpoint in miniature, written and loaded once."""
 
 import dataclasses
+import gc
 import os
 import subprocess
 import threading
@@ -19,6 +20,26 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 jax.config.update("jax_num_cpu_devices", 2)
 # Tests count compilations, and leave the user's cache alone.
 jax.config.update("jax_enable_compilation_cache", False)
+
+# The modules that take longest, longest first. They begin before all others, so that no process is left with one of
+# them when the others have nothing more to do.
+LONGEST = (
+    *("test_models", "test_tune_command", "test_winograd", "test_generate", "test_tuning", "test_single_files"),
+    *("test_parallel", "test_train_embedded", "test_gradients", "test_sdxl_tuning", "test_attention_maps"),
+    *("test_embedded", "test_sdxl_mixing", "test_sdxl", "test_documents", "test_batch_controls", "test_weights"),
+)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """What takes longest first."""
+    places = {name: place for place, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: places.get(item.path.stem, len(LONGEST)))
+
+
+def pytest_collection_finish() -> None:
+    """What is there before the first test stays to the end, and need not be looked through for garbage."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(scope="session")

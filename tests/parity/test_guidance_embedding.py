@@ -1,5 +1,6 @@
 """The guidance scale that full LCMs are told, against diffusers' pipeline and UNet."""
 
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -29,7 +30,7 @@ def test_the_unet_is_told_the_guidance_scale() -> None:
     inputs = sample, np.float32([999, 259, 19]), generator.standard_normal((3, 5, 24), np.float32)
     scales = np.float32([8.5, 1.0, 0.25])
     module = UNet2DConditionModel(config)
-    case = Case("lcm", module, inputs, random_params(module, *inputs, seed=0), {"guidance_scale": scales})
+    case = Case("lcm", module, inputs, partial(random_params, module, *inputs, seed=0), {"guidance_scale": scales})
     embedding: Any = LatentConsistencyModelPipeline.get_guidance_scale_embedding
     told = embedding(None, torch.tensor(scales - 1), embedding_dim=15)
     found = case.run()
@@ -38,6 +39,6 @@ def test_the_unet_is_told_the_guidance_scale() -> None:
             unet(case)(nchw(sample), torch.tensor(inputs[1]), torch.tensor(inputs[2]), timestep_cond=told).sample
         )
     assert relative_error(found, expected) <= 1e-5
-    other = Case("lcm", module, inputs, case.params)
+    other = Case("lcm", module, inputs, case.weights)
     assert relative_error(other.run()[1:2], expected[1:2]) <= 1e-5
     assert relative_error(other.run()[:1], expected[:1]) > 1e-3

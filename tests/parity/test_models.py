@@ -45,15 +45,15 @@ def _reseeded(case: Case, seed: int) -> Case:
         return x if x.ndim < 2 else np.float32(x.std()) * generator.standard_normal(x.shape, np.float32)
 
     inputs = tuple(redraw(x) for x in case.inputs)
-    params = random_params(case.module, *inputs, seed=seed, **case.named)
-    return dataclasses.replace(case, inputs=inputs, params=params)
+    weights = partial(random_params, case.module, *inputs, seed=seed, **case.named)
+    return dataclasses.replace(case, inputs=inputs, weights=weights)
 
 
 def _outputs(case: Case, dtype: Any = jnp.float32) -> list[np.ndarray]:
     module = case.module if dtype == jnp.float32 else case.module.clone(dtype=dtype)
     params = jax.tree.map(lambda leaf: jnp.asarray(leaf, dtype), case.params)
     function = decode_after_encode(module) if hasattr(module, "encode") else module.apply
-    return jax.tree.leaves(dataclasses.replace(case, params=params).run(function))
+    return jax.tree.leaves(dataclasses.replace(case, weights=lambda: params).run(function))
 
 
 @pytest.mark.parametrize("group", GROUPS)
@@ -68,7 +68,7 @@ def test_networks_equal_pytorch(group: str, measured: Measured) -> None:
 
 def test_sdxl_text_towers_equal_pytorch(measured: Measured) -> None:
     for seed, case in enumerate(cases.sdxl_text_cases()):
-        case = dataclasses.replace(case, params=random_params(case.module, *case.inputs, seed=200 + seed))
+        case = dataclasses.replace(case, weights=partial(random_params, case.module, *case.inputs, seed=200 + seed))
         found = case.run(cases.sdxl_states(case.module))
         for mine, wanted in zip(found, oracle.run_sdxl_text(case), strict=True):
             assert measured("SDXL's text towers, float32", relative_error(mine, wanted)) <= 1e-5, case.name
@@ -131,7 +131,7 @@ def test_bfloat16_decoder_is_as_near_to_float64_as_pytorch_is(measured: Measured
 def _full_size(module: Any, inputs: tuple[np.ndarray, ...], run: Callable[[Case], np.ndarray]) -> float:
     """The error of a network of full size; one framework's weights are let go before the other's are made."""
     torch.set_num_threads(os.cpu_count() or 1)
-    expected = run(Case("", module, inputs, random_params(module, *inputs)))
+    expected = run(Case("", module, inputs, partial(random_params, module, *inputs)))
     torch.set_num_threads(1)
     gc.collect()
     params = jax.tree.map(jnp.asarray, random_params(module, *inputs))
