@@ -92,7 +92,7 @@ class Options:
     variants: tuple[Variant, ...] = tuple(VARIANTS)
     """Of fine-tuning: what trains."""
     rates: tuple[float, ...] = (1e-5, 1e-4)
-    """Of fine-tuning: FT is run at each, the paper's first; all else at the one that validation drawings choose."""
+    """Of fine-tuning: FT is run at each; all else at the one that validation drawings choose."""
     sizes: tuple[int | Literal["all"], ...] = (100, 1000, "all")
     """Of the curve: drawings to tune on."""
     count: int = 64
@@ -213,8 +213,8 @@ def fine_tuning(options: Options, corpus: Corpus, judge: Judge) -> Results:
     texts, real = edits_for(shown), judge.backbones(shown.pictures)
     kinds: dict[str, tuple[Variant, float] | None] = {UNTUNED: None, UNTRAINED: ("FT (C)", 0.0)}
     kinds |= {name: (name, rate) for name in options.variants}
-    if "FT" in options.variants and rate != options.rates[0]:
-        kinds["FT, the paper's rate"] = "FT", options.rates[0]
+    if "FT" in options.variants:
+        kinds |= {f"FT, rate {other:g}": ("FT", other) for other in options.rates if other != rate}
     trains = {name: kind for name, kind in kinds.items() if kind and kind[1]}
     prompted = [name for name, (variant, _) in trains.items() if variant in ("FT", "FT (C)")]
     varied: dict[str, list[Measured]] = {}

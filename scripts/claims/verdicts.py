@@ -16,6 +16,8 @@ _NEARLY, _NEARLY_TIMES = -0.05, 1.15
 # Of text prompts that are recognised after tuning.
 _HARMLESS = -0.05
 _UNTOLD = "not measured"
+# The paper's, and one that small networks take: FT is that which validation drawings choose, and the other beside it.
+_RATES = ("1e-05", "0.0001")
 
 Side = Literal["above", "below"]
 Verdict = Literal["holds", "does not", "cannot be told"]
@@ -112,14 +114,15 @@ def _ablation() -> Iterator[Claim]:
             how = "less like" if side == "below" else "liker to"
             text = f"{name} makes variations {how} the picture (Table 5), by {column.removesuffix(' similarity')}"
             yield Claim(text, gain, "variation", f"{name} - SD-IPC", column, side)
-    yield Claim(
-        "the same of FT at the paper's rate, by the independent network",
-        "as FT",
-        "variation",
-        "FT, the paper's rate - SD-IPC",
-        _similarity(INDEPENDENT),
-    )
-    for name in ("FT", "FT (C)", "FT, the paper's rate"):
+    for rate in _RATES:
+        yield Claim(
+            f"FT at rate {rate} makes variations liker to the picture, by {INDEPENDENT}",
+            "as FT",
+            "variation",
+            f"FT, rate {rate} - SD-IPC",
+            _similarity(INDEPENDENT),
+        )
+    for name in ("FT", "FT (C)", *(f"FT, rate {rate}" for rate in _RATES)):
         for judge in (INDEPENDENT, OWN):
             yield Claim(
                 f"{name} gains by training, over the prompts that it begins with: variations are liker, by {judge}",
