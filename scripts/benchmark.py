@@ -63,6 +63,8 @@ class Options:
     """Pictures at once; 64 are encoded."""
     steps: tuple[int, ...] = (20,)
     """Of whole pictures."""
+    row: int = 1
+    """Steps of the UNet that come one after the other, and share what a prompt needs once."""
     runs: int = 5
     """Of each side."""
     fast: bool = False
@@ -186,7 +188,7 @@ def works(options: Options) -> list[Work]:
     found = []
     for part in options.parts:
         batches = (64,) if part == "encode" else options.batch
-        steps = options.steps if part == "picture" else (0,)
+        steps = options.steps if part == "picture" else (options.row if part == "unet" and options.row > 1 else 0,)
         fast = options.fast and part == "picture"
         found += [Work(part, model, batch, count, options.dtype, fast) for batch in batches for count in steps]
     return found

@@ -231,10 +231,13 @@ def _run(name: str, settings: "CommandSettings") -> int:
     if isinstance(settings, ResultSettings) and not joins_others:
         check_result(*settings.result, settings.overwrite)
     from sdipc_jax import parallel
-    from sdipc_jax.compilation import is_told_where_to_keep, keep_compiled, use_eigen
+    from sdipc_jax.compilation import is_told_where_to_keep, keep_compiled, keep_memory, use_eigen
     from sdipc_jax.executables import keep_whole
 
+    word = name.split()[0]
     use_eigen()
+    if word == "tune":
+        keep_memory()
     told = keep_compiled() is not None or is_told_where_to_keep()
     keep_whole()
     if not (told or settings.quiet or settings.json_):
@@ -242,7 +245,6 @@ def _run(name: str, settings: "CommandSettings") -> int:
     # Nor does one touch a device that leaves the work to others.
     if not joins_others and getattr(settings, "on", None) is None:
         parallel.check_devices()
-    word = name.split()[0]
     command = getattr(importlib.import_module(f"sdipc_jax.commands.{word}"), word)
     with _progress(shown=not settings.quiet and not settings.json_) as report:
         result = command(settings, report)

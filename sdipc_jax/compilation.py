@@ -1,6 +1,7 @@
 """How programs are compiled on a user's machine: kept between processes, and on CPUs with the quicker libraries."""
 
 import contextlib
+import ctypes
 import json
 import os
 from collections.abc import Callable
@@ -22,6 +23,9 @@ _FUSIONS = "--xla_cpu_experimental_ynn_fusion_type"
 _REDUCTIONS = "LIBRARY_FUSION_TYPE_REDUCE"
 # Versions of jaxlib that have been seen to know the flag; another might end the process over it.
 _WITH_FUSIONS = ("0.10", "0.11")
+# malloc's options by glibc's numbers: give nothing back, take nothing apart from the rest, and one heap for all
+# threads, since those of threads have 64 MiB at most.
+_MALLOC = {-1: 2**31 - 1, -4: 0, -8: 1}
 
 
 def use_eigen() -> None:
@@ -35,6 +39,19 @@ def use_eigen() -> None:
         return
     if _FUSIONS not in flags and version("jaxlib").rpartition(".")[0] in _WITH_FUSIONS:
         os.environ["XLA_FLAGS"] = f"{flags} {_FUSIONS}={_REDUCTIONS}".strip()
+
+
+def keep_memory() -> None:
+    """Has this process keep what programs free, for the next run of one, where malloc is glibc's.
+
+    A program's temporaries are one piece of memory. Above some size malloc takes that from the system anew, which fills
+    it with zeros page by page: in a step of tuning that takes a third of the time. For what runs one program again and
+    again, since other programs may not find room in what is kept. To be called before there are threads.
+    """
+    with contextlib.suppress(OSError, AttributeError):
+        mallopt = ctypes.CDLL(None).mallopt
+        for option, value in _MALLOC.items():
+            mallopt(option, value)
 
 
 def cache_folder(name: str = "compiled") -> Path:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import platform
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -168,3 +169,35 @@ def test_known_versions_and_flags_of_the_users_own(
     use_eigen()
     assert os.environ["XLA_FLAGS"].startswith(flags)
     assert (os.environ["XLA_FLAGS"] != flags) == is_added
+
+
+FAULTS = """
+import ctypes, resource, threading
+from sdipc_jax.compilation import keep_memory
+{keep}
+libc = ctypes.CDLL(None)
+libc.malloc.restype, libc.malloc.argtypes, libc.free.argtypes = ctypes.c_void_p, [ctypes.c_size_t], [ctypes.c_void_p]
+size, new_pages = 100 * 2**20, []
+
+def run():
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    memory = libc.malloc(size)
+    ctypes.memset(memory, 1, size)
+    libc.free(memory)
+    new_pages.append(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+
+for _ in range(2):
+    thread = threading.Thread(target=run)
+    thread.start()
+    thread.join()
+print(new_pages[1])
+"""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="another malloc than glibc's")
+@pytest.mark.parametrize("keep", ["", "keep_memory()"])
+def test_memory_that_is_kept_is_not_made_anew(keep: str) -> None:
+    command = [sys.executable, "-c", FAULTS.replace("{keep}", keep)]
+    done = subprocess.run(command, capture_output=True, text=True, check=True, cwd=Path(__file__).parents[1])
+    pages = int(done.stdout)
+    assert pages < 100 if keep else pages > 10_000

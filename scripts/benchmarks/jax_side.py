@@ -19,7 +19,7 @@ from benchmarks.work import COPIED, GUIDANCE, PRODUCT, Ready, Work, process_peak
 from sdipc_jax import tuning
 from sdipc_jax.checkpoints.bundle import Bundle, apply
 from sdipc_jax.checkpoints.load import load_weights, read_config
-from sdipc_jax.compilation import use_eigen
+from sdipc_jax.compilation import keep_memory, use_eigen
 from sdipc_jax.models import attention
 from sdipc_jax.models.layers import precision
 from sdipc_jax.sampling.decoding import finish, to_uint8
@@ -36,6 +36,9 @@ def times() -> int:
 
 class JaxSide:
     def make(self, work: Work) -> tuple[Ready, Callable[[], Any]]:
+        if work.part == "tune":
+            # As the command does.
+            keep_memory()
         run, flops = self.program(work)
         moved = times() * 2.0 * 4 * COPIED if work.part == "copy" else 0.0
         started = time.perf_counter()
@@ -86,14 +89,15 @@ class JaxSide:
             context = sdipc.Prompt(context, jnp.ones((work.batch, config.text_2.projection_dim)))
         negative = jax.tree.map(lambda leaf: leaf[:1] * 0.5, context)
         settings: dict[str, Any] = {"seeds": 0, "indices": np.arange(work.batch), "guidance_scale": GUIDANCE}
-        settings |= {"negative": negative, "steps": work.steps or 50, "latents": latents}
+        settings |= {"negative": negative, "steps": work.steps if work.part == "picture" else 50, "latents": latents}
         settings |= {"sampler": "ddim" if config.text_2 is None else "euler"}
         settings |= FAST if work.fast else {}
         request, state = begin(bundle, context, **settings)
         # Useful arithmetic is that of plain convolutions.
         plain = flops_of(advance, bundle, dataclasses.replace(request, winograd={}), state, 0, 1)
         if work.part == "unet":
-            return (lambda: jax.block_until_ready(advance(bundle, request, state, 0, 1))), plain
+            row = work.steps or 1
+            return (lambda: jax.block_until_ready(advance(bundle, request, state, 0, row))), row * plain
 
         def pictures() -> Any:
             return to_uint8(sdipc.generate(bundle, context, **settings))

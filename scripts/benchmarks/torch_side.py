@@ -109,7 +109,7 @@ class TorchSide:
             set_alpha_to_one=False,
             steps_offset=1,
         )
-        scheduler.set_timesteps(work.steps or 50)
+        scheduler.set_timesteps(work.steps if work.part == "picture" else 50)
 
         def picture() -> Any:
             sample = noise
@@ -117,8 +117,14 @@ class TorchSide:
                 sample = step(scheduler, sample, timestep)
             return decode(sample)
 
+        def row() -> Any:
+            sample = noise
+            for timestep in scheduler.timesteps[: work.steps or 1]:
+                sample = step(scheduler, sample, timestep)
+            return sample
+
         if work.part == "unet":
-            return partial(step, scheduler, noise, scheduler.timesteps[0])
+            return row
         return partial(decode, noise) if work.part == "decode" else picture
 
     def _encoding(self, config: Any, params: Params, batch: int) -> Callable[[], Any]:

@@ -30,7 +30,7 @@ class Work:
             SD-IPC-CT.
         model: `sd15` or `sdxl`, with random weights, or `embedded`; `small sdxl` is for rehearsals.
         batch: pictures.
-        steps: of whole pictures.
+        steps: of whole pictures; of the UNet alone how many in a row, where it is more than one.
         fast: what `--fast` stands for instead, in this package.
     """
 
@@ -47,7 +47,7 @@ class Work:
         names = {
             "product": f"matrix product, {PRODUCT} x {PRODUCT}",
             "copy": f"copy of {COPIED * 4 / 2**30:g} GiB",
-            "unet": "guided UNet step",
+            "unet": f"{self.steps} guided UNet steps in a row" if self.steps else "guided UNet step",
             "decode": "decoding",
             "encode": "pictures to vectors",
             "picture": f"picture, {self.steps} steps" + (" (JAX: --fast)" if self.fast else ""),

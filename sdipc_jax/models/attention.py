@@ -6,6 +6,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import linen as nn
 from jaxtyping import Array, Bool, Float
 
@@ -183,6 +184,17 @@ def _attend_at_once(
     return jnp.swapaxes(_attend(jnp.swapaxes(query, 1, 2), keys, jnp.swapaxes(value, 1, 2), mask), 1, 2)
 
 
+def _laid_out_once(x: Float[Array, "*shape"], order: tuple[int, ...]) -> Float[Array, "*shape"]:
+    """The same, in whose memory the axes come in this order, on CPUs.
+
+    XLA takes products of what does not change out of a loop, but what only moves numbers no further than with something
+    after it that it deems worth keeping. The barrier is such a thing, and gone when the program is made.
+    """
+    if platform() != "cpu":
+        return x
+    return jax.lax.optimization_barrier(x.transpose(order)).transpose(np.argsort(order))
+
+
 def attend_by_queries(
     query: Float[Array, "N Q heads depth"],
     key: Float[Array, "N K heads depth"],
@@ -257,11 +269,14 @@ class Attention(nn.Module):
             states, values, kept = context, context, None
             if isinstance(context, MutedTokens):
                 states, values, kept = context.states, context.values, context.kept
-            key = heads_of(states, "to_k")
+            key, value = heads_of(states, "to_k"), heads_of(values, "to_v")
+            if states is not x:
+                # A prompt's are the same in every step.
+                key, value = _laid_out_once(key, (0, 2, 3, 1)), _laid_out_once(value, (0, 2, 1, 3))
             if watched:
                 weights = attention_weights(query, key)
                 self.sow(WATCHED, "weights", weights if kept is None else weights * kept[:, None])
-            return dot_product_attention(query, key, heads_of(values, "to_v"))
+            return dot_product_attention(query, key, value)
 
         query = heads_of(x, "to_q")
         attended = context.attend(query, attend) if isinstance(context, LayerContexts) else attend(query, context)
