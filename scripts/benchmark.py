@@ -43,6 +43,8 @@ AGAINST = {
     "nothing": ["JAX"],
     "torch": ["JAX", "torch", "torch.compile"],
     "torch-modes": ["JAX", "torch, max-autotune", "torch, reduce-overhead"],
+    "torch-reduce-overhead": ["JAX", "torch, reduce-overhead"],
+    "torch-max-autotune": ["JAX", "torch, max-autotune"],
 }
 MACHINE = (Work("product"), Work("copy"))
 
@@ -55,8 +57,9 @@ class Options:
     """The checkpoint that ships, instead of Stable Diffusion 1.5's sizes with random weights."""
     model: Literal["sd15", "sdxl"] = "sd15"
     """Whose sizes; of SDXL the UNet's step alone, without PyTorch."""
-    against: Literal["nothing", "torch", "torch-modes"] = "nothing"
-    """Run PyTorch beside: as it is and through torch.compile, or through torch.compile at its best."""
+    against: Literal["nothing", "torch", "torch-modes", "torch-reduce-overhead", "torch-max-autotune"] = "nothing"
+    """Run PyTorch beside: as it is and through torch.compile, or through torch.compile at its best, in its two best
+    modes or in one."""
     parts: tuple[Part, ...] = ("unet", "decode", "encode", "picture")
     """What to time; a step of tuning takes --small."""
     batch: tuple[int, ...] = (1,)
@@ -75,6 +78,8 @@ class Options:
     """The deepest heads that take the GPU's fused attention; as this package has it if left out."""
     candidate: str | None = None
     """What to put in the package's place for this run, one of those in benchmarks/candidates.py."""
+    again: bool = True
+    """Time a second process of this package's, which finds the programs of the first."""
     machine: bool = True
     """Time a product and a copy too, which the rest is told as a share of."""
     json: Path = Path("build/benchmark.json")
@@ -103,13 +108,16 @@ class Timed:
 class Process:
     """A side that waits to be told to run, and is stopped while it waits."""
 
-    def __init__(self, side: str, work: Work, cache: str, flags: Sequence[str] = ()) -> None:
+    def __init__(self, side: str, work: Work, cache: str, flags: Sequence[str] = (), alone: bool = True) -> None:
         module, *own = SIDES[side]
         flags = [*own, *(flags if side == "JAX" else ())]
         command = [sys.executable, "-m", module, *flags]
         # The random weights are those of the tests.
         paths = os.pathsep.join(filter(None, (str(SCRIPTS), str(SCRIPTS.parent), os.environ.get("PYTHONPATH"))))
         kept = {"JAX_COMPILATION_CACHE_DIR": cache, "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0"}
+        if not alone:
+            # Or JAX takes three quarters of a GPU's memory, and PyTorch, which waits beside it, has too little.
+            kept["XLA_PYTHON_CLIENT_PREALLOCATE"] = "false"
         environment, pipe = os.environ | kept | {"PYTHONPATH": paths}, subprocess.PIPE
         self._process = subprocess.Popen(command, stdin=pipe, stdout=pipe, text=True, env=environment)
         self.ready = Ready(**self._ask(dataclasses.asdict(work)))
@@ -148,18 +156,21 @@ def busy_seconds() -> float:
     return (user + nice + system + sum(rest)) / os.sysconf("SC_CLK_TCK")
 
 
-def time_work(work: Work, sides: list[str], runs: int, flags: Sequence[str] = ()) -> tuple[dict[str, Timed], float]:
+def time_work(
+    work: Work, sides: list[str], runs: int, flags: Sequence[str] = (), again: bool = True
+) -> tuple[dict[str, Timed], float]:
     """Every side's numbers, and the share of the processors that others took meanwhile."""
+    alone = len(sides) == 1
     processes: dict[str, Process] = {}
     compiled: dict[str, float] = {}
     try:
         with tempfile.TemporaryDirectory() as cache:
             for side in sides:
-                processes[side] = Process(side, work, cache, flags)
+                processes[side] = Process(side, work, cache, flags, alone)
                 compiled[side] = processes[side].ready.compiled
-                if side == "JAX":
+                if side == "JAX" and again:
                     processes[side].end()
-                    processes[side] = Process(side, work, cache, flags)
+                    processes[side] = Process(side, work, cache, flags, alone)
         seconds: dict[str, list[float]] = {side: [] for side in sides}
         peaks = dict.fromkeys(sides, 0)
         before = busy_seconds(), sum(each.processor_seconds() for each in processes.values())
@@ -232,7 +243,8 @@ def main(options: Options) -> None:
     heading += ["GFLOP/s", "of the product", "first run, s: cold, cached", *(f"{side}, peak GiB" for side in sides)]
     machine = [dataclasses.replace(each, dtype=options.dtype) for each in MACHINE] if options.machine else []
     for place, work in enumerate([*machine, *works(options)]):
-        timed, others = time_work(work, ["JAX"] if work.part in ("product", "copy") else sides, options.runs, flags)
+        beside = ["JAX"] if work.part in ("product", "copy") else sides
+        timed, others = time_work(work, beside, options.runs, flags, options.again)
         if work.part == "product":
             product = timed["JAX"].ready.flops / timed["JAX"].median
         if place == 0:
@@ -241,8 +253,9 @@ def main(options: Options) -> None:
         print(f"| {' | '.join(row(work, sides, timed, others, product))} |", flush=True)
         numbers = {side: dataclasses.asdict(each) for side, each in timed.items()}
         record.append({"work": dataclasses.asdict(work), "sides": numbers, "others": others})
-    options.json.parent.mkdir(parents=True, exist_ok=True)
-    write_atomically(options.json, (json.dumps(record, indent=2) + "\n").encode())
+        # What there is stays, if the rest is cut off.
+        options.json.parent.mkdir(parents=True, exist_ok=True)
+        write_atomically(options.json, (json.dumps(record, indent=2) + "\n").encode())
 
 
 if __name__ == "__main__":

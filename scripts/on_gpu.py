@@ -1,10 +1,13 @@
 """What is to be measured on a GPU, in the order in which it matters, for when one is at hand for a quarter of an hour.
 
     python scripts/on_gpu.py                       # goes on where it stopped; writes build/on_gpu/*.json and table.md
+    python scripts/on_gpu.py --seconds 560         # where a command may last ten minutes
     python scripts/on_gpu.py --rehearse            # every step at tiny sizes, on any machine
 
-Each step is a process of its own with a time of its own, after which it is ended; its result is written at once, so
-that the list can be cut off anywhere. What has a result is not run again.
+Each step is a process of its own with a time of its own, after which it is ended with all that it has started; its
+result is written at once, so that the list can be cut off anywhere. What has a result is not run again, and what
+PyTorch has compiled for a step that was cut off is found again. What needs PyTorch needs diffusers and transformers in
+the same Python.
 
 A few steps want packages that nothing else needs. They lie in a folder of their own, since tokamax asks for another
 typeguard than tyro does:
@@ -12,12 +15,15 @@ typeguard than tyro does:
     pip install --no-deps --target build/packages qwix tokamax typeguard==2.13.3 immutabledict einshape tensorboardx
 """
 
+import contextlib
 import dataclasses
 import importlib.util
 import json
 import os
+import signal
 import subprocess
 import sys
+import tempfile
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -90,8 +96,9 @@ class Result:
     """What became of a step.
 
     Attributes:
-        outcome: `done`, `failed` with the last lines of its output, `out of time`, or `left out` for want of something.
-        found: what it wrote.
+        outcome: `done`, `failed` or `out of time`, with the last lines of its output, or `left out` for want of
+            something.
+        found: what it wrote, all of it if it is done.
     """
 
     step: str
@@ -107,38 +114,49 @@ def steps(rehearse: bool) -> list[Step]:
     def benchmark(*arguments: str, small: bool = False) -> tuple[str, ...]:
         sizes: tuple[str, ...] = ("--dtype", "bfloat16", "--runs", "3")
         if rehearse or small:
-            sizes = ("--small", "--runs", "1")
-        machine = ("--no-machine",) if rehearse else ()
-        return ("benchmark.py", *sizes, *machine, *arguments, "--json", "{output}")
+            sizes = ("--small", "--runs", "1" if rehearse else "5")
+        return ("benchmark.py", *sizes, *arguments, "--json", "{output}")
+
+    # Weights of such sizes take ten seconds to draw, and the UNet forty to compile; the machine itself is timed once,
+    # and of what is only compared with its like no second process is.
+    def compared(*arguments: str) -> tuple[str, ...]:
+        return benchmark("--no-machine", "--no-again", *arguments)
 
     count = ("--steps", "2" if rehearse else "20")
+    many = ("--steps", "2" if rehearse else "50")
     batches = ("1",) if rehearse else ("1", "16")
-    found = [
-        Step("correctness", 120, ("-m", "benchmarks.on_card", *(["--small"] if rehearse else []), "{output}")),
-        *(
-            Step(f"picture, batch {batch}", 90, benchmark("--parts", "picture", *count, "--batch", batch))
-            for batch in batches
-        ),
-    ]
+    picture = ("--parts", "picture")
+    found = [Step("correctness", 180, ("-m", "benchmarks.on_card", *(["--small"] if rehearse else []), "{output}"))]
+    found.append(Step("picture, batch 1", 200, benchmark(*picture, *many, *(["--no-machine"] if rehearse else []))))
+    if not rehearse:
+        found.append(Step("picture, batch 16", 200, benchmark("--no-machine", *picture, *count, "--batch", "16")))
+    torch = "torch diffusers transformers"
+    beside = ("--against", "torch-reduce-overhead", *picture, *many)
+    found.append(Step("PyTorch's reduce-overhead, batch 1", 240, compared(*beside), needs=torch))
+    for batch in batches:
+        found.append(Step(f"as it is, batch {batch}", 120, compared("--parts", "unet", "--batch", batch)))
     for name, flags in CANDIDATES.items():
         for batch in batches:
-            command = benchmark("--parts", "unet", "--batch", batch)
-            found.append(Step(f"{name}, batch {batch}", 90, command, flags))
+            command = compared("--parts", "unet", "--batch", batch)
+            found.append(Step(f"{name}, batch {batch}", 180, command, flags))
     for batch in batches:
         unet = ("--parts", "unet", "--batch", batch)
-        found.append(Step(f"fused attention to depth 256, batch {batch}", 90, benchmark(*unet, "--fused-depth", "256")))
+        found.append(Step(f"fused attention to depth 256, batch {batch}", 120, compared(*unet, "--fused-depth", "256")))
         for name, needs in IN_PLACE.items():
-            found.append(Step(f"{name}, batch {batch}", 120, benchmark(*unet, "--candidate", name), needs=needs))
-    for batch in batches:
-        torch = ("--against", "torch-modes", "--parts", "picture", *count, "--batch", batch)
-        found.append(Step(f"PyTorch at its best, batch {batch}", 240, benchmark(*torch), needs="diffusers"))
+            found.append(Step(f"{name}, batch {batch}", 150, compared(*unet, "--candidate", name), needs=needs))
+    beside = ("--against", "torch-max-autotune", *picture, *many)
+    found.append(Step("PyTorch's max-autotune, batch 1", 480, compared(*beside), needs=torch))
+    if not rehearse:
+        for mode in ("reduce-overhead", "max-autotune"):
+            beside = ("--against", f"torch-{mode}", *picture, *count, "--batch", "16")
+            found.append(Step(f"PyTorch's {mode}, batch 16", 480, compared(*beside), needs=torch))
     for batch in ("1",) if rehearse else ("1", "8"):
-        sdxl = benchmark("--model", "sdxl", "--parts", "unet", "--batch", batch)
+        sdxl = compared("--model", "sdxl", "--parts", "unet", "--batch", batch)
         found.append(Step(f"SDXL, batch {batch}", 240, sdxl))
     for name in ("int8", "fp8"):
         fast = ("measure_fast.py", "--candidate", name, "--count", "2" if rehearse else "64", "--only", "ddim, 20")
         found.append(Step(f"what {name} loses", 240, (*fast, "--json", "{output}"), needs=f"qwix {CORPUS}"))
-    found.append(Step("tuning step", 90, benchmark("--parts", "tune", "--batch", "4", small=True)))
+    found.append(Step("tuning step", 120, benchmark("--no-machine", "--parts", "tune", "--batch", "4", small=True)))
     return found
 
 
@@ -166,16 +184,28 @@ def run(step: Step, output: Path, left: float, packages: Path) -> Result:
     paths = os.pathsep.join(filter(None, (str(SCRIPTS), str(SCRIPTS.parent), os.environ.get("PYTHONPATH"))))
     flags = f"{os.environ.get('XLA_FLAGS', '')} {step.flags}".strip()
     environment = os.environ | {"PYTHONPATH": paths, PACKAGES: str(packages)} | ({"XLA_FLAGS": flags} if flags else {})
+    environment.setdefault("TORCHINDUCTOR_CACHE_DIR", str((output / "inductor").resolve()))
+    if "cpu" not in (platforms := environment.get("JAX_PLATFORMS", "cpu")):
+        # Results are compared with the CPU's.
+        environment["JAX_PLATFORMS"] = f"{platforms},cpu"
     started = time.monotonic()
-    try:
-        ran = subprocess.run(
-            command, env=environment, capture_output=True, text=True, timeout=min(step.seconds, left), check=False
-        )
-        outcome = "done" if ran.returncode == 0 and result.is_file() else "failed"
-        lines = [] if outcome == "done" else (ran.stdout + ran.stderr).splitlines()[-12:]
-    except subprocess.TimeoutExpired:
-        outcome, lines = "out of time", []
-    found = json.loads(result.read_text()) if outcome == "done" else None
+    # Not a pipe, which a process that is left over would keep open.
+    with tempfile.TemporaryFile("w+", errors="replace") as told:
+        ran = subprocess.Popen(command, env=environment, stdout=told, stderr=told, start_new_session=True)
+        try:
+            ran.wait(timeout=min(step.seconds, left))
+            outcome = "done" if ran.returncode == 0 and result.is_file() else "failed"
+        except subprocess.TimeoutExpired:
+            outcome = "out of time"
+        finally:
+            # With what it has started: that is stopped where it waits, and would keep a GPU's memory for ever.
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(ran.pid, signal.SIGKILL)
+            ran.wait()
+        told.seek(0)
+        lines = [] if outcome == "done" else told.read().splitlines()[-12:]
+    # Of what was cut off or failed too, as far as it came.
+    found = json.loads(result.read_text()) if result.is_file() else None
     result.unlink(missing_ok=True)
     return Result(step.name, outcome, time.monotonic() - started, found, lines)
 
@@ -184,11 +214,12 @@ def table(results: list[Result]) -> str:
     """The results as Markdown: seconds of each side, the median of its runs, by work."""
     rows = ["| step | | JAX, s | others, s | peak, GiB |", "|---|---|---|---|---|"]
     for each in results:
-        if each.outcome != "done" or not isinstance(each.found, list):
-            told = each.outcome if each.outcome != "done" else json.dumps(each.found)
-            rows.append(f"| {each.step} | {told} | | | |")
+        if each.outcome != "done":
+            rows.append(f"| {each.step} | {each.outcome} | | | |")
+        if each.found is not None and not isinstance(each.found, list):
+            rows.append(f"| {each.step} | {json.dumps(each.found)} | | | |")
             continue
-        for entry in each.found:
+        for entry in each.found or ():
             work, sides = entry["work"], dict(entry["sides"])
             if work["part"] in ("product", "copy"):
                 continue

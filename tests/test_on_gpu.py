@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import on_gpu
@@ -16,15 +17,37 @@ def command(code: str) -> tuple[str, ...]:
 
 
 WRITE = "import sys, json; json.dump({'seen': 1}, open(sys.argv[1], 'w'))"
+# As benchmark.py's sides are: stopped while they wait, so that they would never see that all is over.
+LEAVES_ONE = """
+import json, os, signal, subprocess, sys, time
+left = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
+left.send_signal(signal.SIGSTOP)
+json.dump({"left": left.pid}, open(sys.argv[1], "w"))
+print("as far as here", flush=True)
+time.sleep(60)
+"""
 LIST = [
     Step("good", 60, command(WRITE)),
     Step("bad", 60, command("import sys; print('what is wrong'); sys.exit(3)")),
     Step("elsewhere", 60, command(WRITE), needs="no_such_package"),
-    Step("endless", 1, command("import time; time.sleep(60)")),
+    Step("endless", 3, command(LEAVES_ONE)),
     Step(
         "flags", 60, command("import os, sys, json; json.dump(os.environ['XLA_FLAGS'], open(sys.argv[1], 'w'))"), "--b"
     ),
 ]
+
+
+def has_ended(process: int) -> bool:
+    """Within a second; a process that nobody waits for stays in the table as a zombie."""
+    for _ in range(20):
+        try:
+            state = Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0]
+        except (FileNotFoundError, ProcessLookupError):
+            return True
+        if state == "Z":
+            return True
+        time.sleep(0.05)
+    return False
 
 
 def test_it_goes_on_where_it_stopped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -39,6 +62,8 @@ def test_it_goes_on_where_it_stopped(tmp_path: Path, monkeypatch: pytest.MonkeyP
         "flags": "done",
     }
     assert results["good"]["found"] == {"seen": 1}
+    assert results["endless"]["last_lines"] == ["as far as here"]
+    assert has_ended(results["endless"]["found"]["left"])
     assert results["bad"]["last_lines"] == ["what is wrong"]
     assert results["flags"]["found"] == "--a --b"
     # What is left out has no file, but a line in the table.
