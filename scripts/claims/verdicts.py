@@ -267,13 +267,13 @@ def better_on_all(measured: Sequence[Mapping[str, Any]]) -> list[str]:
     return better
 
 
-def _curve(found: Mapping[str, Any]) -> Iterator[str]:
+def _curve(found: Mapping[str, Any], how: str = "") -> Iterator[str]:
     table = restored(found, "curve")
     column = next(each for each in (_similarity(INDEPENDENT), _similarity(OWN)) if each in table.columns)
     for row, _ in table.rows:
         if row.startswith("FT on ") and row.endswith(f" - {SD_IPC}"):
             gain, size = table[row, column], row.removesuffix(f" - {SD_IPC}").removeprefix("FT on ")
-            text = f"FT on {size} drawings of known things makes variations of held-out ones liker"
+            text = f"FT on {size} drawings of known things{how} makes variations of held-out ones liker"
             yield _line(text, _UNTOLD, str(gain), judged(gain, "above", 0.0))
             harm = table[row, SPOKEN]
             text = "after it text prompts are recognised at most 0.05 less often"
@@ -285,7 +285,7 @@ def _curve(found: Mapping[str, Any]) -> Iterator[str]:
     for row, _ in sets.rows:
         if row.startswith("FT on ") and row.endswith(f" / {SD_IPC}"):
             size = row.removesuffix(f" / {SD_IPC}").removeprefix("FT on ")
-            text = f"FT on {size} drawings brings variations as a set nearer to held-out drawings, in times"
+            text = f"FT on {size} drawings{how} brings variations as a set nearer to held-out drawings, in times"
             yield _line(text, _UNTOLD, str(sets[row, column]), judged(sets[row, column], "below", 1.0))
 
 
@@ -295,5 +295,5 @@ _WRITERS: dict[str, Callable[[Mapping[str, Any]], Iterator[str]]] = {
     "customise": lambda found: _written(CUSTOMISE, found),
     "ablation": lambda found: _written(ABLATION, found),
     "curve": _curve,
-    "all": _curve,
+    "all": lambda found: _curve(found, " with more updates"),
 }
