@@ -131,7 +131,7 @@ def steps(rehearse: bool) -> list[Step]:
     if not rehearse:
         found.append(Step("picture, batch 16", 200, benchmark("--no-machine", *picture, *count, "--batch", "16")))
     torch = "torch diffusers transformers"
-    beside = ("--against", "torch-reduce-overhead", *picture, *many)
+    beside: tuple[str, ...] = ("--against", "torch-reduce-overhead", *picture, *many)
     found.append(Step("PyTorch's reduce-overhead, batch 1", 240, compared(*beside), needs=torch))
     for batch in batches:
         found.append(Step(f"as it is, batch {batch}", 120, compared("--parts", "unet", "--batch", batch)))
