@@ -200,8 +200,9 @@ EffNet-Lite0, in the place of DINO and Inception.
   the 100 drawings, by no more on others than at 1e-5, and under the captions of others it rises by 0.016
   [0.009, 0.023]; text prompts are recognised half as often ([losses](ablation.md)).
 - **What would change it: more drawings, and not the error alone.** On the checkpoint that ships 2,400 presentations of
-  100 drawings lower the error on them by 0.014 and raise it on held-out ones, by 0.003 and under captions by 0.013; of
-  all drawings they lower both alike (-0.003, -0.002), and 12,800 by 0.007 and 0.009 ([losses](curve.md)). But a lower
+  100 drawings lower the error on them by 0.014, and on held-out ones they raise that under captions by 0.013 [0.008,
+  0.018]; of all drawings they lower it as much on held-out ones as on those tuned on (0.002, 0.003), and 12,800
+  presentations by 0.009 [0.004, 0.013] and 0.007 ([losses](curve.md)). But a lower
   error is not a liker picture: on things that it has never seen 100 updates lower the error for other such things by a
   tenth, 0.049 of 0.456, and variations are liker by 0.007 [-0.008, 0.022] by the independent network and less like by
   the own CLIP, -0.029 [-0.059, -0.001].

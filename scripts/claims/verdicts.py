@@ -278,8 +278,6 @@ def _curve(found: Mapping[str, Any], how: str = "") -> Iterator[str]:
             harm = table[row, SPOKEN]
             text = "after it text prompts are recognised at most 0.05 less often"
             yield _line(text, _UNTOLD, str(harm), judged(harm, "above", _HARMLESS))
-    if "sets" not in found["tables"]:
-        return
     sets = restored(found, "sets")
     column = next(each for each in (_distance(INDEPENDENT), _distance(OWN)) if each in sets.columns)
     for row, _ in sets.rows:
