@@ -83,7 +83,10 @@ def test_what_is_wanted_may_lie_in_a_folder_of_its_own(tmp_path: Path, monkeypat
     assert [each.partition(":")[0] for each in wanted] == ["there is no no_such_package", "there is no build/none.npz"]
     monkeypatch.setenv(candidates.PACKAGES, str(tmp_path))
     monkeypatch.setattr(sys, "path", [*sys.path])
+    monkeypatch.setattr(sys, "argv", ["side", "--candidate=x"])
     assert candidates._package("no_such_package").told == 7
+    # What reads flags of its own finds none of ours.
+    assert sys.argv == ["side"]
 
 
 def test_without_time_nothing_is_begun(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -15,7 +15,7 @@ from flax import linen as nn
 
 from sdipc_jax.checkpoints.bundle import Config
 from sdipc_jax.models import attention
-from sdipc_jax.models.layers import dense, gelu, precision
+from sdipc_jax.models.layers import Conv, dense, gelu, precision, upsample_nearest
 from sdipc_jax.models.unet import UNet2DConditionModel
 
 # The environment's name for a folder of packages that candidates need and nothing else does.
@@ -26,6 +26,8 @@ def _package(name: str) -> Any:
     """A package, from that folder if it is there, with what it needs of other versions than the rest does."""
     if folder := os.environ.get(PACKAGES):
         sys.path.insert(0, folder)
+    # tokamax reads its own flags there, and refuses others.
+    sys.argv = sys.argv[:1]
     return importlib.import_module(name)
 
 
@@ -97,6 +99,11 @@ def quantised(kind: str) -> Callable[[], None]:
         def unet_model(self: Config) -> Any:
             return qwix.quantize_model(UNet2DConditionModel(self.unet, self.compute_dtype), qwix.QtProvider([rule]))
 
+        def of_doubled(self: Conv, x: jax.Array, height: int, width: int) -> jax.Array:
+            return self(upsample_nearest(x, height, width))
+
+        # As on a card everywhere: qwix takes no kernels but those that are parameters.
+        Conv.of_doubled = of_doubled  # type: ignore[method-assign]
         Config.unet_model = property(unet_model)  # type: ignore[assignment, method-assign]
 
     return change
