@@ -5,9 +5,10 @@
     .venv-parity/bin/python scripts/benchmark.py --against torch     # beside PyTorch, which make parity installs
 
 Each side is a process of its own, stopped while the other runs; this package's finds its programs compiled by a process
-before it. A number is the median of so many runs, taken in the order A B B A. No ratio is printed where other processes
-took more than 5% of the processor meanwhile: they slow PyTorch more than JAX. FLOP are useful ones: matrix products and
-convolutions, counted; their share is that of a matrix product timed in the same way.
+before it. A number is the median of so many runs, taken in the order A B B A, or with --apart one side after the other.
+No ratio is printed where other processes took more than 5% of the processor meanwhile: they slow PyTorch more than JAX.
+FLOP are useful ones: matrix products and convolutions, counted; their share is that of a matrix product timed in the
+same way.
 """
 
 import dataclasses
@@ -80,6 +81,9 @@ class Options:
     """What to put in the package's place for this run, one of those in benchmarks/candidates.py."""
     again: bool = True
     """Time a second process of this package's, which finds the programs of the first."""
+    apart: bool = False
+    """One side after the other, where memory does not hold them beside each other. The machine may change its speed
+    meanwhile, which runs in turns would share."""
     machine: bool = True
     """Time a product and a copy too, which the rest is told as a share of."""
     json: Path = Path("build/benchmark.json")
@@ -157,9 +161,13 @@ def busy_seconds() -> float:
 
 
 def time_work(
-    work: Work, sides: list[str], runs: int, flags: Sequence[str] = (), again: bool = True
+    work: Work, sides: list[str], runs: int, flags: Sequence[str] = (), again: bool = True, apart: bool = False
 ) -> tuple[dict[str, Timed], float]:
     """Every side's numbers, and the share of the processors that others took meanwhile."""
+    if apart and len(sides) > 1:
+        one_by_one = [time_work(work, [side], runs, flags, again) for side in sides]
+        merged = {side: timed for sides_of_one, _ in one_by_one for side, timed in sides_of_one.items()}
+        return merged, max(others for _, others in one_by_one)
     alone = len(sides) == 1
     processes: dict[str, Process] = {}
     compiled: dict[str, float] = {}
@@ -244,7 +252,7 @@ def main(options: Options) -> None:
     machine = [dataclasses.replace(each, dtype=options.dtype) for each in MACHINE] if options.machine else []
     for place, work in enumerate([*machine, *works(options)]):
         beside = ["JAX"] if work.part in ("product", "copy") else sides
-        timed, others = time_work(work, beside, options.runs, flags, options.again)
+        timed, others = time_work(work, beside, options.runs, flags, options.again, options.apart)
         if work.part == "product":
             product = timed["JAX"].ready.flops / timed["JAX"].median
         if place == 0:

@@ -10,7 +10,7 @@ import pytest
 from benchmarks.candidates import FusedAttention
 from benchmarks.flops import flops_of
 from benchmarks.sizes import sd15
-from benchmarks.work import Work
+from benchmarks.work import Ready, Work
 from jax._src.cudnn import fused_attention_stablehlo
 
 from sdipc_jax.checkpoints.bundle import Bundle, apply
@@ -71,6 +71,37 @@ def test_a_side_is_timed() -> None:
     assert min(found.seconds) > 0
     assert found.ready.flops > 1e6
     assert found.peak_bytes > 2**20
+
+
+@pytest.mark.parametrize(("apart", "at_once"), [(False, 2), (True, 1)])
+def test_sides_run_in_turns_or_apart(apart: bool, at_once: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    ran: list[str] = []
+    alive: set[str] = set()
+    most: list[int] = []
+
+    class Side:
+        ready = Ready(flops=1.0, moved=0.0, compiled=1.0, versions="")
+
+        def __init__(self, side: str, *_: object) -> None:
+            self.side = side
+            alive.add(side)
+            most.append(len(alive))
+
+        def run(self) -> dict[str, float]:
+            ran.append(self.side)
+            return {"seconds": 1.0, "peak_bytes": 1}
+
+        def processor_seconds(self) -> float:
+            return 0.0
+
+        def end(self) -> None:
+            alive.discard(self.side)
+
+    monkeypatch.setattr(benchmark, "Process", Side)
+    timed, _ = benchmark.time_work(Work("encode"), ["JAX", "torch"], runs=2, apart=apart)
+    assert list(timed) == ["JAX", "torch"]
+    assert ran == (["JAX", "JAX", "torch", "torch"] if apart else ["JAX", "torch", "torch", "JAX"])
+    assert (max(most), alive) == (at_once, set())
 
 
 def test_one_product_for_queries_keys_and_values_changes_nothing() -> None:
