@@ -192,7 +192,8 @@ def test_another_clip_drives_the_checkpoint(tiny: Bundle, tower: TextTower) -> N
     wide = dataclasses.replace(tiny.config.text, hidden_size=48, num_attention_heads=4)
     side = dataclasses.replace(tiny.config.vision_side, text=wide)
     other = with_text(tiny, clip=side)
-    with pytest.raises(InputError, match=r"text_projection is \(24, 48\) but the UNet reads 24-wide prompts: .*ridge"):
+    told = r"text_projection is \(24, 48\) but the UNet reads 24-wide prompts: .*ridge \(in Python"
+    with pytest.raises(InputError, match=told):
         closed_form(other)
     generator = np.random.default_rng(0)
     own = dataclasses.replace(tower, config=dataclasses.replace(tower.config, text=wide))

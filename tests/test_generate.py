@@ -383,6 +383,7 @@ def test_keys_and_values_of_the_prompt_are_computed_once(least: Bundle, context:
     rows, tokens = 2 * len(context), context.shape[1]
     paths = [jax.tree_util.keystr(path) for path, _ in jax.tree.leaves_with_path(least.params["unet"])]
     layers = sum("attn2" in path and ("to_k" in path or "to_v" in path) for path in paths)
+    assert layers > 0
     assert in_loops(text, rf"= f32\[{rows * tokens},\d+\]\S* dot\(") == (0, layers)
     # Nor are they put in another order there.
     assert in_loops(text, rf"= f32\[{rows},\d+,(\d+,{tokens}|{tokens},\d+)\]\S* transpose\(") == (0, layers)
