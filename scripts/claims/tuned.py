@@ -16,8 +16,8 @@ from claims.results import kept
 from sdipc_jax.checkpoints.bundle import Bundle
 from sdipc_jax.evaluate.corpus import Corpus
 from sdipc_jax.evaluate.editing import EDITS
-from sdipc_jax.evaluate.metrics import cosines, kernel_distance, kernel_distances_of_halves, percentiles
-from sdipc_jax.evaluate.pictures import OWN, Backbones
+from sdipc_jax.evaluate.metrics import cosines
+from sdipc_jax.evaluate.pictures import OWN, Backbones, SetDistance
 from sdipc_jax.evaluate.retrieval import (
     Captions,
     end_states,
@@ -195,17 +195,11 @@ def distances(found: Mapping[str, Sequence[Measured]], real: Features) -> Table:
     values: dict[str, list[Estimate | None]] = {kind: [] for kind in found}
     values |= {f"{kind} / {UNTUNED}": [] for kind in found if kind != UNTUNED}
     for name, reference in real.items():
-        whole = {kind: [kernel_distance(each.features[name], reference) for each in found[kind]] for kind in found}
-        halves = {
-            kind: np.mean([kernel_distances_of_halves(each.features[name], reference) for each in found[kind]], axis=0)
-            for kind in found
-        }
-        for kind in found:
-            by_seed = tuple(whole[kind]) if len(whole[kind]) > 1 else ()
-            values[kind].append(Estimate(float(np.mean(whole[kind])), percentiles(halves[kind]), by_seed))
+        sets = {kind: SetDistance.of((each.features[name] for each in found[kind]), reference) for kind in found}
+        for kind, distance in sets.items():
+            values[kind].append(distance.estimate)
             if kind != UNTUNED:
-                times = float(np.mean(whole[kind]) / np.mean(whole[UNTUNED]))
-                values[f"{kind} / {UNTUNED}"].append(Estimate(times, percentiles(halves[kind] / halves[UNTUNED])))
+                values[f"{kind} / {UNTUNED}"].append(distance.over(sets[UNTUNED]))
     drawn, held = len(found[UNTUNED][0].pictures), len(next(iter(real.values())))
     note = (
         f"KID, unbiased, of the {drawn} variations of a seed to all {held} held-out drawings of known things, with 95% "

@@ -1,7 +1,8 @@
 """Generated pictures measured: are they recognised, and how like the real ones are they (the paper's Table 2)?"""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import Self
 
 import numpy as np
 from jaxtyping import Float, Int, Shaped, UInt8
@@ -141,6 +142,37 @@ def recognition_table(projection: Projection, captions: Captions, held: Corpus, 
     return Table("recognition", "Generated pictures recognised", note, ("R@1", "R@5", "concept R@1"), tuple(rows))
 
 
+@dataclass(frozen=True)
+class SetDistance:
+    """How far generated pictures are from real ones as a set: KID, unbiased.
+
+    Attributes:
+        by_seed: of all pictures, a distance a seed.
+        halves: of random halves, means over seeds.
+    """
+
+    by_seed: tuple[float, ...]
+    halves: Float[np.ndarray, " draws"]
+
+    @classmethod
+    def of(cls, made: Iterable[Float[np.ndarray, "N D"]], real: Float[np.ndarray, "M D"]) -> Self:
+        """From features: of a set of pictures a seed, and of the real ones."""
+        sets = list(made)
+        halves = np.mean([kernel_distances_of_halves(each, real) for each in sets], axis=0)
+        return cls(tuple(kernel_distance(each, real) for each in sets), halves)
+
+    @property
+    def estimate(self) -> Estimate:
+        """The mean over seeds, with an interval from the halves."""
+        by_seed = self.by_seed if len(self.by_seed) > 1 else ()
+        return Estimate(float(np.mean(self.by_seed)), percentiles(self.halves), by_seed)
+
+    def over(self, other: "SetDistance") -> Estimate:
+        """How many times as large as another's it is, over the same halves."""
+        times = float(np.mean(self.by_seed) / np.mean(other.by_seed))
+        return Estimate(times, percentiles(self.halves / other.halves))
+
+
 def similarity_table(backbones: Backbones, measured: Measured) -> Table:
     """Likeness to the picture that was the prompt, and the distance of the sets of pictures."""
     columns: list[str] = []
@@ -151,24 +183,16 @@ def similarity_table(backbones: Backbones, measured: Measured) -> Table:
         columns += [f"similarity, {name}", f"kernel distance, {name}"]
         reference = measured.held[name]
         likeness = {kind: _likeness(features[name], measured, name) for kind, features in measured.made.items()}
-        halves = {}
-        for kind, features in measured.made.items():
+        # The real pictures are part of the reference: no distance of two sets.
+        distances = {
+            kind: SetDistance.of(features[name], reference) for kind, features in measured.made.items() if kind != REAL
+        }
+        for kind in measured.made:
             values[kind].append(Estimate.of_mean(likeness[kind]))
-            # The real pictures are part of the reference: no distance of two sets.
-            if kind == REAL:
-                values[kind].append(None)
-                continue
-            whole = [kernel_distance(x, reference) for x in features[name]]
-            halves[kind] = np.mean([kernel_distances_of_halves(x, reference) for x in features[name]], axis=0)
-            by_seed = tuple(whole) if len(whole) > 1 else ()
-            values[kind].append(Estimate(float(np.mean(whole)), percentiles(halves[kind]), by_seed))
+            values[kind].append(distances[kind].estimate if kind in distances else None)
         gain = (likeness[SD_IPC] - likeness[TEXT]).mean(axis=0)
         difference += [Estimate(float(gain.mean()), bootstrap_interval(gain)), None]
-        distances = values[SD_IPC][-1], values[TEXT][-1]
-        assert distances[0] is not None
-        assert distances[1] is not None
-        between = percentiles(halves[SD_IPC] / halves[TEXT])
-        ratio += [None, Estimate(distances[0].value / distances[1].value, between)]
+        ratio += [None, distances[SD_IPC].over(distances[TEXT])]
     note = (
         f"{len(measured.chosen)} held-out pictures, {_seeds(measured)}. Similarity: cosine of features of a generated "
         "picture and of the picture that was the prompt, with 95% bootstrap intervals over pictures. Kernel distance: "
