@@ -207,9 +207,10 @@ def works(options: Options) -> list[Work]:
     found = []
     for part in options.parts:
         batches = (64,) if part == "encode" else options.batch
-        steps = options.steps if part == "picture" else (options.row if part == "unet" and options.row > 1 else 0,)
+        steps = options.steps if part == "picture" else (0,)
+        in_row = max(options.row, 1) if part == "unet" else 1
         fast = options.fast and part == "picture"
-        found += [Work(part, model, batch, count, options.dtype, fast) for batch in batches for count in steps]
+        found += [Work(part, model, batch, count, options.dtype, fast, in_row) for batch in batches for count in steps]
     return found
 
 

@@ -179,9 +179,7 @@ def run_of(options: Options, bundle: Bundle, data: Path, variant: Variant, rate:
 
 
 def fine_tuned(options: Options, bundle: Bundle, data: Path, variant: Variant, rate: float, seed: int) -> Bundle:
-    """The checkpoint after FT; at a rate of 0 with the deep prompts that it begins with."""
-    if not rate:
-        return untrained(bundle, seed)
+    """The checkpoint after FT."""
     run = run_of(options, bundle, data, variant, rate, seed)
     changes = (f"data={data}", f"variant={VARIANTS[variant]}", f"seed={seed}", f"learning_rate={rate:.10f}")
     (delta,) = tuned_by(options, run, *changes)
@@ -193,9 +191,9 @@ def untrained(bundle: Bundle, seed: int) -> Bundle:
     return tuning.apply(bundle, tuning.delta(tuning.init(bundle, START.model_copy(update={"seed": seed}))))
 
 
-def parts_of(options: Options, corpus: Corpus, judge: Judge, order: Order) -> tuple[Corpus, Corpus, Corpus]:
+def parts_of(options: Options, corpus: Corpus, order: Order) -> tuple[Corpus, Corpus, Corpus]:
     """Drawings of the domain: to tune on, and of other things to judge and to choose a rate by."""
-    domain = corpus.where((corpus.split == options.domain) & np.isin(corpus.caption, judge.captions.texts))
+    domain = corpus.held_out(options.domain)
     halves = [domain.where(np.isin(domain.base, half)) for half in np.array_split(order(np.unique(domain.base)), 2)]
     trained, other = halves[0].where(order(len(halves[0]))[:TRAINED]), halves[1].where(order(len(halves[1])))
     shown, validation = slice(options.count), slice(options.count, options.count + VALIDATION)
@@ -205,31 +203,34 @@ def parts_of(options: Options, corpus: Corpus, judge: Judge, order: Order) -> tu
 def fine_tuning(options: Options, corpus: Corpus, judge: Judge) -> Results:
     """The ablation: things that no run has seen, drawn in the domain's way, as prompts to each variant."""
     order = np.random.default_rng(0).permutation
-    trained, shown, validation = parts_of(options, corpus, judge, order)
+    trained, shown, validation = parts_of(options, corpus, order)
     cells = corpus.where(corpus.split == "cells")
     spoken = cells.where(order(len(cells))[: options.count]).caption
     data = write_data(trained, options.output_dir / "data" / f"ft-{options.domain}")
     rate, rates = rate_of(options, judge, validation, data)
     texts, real = edits_for(shown), judge.backbones(shown.pictures)
-    kinds: dict[str, tuple[Variant, float] | None] = {UNTUNED: None, UNTRAINED: ("FT (C)", 0.0)}
-    kinds |= {name: (name, rate) for name in options.variants}
+    runs: dict[str, tuple[Variant, float]] = {name: (name, rate) for name in options.variants}
     if "FT" in options.variants:
-        kinds |= {f"FT, rate {other:g}": ("FT", other) for other in options.rates if other != rate}
-    trains = {name: kind for name, kind in kinds.items() if kind and kind[1]}
-    prompted = [name for name, (variant, _) in trains.items() if variant in ("FT", "FT (C)")]
+        runs |= {f"FT, rate {other:g}": ("FT", other) for other in options.rates if other != rate}
+    prompted = [name for name, (variant, _) in runs.items() if variant in ("FT", "FT (C)")]
+    # The others leave alone what text prompts go through.
+    spoken_to = [UNTUNED, *(name for name, (variant, _) in runs.items() if variant in ("FT", "FT (U)"))]
+
+    def bundle_of(name: str, seed: int) -> Bundle:
+        if name in runs:
+            return fine_tuned(options, judge.bundle, data, *runs[name], seed)
+        return untrained(judge.bundle, seed) if name == UNTRAINED else judge.bundle
+
     varied: dict[str, list[Measured]] = {}
     edited: dict[str, list[Measured]] = {}
-    for name, kind in kinds.items():
+    for name in (UNTUNED, UNTRAINED, *runs):
         varied[name], edited[name] = [], []
         for seed in range(options.seeds):
-            tuned = judge.bundle if kind is None else fine_tuned(options, judge.bundle, data, *kind, seed)
+            tuned = bundle_of(name, seed)
             found = variations(judge, [tuned], [shown], real, seed)
-            if kind is not None and kind[0] not in ("FT", "FT (U)"):
-                # What text prompts go through has not been touched.
-                recognised = varied[UNTUNED][seed].values[SPOKEN]
-            else:
-                recognised = judge.spoken(tuned, spoken, seed)
-            found.values[SPOKEN] = recognised
+            found.values[SPOKEN] = (
+                judge.spoken(tuned, spoken, seed) if name in spoken_to else varied[UNTUNED][seed].values[SPOKEN]
+            )
             varied[name].append(found)
             edited[name].append(edits(judge, [tuned], [shown], real, [texts], seed))
     note = (
@@ -241,9 +242,9 @@ def fine_tuning(options: Options, corpus: Corpus, judge: Judge) -> Results:
         table("variation", "Variations after fine-tuning", note, values_of(varied), prompted),
         table("edits", f"Edits after fine-tuning, alpha {ALPHA}", note, values_of(edited), prompted),
         rates,
-        losses({name: run_of(options, judge.bundle, data, *kind, 0) for name, kind in trains.items()}),
+        losses({name: run_of(options, judge.bundle, data, *run, 0) for name, run in runs.items()}),
     ]
-    return Results(tables, sheet([shown], [texts], firsts(varied, edited), each=6), tuple(kinds))
+    return Results(tables, sheet([shown], [texts], firsts(varied, edited), each=6), tuple(varied))
 
 
 def customising(options: Options, corpus: Corpus, judge: Judge) -> Results:
@@ -339,7 +340,7 @@ def prompting(options: Options, corpus: Corpus, judge: Judge) -> Results:
     """What runs have learnt: vectors beside those of the prompts that they began with, and losses on other drawings."""
     unseen = corpus.where(corpus.split == "unseen")
     pictures = unseen.pictures[np.random.default_rng(0).permutation(len(unseen))[: options.count]]
-    trained, other, _ = parts_of(options, corpus, judge, np.random.default_rng(0).permutation)
+    trained, other, _ = parts_of(options, corpus, np.random.default_rng(0).permutation)
     train, cells = known_parts(corpus)
 
     def vectors(bundle: Bundle) -> np.ndarray:

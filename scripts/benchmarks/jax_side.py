@@ -89,15 +89,14 @@ class JaxSide:
             context = sdipc.Prompt(context, jnp.ones((work.batch, config.text_2.projection_dim)))
         negative = jax.tree.map(lambda leaf: leaf[:1] * 0.5, context)
         settings: dict[str, Any] = {"seeds": 0, "indices": np.arange(work.batch), "guidance_scale": GUIDANCE}
-        settings |= {"negative": negative, "steps": work.steps if work.part == "picture" else 50, "latents": latents}
+        settings |= {"negative": negative, "steps": work.steps or 50, "latents": latents}
         settings |= {"sampler": "ddim" if config.text_2 is None else "euler"}
         settings |= FAST if work.fast else {}
         request, state = begin(bundle, context, **settings)
         # Useful arithmetic is that of plain convolutions.
         plain = flops_of(advance, bundle, dataclasses.replace(request, winograd={}), state, 0, 1)
         if work.part == "unet":
-            row = work.steps or 1
-            return (lambda: jax.block_until_ready(advance(bundle, request, state, 0, row))), row * plain
+            return (lambda: jax.block_until_ready(advance(bundle, request, state, 0, work.row))), work.row * plain
 
         def pictures() -> Any:
             return to_uint8(sdipc.generate(bundle, context, **settings))

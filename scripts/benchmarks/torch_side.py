@@ -109,7 +109,7 @@ class TorchSide:
             set_alpha_to_one=False,
             steps_offset=1,
         )
-        scheduler.set_timesteps(work.steps if work.part == "picture" else 50)
+        scheduler.set_timesteps(work.steps or 50)
 
         def picture() -> Any:
             sample = noise
@@ -119,7 +119,7 @@ class TorchSide:
 
         def row() -> Any:
             sample = noise
-            for timestep in scheduler.timesteps[: work.steps or 1]:
+            for timestep in scheduler.timesteps[: work.row]:
                 sample = step(scheduler, sample, timestep)
             return sample
 

@@ -30,8 +30,9 @@ class Work:
             SD-IPC-CT.
         model: `sd15` or `sdxl`, with random weights, or `embedded`; `small sdxl` is for rehearsals.
         batch: pictures.
-        steps: of whole pictures; of the UNet alone how many in a row, where it is more than one.
+        steps: of whole pictures.
         fast: what `--fast` stands for instead, in this package.
+        row: steps of the UNet that come one after the other.
     """
 
     part: Part
@@ -40,6 +41,7 @@ class Work:
     steps: int = 0
     dtype: str = "float32"
     fast: bool = False
+    row: int = 1
 
     @property
     def title(self) -> str:
@@ -47,7 +49,7 @@ class Work:
         names = {
             "product": f"matrix product, {PRODUCT} x {PRODUCT}",
             "copy": f"copy of {COPIED * 4 / 2**30:g} GiB",
-            "unet": f"{self.steps} guided UNet steps in a row" if self.steps else "guided UNet step",
+            "unet": f"{self.row} guided UNet steps in a row" if self.row > 1 else "guided UNet step",
             "decode": "decoding",
             "encode": "pictures to vectors",
             "picture": f"picture, {self.steps} steps" + (" (JAX: --fast)" if self.fast else ""),
