@@ -13,7 +13,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float
 from tqdm import tqdm
@@ -23,20 +22,28 @@ from sdipc_jax.checkpoints.bundle import Bundle
 from sdipc_jax.checkpoints.digests import digests
 from sdipc_jax.errors import InputError
 from sdipc_jax.evaluate.backbone import load_backbone
-from sdipc_jax.evaluate.corpus import Corpus, load_corpus
+from sdipc_jax.evaluate.corpus import load_corpus
 from sdipc_jax.evaluate.metrics import Vectors, cosines
-from sdipc_jax.evaluate.pictures import OWN, SD_IPC, STYLED, TEXT, Backbones, SetDistance, choose, ratio_of_means
+from sdipc_jax.evaluate.pictures import (
+    OWN,
+    SD_IPC,
+    STYLED,
+    TEXT,
+    Backbones,
+    SetDistance,
+    choose,
+    prompts_of,
+    ratio_of_means,
+)
 from sdipc_jax.evaluate.retrieval import encode_captions, retrieval_columns
 from sdipc_jax.evaluate.sampling import Sampler
 from sdipc_jax.evaluate.tables import Estimate, Table
 from sdipc_jax.files import write_atomically
-from sdipc_jax.prompts.contexts import image_prompt, text_prompt
 from sdipc_jax.prompts.projection import closed_form, convert
-from sdipc_jax.prompts.prompt import AnyPrompt
-from sdipc_jax.prompts.tokens import tokenize
 
 # As many as `sdipc evaluate --full` judges, which begin the same random order.
 JUDGED_THERE = 256
+_KINDS = (SD_IPC, TEXT, STYLED)
 _FOUND = "R@1 where CLIP finds the drawing's caption"
 
 
@@ -81,17 +88,6 @@ def check_same_towers(first: Bundle, other: Bundle) -> None:
         )
 
 
-def prompts_of(bundle: Bundle, rows: Corpus, states: Float[jax.Array, "N D_text"]) -> dict[str, AnyPrompt]:
-    """Every kind of prompt of some drawings, from their captions and the states that they were converted to."""
-    texts = rows.caption.tolist()
-    styled = [f"{text}, {style} style" for text, style in zip(texts, rows.style, strict=True)]
-    return {
-        SD_IPC: image_prompt(bundle, states),
-        TEXT: text_prompt(bundle, tokenize(bundle, texts, truncate=True)),
-        STYLED: text_prompt(bundle, tokenize(bundle, styled, truncate=True)),
-    }
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("checkpoints", nargs="+", help="the first is what the others are compared with")
@@ -117,7 +113,7 @@ def main() -> None:
     )
     real, own, judge = backbones(cells.pictures), backbones(rows.pictures), backbones.names[-1]
     truth, visual = captions.places(rows.caption), np.asarray(projection.visual)
-    prompts = prompts_of(base, rows, convert(projection, jnp.asarray(own[OWN])))
+    prompts = prompts_of(base, convert(projection, own[OWN]), rows, styled=True)
 
     def hits(features: Vectors, column: str) -> Float[np.ndarray, " N"]:
         return retrieval_columns(features @ visual, captions.joint, truth, captions.base)[column].astype(float)
@@ -135,7 +131,7 @@ def main() -> None:
     gains: list[tuple[str, tuple[Estimate | None, ...]]] = []
     before: dict[str, Drawn] = {}
     for (bundle, guidance), told in zip(several, tqdm(asked.checkpoints), strict=True):
-        drawn = {kind: draw(bundle, guidance, kind) for kind in prompts}
+        drawn = {kind: draw(bundle, guidance, kind) for kind in _KINDS}
         for kind, each in drawn.items():
             means = (Estimate.of_mean(values[None]) for values in each.values.values())
             lines.append((f"{told}: {kind}", (*means, each.distance.estimate)))

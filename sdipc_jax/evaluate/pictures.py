@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Self
 
 import numpy as np
-from jaxtyping import Float, Int, Shaped, UInt8
+from jaxtyping import Array, Float, Int, Shaped, UInt8
 
 from sdipc_jax.checkpoints.bundle import Bundle
 from sdipc_jax.evaluate.backbone import EXTRA, Backbone
@@ -23,6 +23,7 @@ from sdipc_jax.evaluate.sampling import Sampler, reconstruct, resized
 from sdipc_jax.evaluate.tables import Estimate, Table
 from sdipc_jax.prompts.contexts import image_prompt, text_prompt
 from sdipc_jax.prompts.projection import Projection, convert
+from sdipc_jax.prompts.prompt import AnyPrompt
 from sdipc_jax.prompts.tokens import tokenize
 
 OWN, INDEPENDENT = "own CLIP", "EffNet-Lite0"
@@ -86,6 +87,20 @@ def kinds_of_prompt(styled: bool) -> tuple[str, ...]:
     return (SD_IPC, TEXT, *([STYLED] if styled else []), SHUFFLED)
 
 
+def prompts_of(bundle: Bundle, vectors: Float[Array, "N D_text"], rows: Corpus, styled: bool) -> dict[str, AnyPrompt]:
+    """A prompt for each picture, of every kind; `vectors` are what `convert` made of the pictures."""
+    texts = rows.caption.tolist()
+    contexts: dict[str, AnyPrompt] = {
+        SD_IPC: image_prompt(bundle, vectors),
+        TEXT: text_prompt(bundle, tokenize(bundle, texts, truncate=True)),
+        SHUFFLED: image_prompt(bundle, vectors[shuffled(rows.base)]),
+    }
+    if styled:
+        with_style = [f"{text}, {style} style" for text, style in zip(texts, rows.style, strict=True)]
+        contexts[STYLED] = text_prompt(bundle, tokenize(bundle, with_style, truncate=True))
+    return contexts
+
+
 def measure_pictures(
     bundle: Bundle,
     projection: Projection,
@@ -100,15 +115,7 @@ def measure_pictures(
     features = backbones(held.pictures)
     rows = held.where(chosen)
     vectors = convert(projection, features[OWN][chosen])
-    texts = rows.caption.tolist()
-    contexts = {
-        SD_IPC: image_prompt(bundle, vectors),
-        TEXT: text_prompt(bundle, tokenize(bundle, texts, truncate=True)),
-        SHUFFLED: image_prompt(bundle, vectors[shuffled(rows.base)]),
-    }
-    if styled:
-        with_style = [f"{text}, {style} style" for text, style in zip(texts, rows.style, strict=True)]
-        contexts[STYLED] = text_prompt(bundle, tokenize(bundle, with_style, truncate=True))
+    contexts = prompts_of(bundle, vectors, rows, styled)
     made = {}
     for kind in kinds_of_prompt(styled):
         found = [backbones(sampler(contexts[kind], seed, np.arange(len(chosen)))) for seed in seeds]
